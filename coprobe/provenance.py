@@ -1,0 +1,65 @@
+"""Where a result comes from: what every result file says about how it was made."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coprobe._version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the coprobe source tree (with `+` when it has changes), or None for an installed one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """The record that goes with every result: version, commit, command line, time, and the given facts."""
+    import torch
+
+    return {
+        "coprobe": __version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **facts,
+    }
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The first 16 hex digits of a SHA-256 over names, types, shapes and bytes, in the order of the names.
+
+    Two files that hold the same weights have the same digest, whatever their container.
+    """
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode("utf-8", "backslashreplace"))
+        sha.update(tensor.flatten().view(tensor.dtype).numpy().tobytes() if tensor.numel() else b"")
+    return sha.hexdigest()[:16]
