@@ -1,0 +1,14 @@
+"""The network architectures, each with its node table, and the classifier that normalises in front of one.
+
+Every module of this package is imported here, so an architecture file registers itself by being present.
+"""
+
+from __future__ import annotations
+
+from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, build, defaults, infer, mismatches
+from coprobe.models.classifier import Classifier
+from coprobe.registry import discover
+
+discover(__name__)
+
+__all__ = ["ARCHITECTURES", "Architecture", "Classifier", "Network", "build", "defaults", "infer", "mismatches"]

@@ -1,0 +1,69 @@
+"""The model that is attacked: normalisation and a network, so that images and budgets stay in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from coprobe.errors import InputError
+from coprobe.models.catalog import Network
+
+
+class Classifier(nn.Module):
+    """Images N×C×H×W in [0, 1] to logits N×classes of `network`, normalised per channel on the way.
+
+    Args:
+        network: takes the normalised images.
+        mean: per channel, subtracted first; None stands for zeros.
+        std: per channel, divided by; None stands for ones. Zeros and ones together skip the normalisation.
+
+    Attributes:
+        network: as given; its weights are the only entries of the state dict.
+        mean: as floats; None when neither was given.
+        std: as floats; None when neither was given.
+
+    Raises:
+        InputError: the number of channels is wrong, a mean is not finite or a std not positive.
+    """
+
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.mean: tuple[float, ...] | None = None
+        self.std: tuple[float, ...] | None = None
+        self._normalises = False
+        if mean is None and std is None:
+            return
+        self.mean = tuple(map(float, mean if mean is not None else [0.0] * len(std or ())))
+        self.std = tuple(map(float, std if std is not None else [1.0] * len(self.mean)))
+        _check(self.mean, self.std, network.in_channels if isinstance(network, Network) else len(self.mean))
+        self._normalises = any(self.mean) or any(s != 1 for s in self.std)
+        self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images N×C×H×W in [0, 1] to logits N×classes."""
+        if self._normalises:
+            images = (images - self._mean) / self._std
+        logits: torch.Tensor = self.network(images)
+        return logits
+
+
+def _check(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    if not len(mean) == len(std) == channels:
+        raise InputError(
+            f"mean has {len(mean)} and std {len(std)} channels where the images have {channels}; "
+            "give one number per channel"
+        )
+    if not all(math.isfinite(m) for m in mean):
+        raise InputError(f"mean {mean} is not finite; give numbers in the units of images in [0, 1]")
+    if not all(s > 0 and math.isfinite(s) for s in std):
+        raise InputError(f"std {std} is not positive and finite; give 1 for a channel that is not to be scaled")

@@ -1,0 +1,36 @@
+"""Settings of every test: one thread per test process, so that results and times don't depend on the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SHARED_CIFAR10 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "cifar10-jpeg"
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line remembers stays inside the test."""
+    monkeypatch.setenv("COPROBE_STATE", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> str:
+    """`--data` of the real CIFAR-10 beside the repository; skips where there is none."""
+    if not SHARED_CIFAR10.is_dir():
+        pytest.skip("no CIFAR-10 beside the repository")
+    return f"parquet:{SHARED_CIFAR10}"
+
+
+@pytest.fixture(scope="session")
+def example_checkpoint() -> Path:
+    """The CIFAR-10 ResNet-18 that pyautoattack installs beside its examples; skips where it is not."""
+    pyautoattack = pytest.importorskip("pyautoattack")
+    path = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
+    if not path.is_file():
+        pytest.skip("this pyautoattack comes without its example checkpoint")
+    return path
