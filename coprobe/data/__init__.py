@@ -1,0 +1,28 @@
+"""Data sets as uint8 tensors, and the loader that batches and augments them on the device.
+
+To add a data set, add a module to this folder that registers a reader in `catalog.DATASETS`.
+"""
+
+import importlib
+import pkgutil
+
+from coprobe.data.catalog import DATASETS, Request, Source, default_root, load
+from coprobe.data.dataset import Dataset, balanced_prefix, hold_out
+from coprobe.data.loader import Batch, Loader, draw_augmentation
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Dataset",
+    "Loader",
+    "Request",
+    "Source",
+    "balanced_prefix",
+    "default_root",
+    "draw_augmentation",
+    "hold_out",
+    "load",
+]

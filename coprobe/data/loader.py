@@ -1,0 +1,182 @@
+"""Batches straight from the device's memory, augmented there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coprobe.data.dataset import Dataset
+from coprobe.errors import InputError, unknown
+
+PADDING_MODES = ("zero", "reflect")
+
+
+class Batch(NamedTuple):
+    """One batch on the device.
+
+    Attributes:
+        images: float32 in [0, 1], batch × channels × height × width.
+        labels: int64, batch.
+        indices: int64, batch; where in the data set each image stands.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def draw_augmentation(count: int, padding: int, flip: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a random crop and flip for each of `count` images.
+
+    Args:
+        count: how many images.
+        padding: pixels added on every side before the crop.
+        flip: mirror half of the images; otherwise none.
+        generator: on the CPU, so that every device gets the same draws.
+
+    Returns:
+        The crops' top and left offsets in the padded image, int64, count × 2, each uniform in 0 … 2·padding; and
+        which images are mirrored left to right, bool, count.
+    """
+    offsets = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
+    return offsets, mirrored
+
+
+class Loader:
+    """Iterate over a data set in batches, without worker processes.
+
+    The images stay on the device as uint8 (in host memory if they would fill more than half of a GPU's free memory);
+    a batch is one gather. Order and augmentation of an epoch depend on `seed` and the epoch's number alone, not on
+    the device, the batch size or what ran before. Each `iter()` takes the current `epoch` and steps it on.
+
+    Args:
+        dataset: the images.
+        batch_size: images per batch; the last batch may be smaller.
+        device: where the batches are to be.
+        shuffle: a new random order each epoch.
+        augment: random crops of the padded image, and random flips.
+        flip: whether augmentation mirrors; wrong for digits and letters.
+        padding: pixels added on every side before a crop.
+        padding_mode: "zero" (black) or "reflect" (mirrored without repeating the edge).
+        drop_last: leave out the last batch if it is smaller.
+        seed: 0 or more.
+        channels_last: give images in `torch.channels_last` memory format.
+
+    Raises:
+        InputError: a batch size below 1, a negative seed or padding, an unknown padding mode, or more padding than
+            an image can reflect.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        device: str | torch.device = "cpu",
+        shuffle: bool = False,
+        augment: bool = False,
+        flip: bool = True,
+        padding: int = 4,
+        padding_mode: str = "zero",
+        drop_last: bool = False,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1, not {batch_size}")
+        if seed < 0:
+            raise InputError(f"--seed must be at least 0, not {seed}")
+        _check_padding(padding, padding_mode, dataset)
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.shuffle = shuffle
+        self.augment = augment
+        self.flip = flip
+        self.padding = padding
+        self.drop_last = drop_last
+        self.seed = seed
+        self.epoch = 0
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._labels = dataset.labels.to(self.device)
+        # Channels innermost: a gathered pixel is one piece of memory, and channels_last costs nothing.
+        pixels = dataset.images.permute(0, 2, 3, 1)
+        self._pixels = _place(_pad(pixels, padding, padding_mode) if augment else pixels, self.device)
+
+    def __len__(self) -> int:
+        batches = len(self.dataset) / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` (0 or more) the one that the next `iter()` gives, to go on where an earlier run stopped."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch
+        self.epoch += 1
+        return self._batches(epoch)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        total = len(self.dataset)
+        # SeedSequence mixes the pair: seed 0 in epoch 1 must not be seed 1 in epoch 0.
+        state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        order = torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total)
+        order = order.to(self._pixels.device)
+        if self.augment:
+            drawn = draw_augmentation(total, self.padding, self.flip, generator)
+            offsets, mirrored = (draw.to(self._pixels.device) for draw in drawn)
+        for number in range(len(self)):
+            here = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            indices = order[here]
+            pixels = self._crop(indices, offsets[here], mirrored[here]) if self.augment else self._pixels[indices]
+            if pixels.device.type != self.device.type:
+                pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
+            indices = indices.to(self.device)
+            yield Batch(images, self._labels[indices], indices)
+
+    def _crop(self, indices: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
+        """Gather crops from the padded pixels: uint8, batch × height × width × channels."""
+        _, height, width = self.dataset.image_shape
+        rows = offsets[:, :1] + torch.arange(height, device=offsets.device)
+        columns = torch.arange(width, device=offsets.device).expand(len(indices), -1)
+        columns = offsets[:, 1:] + torch.where(mirrored[:, None], width - 1 - columns, columns)
+        return self._pixels[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _check_padding(padding: int, mode: str, dataset: Dataset) -> None:
+    if mode not in PADDING_MODES:
+        raise unknown("padding mode", mode, PADDING_MODES)
+    if padding < 0:
+        raise InputError(f"padding must be at least 0, not {padding}")
+    side = min(dataset.image_shape[1:])
+    if mode == "reflect" and padding >= side:
+        raise InputError(f"padding {padding} can't be reflected in an image of {side} pixels; at most {side - 1}")
+
+
+def _pad(pixels: Tensor, padding: int, mode: str) -> Tensor:
+    """Pad height and width of uint8 batch × height × width × channels."""
+    if mode == "zero":
+        return F.pad(pixels, (0, 0, padding, padding, padding, padding))
+    rows, columns = (_reflected(side, padding) for side in pixels.shape[1:3])
+    return pixels[:, rows][:, :, columns]  # F.pad reflects no uint8
+
+
+def _reflected(side: int, padding: int) -> Tensor:
+    position = torch.arange(-padding, side + padding).abs()
+    return (side - 1) - (side - 1 - position).abs()
+
+
+def _place(pixels: Tensor, device: torch.device) -> Tensor:
+    """On the device, unless it is a GPU of which they would fill more than half the free memory."""
+    if device.type == "cuda" and pixels.nbytes > 0.5 * torch.cuda.mem_get_info(device)[0]:
+        return pixels.contiguous()
+    return pixels.contiguous().to(device)
