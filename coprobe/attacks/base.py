@@ -1,0 +1,161 @@
+"""What every attack has in common: a closed public call around a small open part, and the registry."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from coprobe.engine import frozen
+from coprobe.errors import InputError
+from coprobe.registry import Registry
+
+#: Every attack by the name that people write. Facts: `cost`, forward and backward passes per image.
+ATTACKS: Registry[type[Attack]] = Registry("attack")
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise `InputError` unless `epsilon`, a fraction, lies in [0, 1]."""
+    if not 0 <= epsilon <= 1:
+        raise InputError(f"epsilon {epsilon * 255:g}/255: must lie between 0 and 255 (in 255ths)")
+
+
+def project(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
+    """The nearest point to `x_adv` in the L∞ ball of radius `epsilon` around `x` and in [0, 1]."""
+    return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An L∞ attack on a classifier of images in [0, 1].
+
+    Calling it checks its inputs, puts the model into evaluation mode, runs the subclass's `run`, and
+    projects the result, so that no subclass can leave the ball. Modes, `requires_grad` and `.grad` of the
+    model are as before afterwards, also after an exception.
+
+    Args:
+        epsilon: radius of the ball, a fraction (16/255, not 16).
+
+    Raises:
+        InputError: epsilon outside [0, 1].
+    """
+
+    epsilon: float
+    #: Fields of which people write n for n/255.
+    in_255ths: ClassVar[tuple[str, ...]] = ("epsilon",)
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Adversarial images for `x`.
+
+        Args:
+            model: images to logits (batch, classes); normalisation is part of it.
+            x: float images (batch, channels, height, width) in [0, 1].
+            y: int64 labels (batch,).
+            generator: source of randomness on the device of `x`; None seeds one with 0.
+
+        Returns:
+            A tensor like `x`, within `epsilon` of it and in [0, 1].
+
+        Raises:
+            InputError: shapes, types or ranges that are not as above.
+        """
+        check_images(x, y)
+        with frozen(model):
+            x_adv = self.run(model, x, y, generator or torch.Generator(x.device).manual_seed(0))
+        return project(x_adv.detach(), x, self.epsilon)
+
+    @abstractmethod
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Craft adversarial images; the model is frozen and the inputs are checked."""
+
+    @property
+    def label(self) -> str:
+        """The name as a person reads it, for tables and figures ("PGD-50")."""
+        return self.title
+
+    @property
+    def spec(self) -> str:
+        """The text from which `parse` makes this attack again, epsilon and defaults aside ("pgd:50")."""
+        parts = [self.name]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "iterations":
+                parts.append(str(value))
+            elif field.name != "epsilon" and value != field.default:
+                shown = f"{value * 255:g}" if field.name in self.in_255ths else value
+                parts.append(f"{field.name.replace('_', '-')}={shown}")
+        return ":".join(parts)
+
+
+class StepAttack(Attack):
+    """An attack that can hand out its iterates."""
+
+    @abstractmethod
+    def iterate(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the start x_0 and then x_1 … x_T; no context may stay open over a yield."""
+
+    def steps(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None
+    ) -> Iterator[Tensor]:
+        """Yield x_0 (the start), x_1, …, x_T of one run (restarts aside), each like `x`.
+
+        Between two steps the model is as it was before; arguments and errors are those of the call.
+        """
+        check_images(x, y)
+        iterates = self.iterate(model, x, y, generator or torch.Generator(x.device).manual_seed(0))
+        while True:
+            with frozen(model):
+                x_t = next(iterates, None)
+            if x_t is None:
+                return
+            yield x_t
+
+
+def check_images(x: Tensor, y: Tensor) -> None:
+    """Raise `InputError` unless `x` are float images in [0, 1] and `y` as many int64 labels."""
+    if x.dim() != 4 or not x.is_floating_point():
+        raise InputError(f"images must be a float tensor N×C×H×W, not {x.dtype} {tuple(x.shape)}")
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise InputError(f"labels must be {len(x)} int64 numbers, not {y.dtype} {tuple(y.shape)}")
+    if len(x) and not (x.min() >= 0 and x.max() <= 1):
+        raise InputError("images must lie in [0, 1]; normalisation belongs to the model (Classifier), not to the data")
+
+
+def parse(spec: str, epsilon: float) -> Attack:
+    """The attack that `spec` describes, at radius `epsilon` (a fraction).
+
+    `NAME[:ITERATIONS][:option=value…]`, for example `fgsm`, `fgsm:start=zero`, `pgd:50`,
+    `pgd:50:restarts=10:step-size=4`; step sizes are n of n/255.
+
+    Raises:
+        InputError: unknown attack or option (the nearest names are offered), or a wrong value.
+    """
+    name, *options = spec.split(":")
+    attack = ATTACKS[name]
+    known = {field.name: field for field in fields(attack) if field.name != "epsilon"}
+    given: dict[str, Any] = {}
+    for option in options:
+        key, _, text = option.partition("=") if "=" in option else ("iterations", "=", option)
+        key = key.replace("-", "_")
+        if key not in known:
+            choices = ", ".join(k.replace("_", "-") for k in known) or "no options"
+            raise InputError(f"attack '{spec}': '{option}' is no option of {name}; it takes {choices}")
+        try:
+            value: Any = text if known[key].type == "str" else float(text)
+            if key in attack.in_255ths:
+                value /= 255
+            elif known[key].type == "int":
+                value = int(text)
+        except ValueError:
+            raise InputError(f"attack '{spec}': {key.replace('_', '-')} takes a number, not '{text}'") from None
+        given[key] = value
+    return attack(epsilon=epsilon, **given)
