@@ -1,0 +1,159 @@
+"""Accuracy of a model under attacks, noise and masks, with confidence intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from coprobe.attacks.examples import CLEAN, AdversarialBatch
+from coprobe.engine import frozen, generator_for
+from coprobe.errors import InputError, RunError, unknown
+from coprobe.masking import NO_MASK, ChannelMask
+
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion, as fractions; raises `InputError` for n < 1."""
+    if n < 1:
+        raise InputError("an interval needs at least one image")
+    p = correct / n
+    centre = (p + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
+    half = _Z95 / (1 + _Z95**2 / n) * (p * (1 - p) / n + _Z95**2 / (4 * n**2)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise on the model's input, drawn once after the attack (the static protocol of spec section 9).
+
+    Args:
+        kind: `none`, `uniform` on [−amount, amount], or `gauss` with standard deviation `amount`.
+        amount: a fraction (16/255, not 16).
+    """
+
+    kind: str = "none"
+    amount: float = 0.0
+
+    @property
+    def spec(self) -> str:
+        """As people write it: `none`, `uniform:16`, `gauss:8`."""
+        return self.kind if self.kind == "none" else f"{self.kind}:{self.amount * 255:g}"
+
+    def add(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """`x` plus one fresh draw per pixel and channel, not clamped to [0, 1] again (spec O-7)."""
+        if self.kind == "none":
+            return x
+        if self.kind == "gauss":
+            return x + self.amount * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        draw = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return x + self.amount * (2 * draw - 1)
+
+    @staticmethod
+    def parse(spec: str) -> Noise:
+        """`none`, `uniform:A` or `gauss:S`, in 255ths; `InputError` for anything else."""
+        kind, _, text = spec.partition(":")
+        if kind not in ("none", "uniform", "gauss"):
+            raise unknown("noise", kind, ["none", "uniform", "gauss"])
+        if kind == "none" and not text:
+            return Noise()
+        try:
+            amount = float(text) / 255
+        except ValueError:
+            amount = -1.0
+        if kind == "none" or not 0 < amount <= 1:
+            raise InputError(f"noise '{spec}': write none, uniform:A or gauss:S with a number in (0, 255]")
+        return Noise(kind, amount)
+
+
+NO_NOISE = Noise()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A tidy table: attack, noise, mask, masked, draw, n, correct, accuracy, low, high (fractions, 95 % Wilson).
+
+    `mask` says how the channels were chosen, `masked` how many there are, `draw` numbers random masks.
+    """
+
+    frame: pd.DataFrame
+
+    def accuracy(self, attack: str, *, noise: str = "none", mask: str = "none") -> float:
+        """One accuracy as a fraction, averaged over draws; `InputError` if it was not measured."""
+        rows = self.frame.query("attack == @attack and noise == @noise and mask == @mask")
+        if rows.empty:
+            raise InputError(f"accuracy under {attack}, noise {noise}, mask {mask} was not measured")
+        return float(rows["accuracy"].mean())
+
+    def over_draws(self) -> pd.DataFrame:
+        """The table with random draws averaged; the interval is that of one draw of `n` images."""
+        keys = ["attack", "noise", "mask", "masked", "n"]
+        frame = self.frame.groupby(keys, sort=False)["correct"].mean().reset_index()
+        frame["accuracy"] = frame["correct"] / frame["n"]
+        bounds = [wilson(correct, n) for correct, n in zip(frame["correct"], frame["n"], strict=True)]
+        frame[["low", "high"]] = bounds
+        frame.attrs = self.frame.attrs
+        return frame
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[AdversarialBatch],
+    *,
+    noises: Sequence[Noise] = (NO_NOISE,),
+    masks: Sequence[ChannelMask] = (NO_MASK,),
+    seed: int = 0,
+    facts: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Accuracy on every attack's images × noise × mask, from one pass over the batches.
+
+    The images are those of the batches, so they are crafted once, against the unmasked and noise-free model.
+
+    Args:
+        model: images in [0, 1] to logits, run in evaluation mode and left as it was.
+        batches: an `AdversarialExamples`, or any iterable of its batches.
+        noises: added after the attack; each draws from `seed` and the place of the batch.
+        masks: applied to clean and adversarial images alike (Eq. 7).
+        seed: of the noise.
+        facts: goes into `frame.attrs`.
+
+    Raises:
+        InputError: no images.
+        RunError: logits that are not finite; an accuracy of such a model would mean nothing.
+    """
+    correct: Counter[tuple[str, str, str, int, int]] = Counter()
+    n = 0
+    for batch in batches:
+        n += len(batch.labels)
+        for spec, images in batch.images.items():
+            for noise in noises:
+                generator = generator_for(seed, batch.start, device=images.device)
+                noisy = noise.add(images, generator)
+                for mask in masks:
+                    key = (spec, noise.spec, mask.reason, mask.count, mask.draw)
+                    correct[key] += _count_correct(model, noisy, batch.labels, mask)
+    if n == 0:
+        raise InputError("no images to evaluate; raise --limit")
+    frame = pd.DataFrame(correct.keys(), columns=["attack", "noise", "mask", "masked", "draw"])
+    frame["n"], frame["correct"] = n, list(correct.values())
+    frame["accuracy"] = frame["correct"] / n
+    frame[["low", "high"]] = [wilson(count, n) for count in frame["correct"]]
+    frame.attrs = dict(facts or {})
+    return Evaluation(frame)
+
+
+def _count_correct(model: nn.Module, images: Tensor, labels: Tensor, mask: ChannelMask) -> int:
+    with frozen(model), torch.no_grad(), mask.applied(model):
+        logits = model(images)
+    if not torch.isfinite(logits).all():
+        raise RunError("the model's logits are not finite (NaN or infinite); its accuracy is undefined")
+    return int((logits.argmax(1) == labels).sum())
+
+
+__all__ = ["CLEAN", "NO_NOISE", "Evaluation", "Noise", "evaluate", "wilson"]

@@ -1,0 +1,188 @@
+"""Which channels to mask, and why: selectors, and the mask of Eq. 7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from coprobe.attacks.examples import AdversarialBatch
+from coprobe.engine import frozen, generator_for
+from coprobe.errors import InputError
+from coprobe.nodes import masked, resolve
+from coprobe.registry import Registry
+from coprobe.statistics import ALPHA, ChannelStatistics
+
+
+@dataclass(frozen=True)
+class ChannelMask:
+    """Channels to set to zero, by node, and the reason in words; `draw` numbers the draws of a random mask."""
+
+    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    reason: str = "none"
+    draw: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of masked channels over all nodes."""
+        return sum(len(indices) for indices in self.channels.values())
+
+    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Mask `model` inside a with block; see `nodes.masked`."""
+        return masked(model, self.channels)
+
+
+NO_MASK = ChannelMask()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selector may look at.
+
+    Args:
+        statistics: per-channel statistics that hold `node`.
+        node: where to mask.
+        alpha2: threshold of Eq. 7 in [0, 1]; used by `t-act`.
+        count: number of channels; used by every other selector.
+        alpha, reading: how T_act is computed, see `ChannelStatistics.t_act`.
+        model, batches, attack: what attribution needs, since it takes gradients.
+        seed, draws: of the random selector.
+    """
+
+    statistics: ChannelStatistics
+    node: str
+    alpha2: float = 0.5
+    count: int = 0
+    alpha: float = ALPHA
+    reading: str = "R2"
+    model: nn.Module | None = None
+    batches: Sequence[AdversarialBatch] = ()
+    attack: str = ""
+    seed: int = 0
+    draws: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha2 <= 1:
+            raise InputError(f"alpha2 {self.alpha2:g}: must lie between 0 and 1")
+        channels = len(self.statistics.node(self.node))
+        if not 0 <= self.count <= channels:
+            raise InputError(f"can't mask {self.count} channels of node {self.node}, which has {channels}")
+
+    @property
+    def t_act(self) -> np.ndarray:
+        """T_act at the node, float64 (channels,)."""
+        return self.statistics.t_act(self.node, alpha=self.alpha, reading=self.reading)
+
+
+#: A selector returns the channels of one mask, or of several draws.
+Selector = Callable[[Selection], list[tuple[int, ...]]]
+SELECTORS: Registry[Selector] = Registry("selector")
+
+
+def select(name: str, selection: Selection, *, reason: str = "") -> list[ChannelMask]:
+    """The masks that the selector `name` chooses, one or several draws; `InputError` for an unknown name.
+
+    Their `reason` is the given one, else the selector's name.
+    """
+    drawn = SELECTORS[name](selection)
+    return [ChannelMask({selection.node: channels}, reason or name, draw) for draw, channels in enumerate(drawn)]
+
+
+def count_of_percent(percent: float, channels: int) -> int:
+    """How many of `channels` are the top `percent` %: at least 1, else rounded to nearest (spec O-11)."""
+    if not 0 < percent <= 100:
+        raise InputError(f"{percent:g} %: must be above 0 and at most 100")
+    return max(1, round(percent * channels / 100))
+
+
+def _largest(scores: np.ndarray, count: int) -> tuple[int, ...]:
+    return tuple(sorted(int(k) for k in np.argsort(-scores, kind="stable")[:count]))
+
+
+@SELECTORS.register("t-act", summary="channels with T_act strictly above alpha2", source="Eq. 7", sized=False)
+def by_threshold(selection: Selection) -> list[tuple[int, ...]]:
+    """Channels with T_act > alpha2; alpha2 = 1 masks nothing."""
+    return [tuple(int(k) for k in np.flatnonzero(selection.t_act > selection.alpha2))]
+
+
+@SELECTORS.register("top", summary="the channels with the largest T_act", source="Eq. 9 (C_p%)", sized=True)
+def by_rank(selection: Selection) -> list[tuple[int, ...]]:
+    """The `count` channels with the largest un-squashed S_k, which orders channels also where tanh saturates."""
+    return [_largest(selection.statistics.s(selection.node), selection.count)]
+
+
+@SELECTORS.register(
+    "variance", summary="the channels with the largest variance on adversarial images", source="Fig. 4", sized=True
+)
+def by_adversarial_variance(selection: Selection) -> list[tuple[int, ...]]:
+    """The `count` channels of largest variance over adversarial images and positions."""
+    return [_largest(selection.statistics.variance(selection.node, "adversarial"), selection.count)]
+
+
+@SELECTORS.register(
+    "variance-clean", summary="the channels with the largest variance on clean images", source="spec O-15", sized=True
+)
+def by_clean_variance(selection: Selection) -> list[tuple[int, ...]]:
+    """The `count` channels of largest variance over clean images and positions."""
+    return [_largest(selection.statistics.variance(selection.node, "clean"), selection.count)]
+
+
+@SELECTORS.register("random", summary="channels drawn at random, averaged over 5 draws", source="control", sized=True)
+def by_chance(selection: Selection) -> list[tuple[int, ...]]:
+    """`draws` draws of `count` channels each, without replacement within a draw."""
+    channels = len(selection.statistics.node(selection.node))
+    drawn = []
+    for draw in range(selection.draws):
+        order = torch.randperm(channels, generator=generator_for(selection.seed, draw))
+        drawn.append(tuple(sorted(order[: selection.count].tolist())))
+    return drawn
+
+
+@SELECTORS.register(
+    "attribution",
+    summary="the channels with the largest gradient × activation for the predicted class (captum)",
+    source="Shrikumar et al. 2016; captum LayerGradientXActivation",
+    sized=True,
+)
+def by_gradient_x_activation(selection: Selection) -> list[tuple[int, ...]]:
+    """The `count` channels that speak most for the class predicted on the adversarial images."""
+    from captum.attr import LayerGradientXActivation
+
+    return [_largest(_attribution(selection, LayerGradientXActivation, {}), selection.count)]
+
+
+@SELECTORS.register(
+    "conductance",
+    summary="the channels with the largest layer conductance for the predicted class (captum)",
+    source="Dhamdhere et al. 2018; captum LayerConductance",
+    sized=True,
+)
+def by_conductance(selection: Selection) -> list[tuple[int, ...]]:
+    """As `attribution`, with conductance along the path from a black image in 8 steps."""
+    from captum.attr import LayerConductance
+
+    return [_largest(_attribution(selection, LayerConductance, {"n_steps": 8}), selection.count)]
+
+
+def _attribution(selection: Selection, method: Any, settings: dict[str, Any]) -> np.ndarray:
+    """Mean over adversarial images of each channel's absolute attribution, summed over positions."""
+    if selection.model is None or not selection.batches:
+        raise InputError("selectors by attribution need the model and its adversarial images")
+    node = resolve(selection.model, selection.node)
+    explain = method(selection.model, node.module)
+    total, images = torch.zeros(()), 0
+    for batch in selection.batches:
+        x = batch.images[selection.attack]
+        with frozen(selection.model):
+            with torch.no_grad():
+                predicted = selection.model(x).argmax(1)
+            attributed = explain.attribute(x, target=predicted, attribute_to_layer_input=node.at_input, **settings)
+        per_image = attributed.detach().flatten(2).sum(2) if attributed.dim() > 2 else attributed.detach()
+        total = total + per_image.abs().double().sum(0).cpu()
+        images += len(x)
+    return (total / images).numpy()

@@ -1,0 +1,297 @@
+"""What people do with a checkpoint: probe its channels, mask them, evaluate it, say whether it is CO-affected."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from coprobe.attacks import AdversarialExamples, Attack, parse
+from coprobe.attacks.examples import CLEAN
+from coprobe.checkpoint import Checkpoint
+from coprobe.data import Dataset
+from coprobe.errors import InputError
+from coprobe.evaluation import NO_NOISE, Evaluation, Noise, evaluate
+from coprobe.files import write_table
+from coprobe.masking import NO_MASK, ChannelMask, Selection, count_of_percent, select
+from coprobe.nodes import node_table
+from coprobe.provenance import provenance
+from coprobe.statistics import ALPHA, ChannelStatistics, collect
+
+#: Opens a progress display for (what is done, number of images) and yields a function that advances it.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+#: T_act above which a channel counts as salient where no threshold is asked for.
+SALIENT = 0.5
+
+
+@contextmanager
+def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
+    """A progress display that shows nothing."""
+    yield lambda done: None
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Accuracies with and without masked channels, the masks, and the statistics that chose them."""
+
+    evaluation: Evaluation
+    masks: tuple[ChannelMask, ...]
+    statistics: ChannelStatistics
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether a checkpoint is CO-affected.
+
+    Attributes:
+        verdict: `CO-affected`, `stable`, `not robust` or `did not converge`.
+        sentence: the verdict and its evidence in a sentence.
+        evaluation: accuracy on clean, FGSM and PGD images.
+        statistics: channels at every node of the table.
+        salient: by node, the channels with T_act > 0.5.
+    """
+
+    verdict: str
+    sentence: str
+    evaluation: Evaluation
+    statistics: ChannelStatistics
+    salient: dict[str, list[int]]
+
+
+@dataclass
+class Probe:
+    """A checkpoint together with the images it is probed on.
+
+    Args:
+        checkpoint: what is probed; its model moves to `device`.
+        dataset: clean images.
+        epsilon: radius of the attacks, a fraction.
+        device: where to work.
+        batch_size: images at once; None finds one that fits.
+        seed: of attacks, noise and random masks.
+        cache: directory in which results are kept and looked up; None keeps nothing. A result is found again
+            only for the same weights, images and settings.
+        progress: shows how far the attacks are.
+
+    Raises:
+        InputError: the images don't fit the model (classes, channels, size).
+    """
+
+    checkpoint: Checkpoint
+    dataset: Dataset
+    epsilon: float = 16 / 255
+    device: torch.device | str = "cpu"
+    batch_size: int | None = None
+    seed: int = 0
+    cache: Path | None = None
+    progress: Progress = field(default=silent, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_fit(self.checkpoint, self.dataset)
+        self.model = self.checkpoint.model.to(self.device)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What identifies the inputs of a result: weights, images, budget, seed."""
+        return {
+            **self.checkpoint.facts(),
+            "data": self.dataset.name,
+            "split": self.dataset.split,
+            "images": len(self.dataset),
+            "data_digest": self.dataset.digest(),
+            "epsilon": round(self.epsilon * 255, 6),
+            "seed": self.seed,
+            "device": str(self.device),
+            "precision": "32",
+        }
+
+    def activations(self, nodes: Sequence[str] = (), attack: str = "pgd:10") -> ChannelStatistics:
+        """Per-channel differences between clean and adversarial activations (Eqs. 5 and 6).
+
+        Args:
+            nodes: where; empty means A…E.
+            attack: the spec of one attack on this model.
+        """
+        nodes = tuple(nodes) or tuple(node_table(self.model))
+        if not nodes:
+            raise InputError("this architecture has no node table; name module paths with --node")
+        crafted = parse(attack, self.epsilon)
+
+        def make() -> pd.DataFrame:
+            with self._examples([crafted], keep=False) as examples:
+                return collect(self.model, examples, nodes, crafted.spec).frame
+
+        return ChannelStatistics(self._cached("activations", {"nodes": nodes, "attack": crafted.spec}, make))
+
+    def evaluate(
+        self, attacks: Sequence[str] = ("fgsm", "pgd:10"), noises: Sequence[Noise] = (NO_NOISE,)
+    ) -> Evaluation:
+        """Accuracy on clean images and under each attack, with each noise added after the attack."""
+        parsed = self._parse(attacks)
+
+        def make() -> pd.DataFrame:
+            with self._examples(parsed, keep=False) as examples:
+                return evaluate(self.model, examples, noises=noises, seed=self.seed).frame
+
+        settings = {"attacks": [a.spec for a in parsed], "noises": [noise.spec for noise in noises]}
+        return Evaluation(self._cached("evaluation", settings, make))
+
+    def mask(
+        self,
+        node: str = "A",
+        alpha2: Sequence[float] = (0.5,),
+        *,
+        percent: float | None = None,
+        compare: Sequence[str] = ("variance", "random", "attribution"),
+        attacks: Sequence[str] = ("fgsm", "pgd:10"),
+        attack: str = "pgd:10",
+        alpha: float = ALPHA,
+        reading: str = "R2",
+    ) -> Masking:
+        """Accuracy with the salient channels of a node masked (Eq. 7), beside other masks of the same size.
+
+        Args:
+            node: where to mask.
+            alpha2: thresholds; one mask of the channels with T_act above it for each.
+            percent: mask this share of the channels, by rank, instead of using thresholds.
+            compare: selectors of masks with as many channels as alpha2 = 0.5 gives (or, if 0.5 is not among
+                the thresholds, the first one; or as `percent` gives).
+            attacks: under which accuracy is measured; the images are crafted once, on the unmasked model.
+            attack: the one whose differences choose the channels.
+            alpha: the factor inside tanh.
+            reading: of Eq. 6, see `ChannelStatistics.t_act`.
+        """
+        choosing = parse(attack, self.epsilon)
+        parsed = self._parse([*attacks, choosing.spec])
+        with self._examples(parsed, keep=True) as examples:
+            statistics = collect(self.model, examples, [node], choosing.spec, facts=self.facts)
+            settings = Selection(
+                statistics,
+                node,
+                alpha=alpha,
+                reading=reading,
+                model=self.model,
+                batches=list(examples),
+                attack=choosing.spec,
+                seed=self.seed,
+            )
+            masks = [NO_MASK, *_masks(settings, alpha2, percent, compare)]
+            evaluation = evaluate(self.model, examples, masks=masks, seed=self.seed, facts=self._provenance())
+        measured = [CLEAN, *(a.spec for a in self._parse(attacks))]
+        frame = evaluation.frame[evaluation.frame["attack"].isin(measured)].reset_index(drop=True)
+        return Masking(Evaluation(frame), tuple(masks), statistics)
+
+    def diagnose(self, attack: str = "pgd:10") -> Diagnosis:
+        """Compare FGSM with PGD accuracy, look for salient channels, and say what kind of model this is."""
+        crafted = parse(attack, self.epsilon)
+        nodes = list(node_table(self.model))
+        with self._examples(self._parse(["fgsm", crafted.spec]), keep=True) as examples:
+            evaluation = evaluate(self.model, examples, seed=self.seed, facts=self._provenance())
+            statistics = collect(self.model, examples, nodes, crafted.spec, facts=self.facts)
+        salient = {node: (statistics.t_act(node) > SALIENT).nonzero()[0].tolist() for node in nodes}
+        clean, fgsm, pgd = (evaluation.accuracy(spec) for spec in (CLEAN, "fgsm", crafted.spec))
+        verdict = verdict_of(clean, fgsm, pgd, self.dataset.num_classes)
+        where = ", ".join(
+            f"{len(channels)} of {len(statistics.node(node))} at {node}" for node, channels in salient.items()
+        )
+        sentence = (
+            f"{verdict}: at {self.epsilon * 255:g}/255 accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
+            f"{pgd:.1%} under {crafted.label} (n = {len(self.dataset)}); channels with T_act > {SALIENT}: {where}"
+        )
+        return Diagnosis(verdict, sentence, evaluation, statistics, salient)
+
+    def _parse(self, attacks: Sequence[str]) -> list[Attack]:
+        parsed = {attack.spec: attack for attack in (parse(spec, self.epsilon) for spec in attacks if spec != CLEAN)}
+        return list(parsed.values())
+
+    @contextmanager
+    def _examples(self, attacks: Sequence[Attack], *, keep: bool) -> Iterator[AdversarialExamples]:
+        label = ", ".join(attack.label for attack in attacks) or "clean images"
+        with self.progress(label, len(self.dataset)) as advance:
+            yield AdversarialExamples(
+                self.model,
+                self.dataset,
+                attacks,
+                batch_size=self.batch_size,
+                device=self.device,
+                seed=self.seed,
+                keep=keep,
+                progress=advance,
+            )
+
+    def _provenance(self) -> dict[str, Any]:
+        return provenance(**self.facts)
+
+    def _cached(self, kind: str, settings: dict[str, Any], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """What `make` returns, with its provenance in `attrs`; from the cache if it was made before."""
+        identity = {**self.facts, **settings}
+        # A moved file or another device is the same experiment.
+        key = json.dumps({k: v for k, v in identity.items() if k not in ("checkpoint", "device")}, sort_keys=True)
+        path = self.cache / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.parquet" if self.cache else None
+        if path and path.exists():
+            return pd.read_parquet(path)
+        frame = make()
+        frame.attrs.update(self._provenance())
+        frame.attrs.update(json.loads(json.dumps(settings)))
+        if path:
+            write_table(frame, path)
+        return frame
+
+
+def verdict_of(clean: float, fgsm: float, pgd: float, classes: int) -> str:
+    """What kind of model has these accuracies (fractions); the first rule that holds decides.
+
+    `did not converge`: clean ≤ 1.5 / classes (spec section 6). `CO-affected`: PGD accuracy is less than half
+    of FGSM accuracy and at least 10 points below it: the one-step attack is no longer a good attack. `stable`:
+    PGD accuracy is at least a quarter of clean accuracy. `not robust`: none of these, as after clean training.
+    """
+    if clean <= 1.5 / classes:
+        return "did not converge"
+    if pgd < fgsm / 2 and fgsm - pgd >= 0.1:
+        return "CO-affected"
+    return "stable" if pgd >= clean / 4 else "not robust"
+
+
+def _masks(
+    settings: Selection, alpha2: Sequence[float], percent: float | None, compare: Sequence[str]
+) -> list[ChannelMask]:
+    if percent is not None:
+        count = count_of_percent(percent, len(settings.t_act))
+        masks = select("top", replace(settings, count=count), reason=f"top {percent:g} %")
+    else:
+        if not alpha2:
+            raise InputError("no threshold; pass --alpha2 or --percent")
+        by_threshold = {a: select("t-act", replace(settings, alpha2=a), reason=f"T_act > {a:g}")[0] for a in alpha2}
+        masks = list(by_threshold.values())
+        count = by_threshold[0.5 if 0.5 in by_threshold else alpha2[0]].count
+    for name in compare:
+        masks += select(name, replace(settings, count=count))
+    return masks
+
+
+def _check_fit(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    channels, height, width = dataset.image_shape
+    where = f"{dataset.name} ({dataset.split})"
+    if dataset.num_classes != checkpoint.num_classes:
+        raise InputError(
+            f"{where} has {dataset.num_classes} classes and the model {checkpoint.num_classes} logits; "
+            "choose the --data it was trained on"
+        )
+    if channels != checkpoint.in_channels:
+        raise InputError(f"{where} has images of {channels} channels and the model takes {checkpoint.in_channels}")
+    smallest = getattr(checkpoint.model.network, "min_image_size", 1)
+    if min(height, width) < smallest:
+        raise InputError(f"{where} has images of {height}×{width} pixels; {checkpoint.arch} needs at least {smallest}")
+    trained = checkpoint.image_shape
+    if trained and trained[1:] != (height, width):
+        raise InputError(
+            f"{where} has images of {height}×{width} pixels, but the model was trained on {trained[1]}×{trained[2]}"
+        )

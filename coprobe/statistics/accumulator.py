@@ -1,0 +1,88 @@
+"""Per-channel sums over pairs of clean and adversarial activations: one pass, float64, constant memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from coprobe.errors import RunError
+
+#: The per-channel sums, over images and positions, in the order of the columns that they become.
+SUMS = (
+    "difference_squared",
+    "difference",
+    "clean",
+    "clean_squared",
+    "adversarial",
+    "adversarial_squared",
+)
+
+
+def channel_sums(clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    """Sums over images and positions, per channel, of the quantities named in `SUMS`.
+
+    Args:
+        clean: activations (batch, channels, …) at clean images.
+        adversarial: activations of the same shape at their adversarial twins.
+
+    Returns:
+        Float64 tensors (channels,); `norm`, a float64 scalar, is the sum over images of the unsquared L2
+        norm of the whole difference (the summand of Eq. 5).
+    """
+    clean = clean.double().flatten(2) if clean.dim() > 2 else clean.double().unsqueeze(2)  # batch, channels, positions
+    adversarial = adversarial.double().view_as(clean)
+    difference = adversarial - clean
+    per_image = difference.square().sum(2)  # batch, channels: V of Eq. 6
+    return {
+        "difference_squared": per_image.sum(0),
+        "difference": difference.sum((0, 2)),
+        "clean": clean.sum((0, 2)),
+        "clean_squared": clean.square().sum((0, 2)),
+        "adversarial": adversarial.sum((0, 2)),
+        "adversarial_squared": adversarial.square().sum((0, 2)),
+        "norm": per_image.sum(1).sqrt().sum(),
+    }
+
+
+class ChannelAccumulator(Metric):  # type: ignore[misc]
+    """Accumulates `channel_sums` at one node; merges across shards and processes by addition.
+
+    Args:
+        channels: number of channels N at the node.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    is_differentiable = False
+    images: Tensor
+    norm: Tensor
+
+    def __init__(self, channels: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name in SUMS:
+            self.add_state(name, torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("norm", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("positions", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
+
+    def update(self, clean: Tensor, adversarial: Tensor) -> None:
+        """Add a batch of activations (batch, channels, …), both of the same shape."""
+        for name, value in channel_sums(clean, adversarial).items():
+            setattr(self, name, getattr(self, name) + value)
+        self.images += len(clean)
+        self.positions = torch.full_like(self.images, clean[0, 0].numel())
+
+    def compute(self) -> dict[str, Any]:
+        """The sums as NumPy arrays, and `images`, `positions` (H·W) and `norm` as numbers.
+
+        Raises:
+            RunError: an activation was not finite.
+        """
+        sums = {name: getattr(self, name).cpu().numpy() for name in SUMS}
+        if not all(torch.isfinite(getattr(self, name)).all() for name in (*SUMS, "norm")):
+            raise RunError("activations are not finite (NaN or infinite); the statistics are undefined")
+        numbers = {"images": int(self.images), "positions": int(self.positions), "norm": float(self.norm)}
+        return {**sums, **numbers}
