@@ -1,0 +1,8 @@
+"""The training methods, one file each; a new file registers itself."""
+
+from coprobe.registry import discover
+from coprobe.training.methods.base import METHODS, Method, Perturbed, SingleStep, make_method
+
+discover(__name__)
+
+__all__ = ["METHODS", "Method", "Perturbed", "SingleStep", "make_method"]

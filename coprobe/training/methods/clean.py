@@ -1,0 +1,20 @@
+"""Training on clean images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from coprobe.data import Batch
+from coprobe.training.methods.base import METHODS, Method, Perturbed
+
+
+@METHODS.register("clean", summary="no perturbation", source="spec 8.13 (the paper's Origin)", passes=1)
+@dataclass(kw_only=True)
+class Clean(Method):
+    """Cross-entropy on clean images."""
+
+    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+        """The images as they are."""
+        return Perturbed(batch.images, None)

@@ -1,0 +1,23 @@
+"""FGSM adversarial training from a zero start: the method that collapses most readily."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coprobe.data import Batch
+from coprobe.training.methods.base import METHODS, SingleStep
+
+
+@METHODS.register(
+    "fgsm", summary="one step of size ε from a zero start", source="Goodfellow et al. 2015; Eq. 3", passes=2
+)
+@dataclass(kw_only=True)
+class FGSM(SingleStep):
+    """δ0 = 0; δ = ε · sign ∇ CE(x), and CE at x + δ clamped to [0, 1]."""
+
+    def start(self, batch: Batch) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(batch.images)
