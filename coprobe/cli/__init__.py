@@ -1,0 +1,84 @@
+"""The command line: `coprobe COMMAND`; one file per command in `commands/`, found by its name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import click
+
+from coprobe._version import __version__
+from coprobe.cli import commands
+from coprobe.errors import CoprobeError
+
+_ORDER = ("demo", "train", "inspect", "nodes", "activations", "mask", "evaluate", "diagnose", "figure")
+_LONGEST = 300
+
+
+class _Commands(click.Group):
+    """Finds a command in the file of its name, in the order in which people need them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+        return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"coprobe.cli.commands.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.version_option(__version__, prog_name="coprobe")
+def cli() -> None:
+    """See catastrophic overfitting (CO) in adversarially trained checkpoints.
+
+    \b
+    No checkpoint at hand:    coprobe demo
+    A checkpoint of yours:    coprobe diagnose ckpt.pt --data cifar10
+    Which channels carry it:  coprobe activations ckpt.pt --node A --data cifar10
+    What if they are masked:  coprobe mask --alpha2 0.5
+
+    Budgets are written as n of n/255. Exit codes: 0 done, 2 bad usage or input, 1 failure.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors become one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in arguments:
+        return int(cli.main(arguments, prog_name="coprobe", standalone_mode=False) or 0)
+    try:
+        return int(cli.main(arguments, prog_name="coprobe", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except CoprobeError as error:
+        return _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has gone; Python would complain once more when it flushes stdout at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error} (pass --debug for the traceback)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in message).split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 1]}…"
+    click.echo(f"coprobe: error: {line}".encode(errors="replace").decode(), err=True)
+    return code

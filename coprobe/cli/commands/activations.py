@@ -1,0 +1,76 @@
+"""`coprobe activations`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from coprobe.cli.options import ProbingOptions, attack_option, debug_option, probing_options
+from coprobe.cli.output import Output, output_options, print_table
+
+
+@click.command(short_help="Which channels jump under an attack (V_act, T_act).")
+@click.argument("checkpoint")
+@click.option("--node", "nodes", multiple=True, help="A…E or a module path; repeatable.  [default: A…E]")
+@attack_option
+@click.option("--alpha", type=float, default=100.0, show_default=True, help="Factor inside tanh of Eq. 6.")
+@click.option("--reading", default="R2", show_default=True, help="Reading of Eq. 6: R1, R2 or R3.")
+@click.option("--top", type=click.IntRange(1), default=8, show_default=True, help="Channels to list per node.")
+@probing_options
+@output_options
+@debug_option
+def command(
+    checkpoint: str,
+    nodes: tuple[str, ...],
+    attack: str,
+    alpha: float,
+    reading: str,
+    top: int,
+    as_json: bool,
+    out: Any,
+    plot: Any,
+    **probing: Any,
+) -> None:
+    """Per-channel activation differences under an attack, the salient channels first.
+
+    T_act (Eq. 6) is near 1 for channels that jump between clean and adversarial images, and near 0 for the
+    others; V_act is the mean squared L2 difference of the channel.
+
+    \b
+    Example:
+      coprobe activations runs/co/checkpoint.pt --node A --limit 256 --plot channels.png
+    """
+    output = Output(as_json, out, plot)
+    probe = ProbingOptions(**probing).probe(checkpoint)
+    statistics = probe.activations(nodes, attack)
+    table = statistics.table(alpha=alpha, reading=reading)
+    names = list(table["node"].unique())
+    v_act = {name: statistics.v_act(name) for name in names}
+
+    def show() -> None:
+        rows = []
+        for name in names:
+            for row in table[table["node"] == name].head(top).to_dict("records"):
+                rows.append(
+                    [
+                        name,
+                        str(row["channel"]),
+                        f"{row['t_act']:.3f}",
+                        f"{row['v_act']:.3g}",
+                        f"{row['mean_change']:+.3f}",
+                    ]
+                )
+        title = f"{table.attrs['attack']} at {probe.epsilon * 255:g}/255, n = {len(probe.dataset)}"
+        header = ["node", "channel", "T_act", "V_act", "mean change"]
+        summary = ", ".join(f"{name} {value:.3g}" for name, value in v_act.items())
+        print_table(title, header, rows, f"V_act of the whole node (Eq. 5): {summary}")
+
+    def draw() -> Any:
+        from coprobe.figures import fig03
+
+        label = probe.checkpoint.path.name if probe.checkpoint.path else "model"
+        about = f"{probe.dataset.name}, n = {len(probe.dataset)}, ε = {probe.epsilon * 255:g}/255, seed {probe.seed}"
+        return fig03.draw(table.assign(run=label, kind="CO-affected"), about=about)
+
+    output.give(table, show, draw, v_act=v_act)

@@ -1,0 +1,74 @@
+"""`coprobe diagnose`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from coprobe.cli.options import (
+    DEFAULT_EPS,
+    ProbingOptions,
+    attack_option,
+    debug_option,
+    probing_options,
+    read_checkpoint,
+)
+from coprobe.cli.output import Output, output_options, percent, print_table
+
+
+@click.command(short_help="Is a checkpoint CO-affected? A verdict in a sentence.")
+@click.argument("checkpoint")
+@attack_option
+@probing_options
+@output_options
+@debug_option
+@click.pass_context
+def command(
+    ctx: click.Context, /, checkpoint: str, attack: str, as_json: bool, out: Any, plot: Any, **probing: Any
+) -> None:
+    """Is this checkpoint CO-affected? FGSM against PGD accuracy, salient channels, a verdict in a sentence.
+
+    CO is a matter of the training budget, so without --eps the budget that the checkpoint was trained at is
+    used where the file says it, else 16/255.
+
+    \b
+    Example:
+      coprobe diagnose runs/co/checkpoint.pt
+    """
+    output = Output(as_json, out, plot)
+    if ctx.get_parameter_source("eps") is click.core.ParameterSource.DEFAULT:
+        reading = (probing[key] for key in ("arch", "arch_args", "mean", "std"))
+        probing["eps"] = float(read_checkpoint(checkpoint, *reading).recipe.get("eps_train") or DEFAULT_EPS)
+    probe = ProbingOptions(**probing).probe(checkpoint)
+    diagnosis = probe.diagnose(attack)
+    from coprobe.paper import readable_attacks
+
+    frame = readable_attacks(diagnosis.evaluation, probe.epsilon)
+
+    def show() -> None:
+        rows = [
+            [row["attack"], percent(row["accuracy"]), f"{percent(row['low'])} – {percent(row['high'])}"]
+            for row in frame.to_dict("records")
+        ]
+        title = f"accuracy (%) at {probe.epsilon * 255:g}/255, n = {len(probe.dataset)}"
+        print_table(title, ["attack", "accuracy", "95 % interval"], rows)
+        salient = [
+            [
+                node,
+                str(len(diagnosis.statistics.node(node))),
+                str(len(channels)),
+                " ".join(map(str, channels[:10])) or "–",
+            ]
+            for node, channels in diagnosis.salient.items()
+        ]
+        print_table("channels with T_act > 0.5", ["node", "of", "salient", "which"], salient)
+        click.echo(diagnosis.sentence)
+
+    def draw() -> Any:
+        from coprobe.figures import fig03
+
+        table = diagnosis.statistics.table().assign(run=diagnosis.verdict, kind=diagnosis.verdict)
+        return fig03.draw(table, about=f"{probe.dataset.name}, n = {len(probe.dataset)}, seed {probe.seed}")
+
+    output.give(frame, show, draw, verdict=diagnosis.verdict, sentence=diagnosis.sentence, salient=diagnosis.salient)

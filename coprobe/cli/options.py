@@ -1,0 +1,194 @@
+"""Options that several commands share, and what they become: a checkpoint, a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from coprobe.cli import memory, output
+from coprobe.errors import InputError
+
+if TYPE_CHECKING:
+    from coprobe.checkpoint import Checkpoint
+    from coprobe.probe import Probe
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_LIMIT = 1000
+DEFAULT_EPS = 16.0
+
+
+class Budget(click.ParamType):
+    """A budget in 255ths: `16` and `16/255` both mean 16/255; a bare number between 0 and 1 is asked back."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        flag = param.opts[0] if param else "budget"
+        text, slash, denominator = str(value).partition("/")
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if (slash and denominator != "255") or not 0 <= number <= 255:
+            raise InputError(f"{flag} {value}: write n for n/255, a number between 0 and 255")
+        if 0 < number < 1 and not slash:
+            raise InputError(f"{flag} {value}: budgets are n of n/255; write {number * 255:g} or {value}/255")
+        return number
+
+
+class Limit(click.ParamType):
+    """A number of images, at least 1, or `all`."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int):
+            return value
+        if value == "all":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            flag = param.opts[0] if param else "limit"
+            raise InputError(f"{flag} {value}: must be a whole number of at least 1, or all")
+        return int(value)
+
+
+class Assignment(click.ParamType):
+    """`key=value`; whole numbers, decimals and true/false become what they look like."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key:
+            raise InputError(f"'{value}': write key=value")
+        words = {"true": True, "false": False}
+        for read in (words.__getitem__, int, float):
+            try:
+                return key, read(text)
+            except (KeyError, ValueError):
+                continue
+        return key, text
+
+
+def comma_separated(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """A callback that splits `a,b` and refuses an empty list."""
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise InputError(f"{param.opts[0]}: name at least one, separated by commas")
+    return names
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """A callback that reads `0.49,0.48,0.45`."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise InputError(f"{param.opts[0]} {value}: write numbers separated by commas, one per channel") from None
+
+
+def _stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+reading_options = _stack(
+    click.option("--arch", help="Architecture, where the file doesn't say and its weights can't tell."),
+    click.option("--arch-arg", "arch_args", type=Assignment(), multiple=True, help="Argument of the architecture."),
+    click.option("--mean", callback=numbers, help="Mean per channel that the model expects to be subtracted."),
+    click.option("--std", callback=numbers, help="Standard deviation per channel."),
+)
+
+probing_options = _stack(
+    reading_options,
+    click.option("--data", help="NAME, folder:DIR or parquet:DIR. Default: what the checkpoint was trained on."),
+    click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True),
+    click.option("--limit", type=Limit(), default=DEFAULT_LIMIT, show_default=True, help="Class-balanced images."),
+    click.option("--eps", type=Budget(), default=DEFAULT_EPS, show_default=True, help="Attack radius, n of n/255."),
+    click.option("--batch-size", type=int, help="Images at once. Default: found by itself."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+)
+
+attack_option = click.option(
+    "--attack", default="pgd:10", show_default=True, help="One attack, as in --attacks of 'coprobe evaluate'."
+)
+
+
+def debug_option(function: F) -> F:
+    """`--debug`, which `main` reads: errors with their traceback."""
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
+
+
+@dataclass(frozen=True)
+class ProbingOptions:
+    """What the options of `probing_options` were given as."""
+
+    arch: str | None
+    arch_args: tuple[tuple[str, Any], ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    data: str | None
+    split: str
+    limit: int | None
+    eps: float
+    batch_size: int | None
+    device: str
+    seed: int
+
+    def probe(self, path: str | Path, *, cache: bool = False) -> Probe:
+        """Load the checkpoint and its images; remembered as the checkpoint probed last.
+
+        With `cache`, results are kept in `stats/` of the run directory that holds the checkpoint.
+        """
+        from coprobe.data import load
+        from coprobe.engine import choose_device
+        from coprobe.probe import Probe
+
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"--batch-size {self.batch_size}: must be at least 1")
+        device = choose_device(self.device)
+        checkpoint = read_checkpoint(path, self.arch, self.arch_args, self.mean, self.std)
+        data = self.data or checkpoint.recipe.get("data")
+        if not data:
+            raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
+        dataset = load(data, self.split, limit=self.limit)
+        run = Path(path) if Path(path).is_dir() else None
+        probe = Probe(
+            checkpoint,
+            dataset,
+            epsilon=self.eps / 255,
+            device=device,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            cache=run / "stats" if cache and run else None,
+            progress=output.progress,
+        )
+        memory.remember(checkpoint.path or Path(path))
+        return probe
+
+
+def read_checkpoint(
+    path: str | Path,
+    arch: str | None,
+    arch_args: tuple[tuple[str, Any], ...],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Checkpoint:
+    """Load a checkpoint with the options of `reading_options`."""
+    from coprobe.checkpoint import load
+
+    return load(path, arch=arch, arch_args=dict(arch_args), mean=mean, std=std)

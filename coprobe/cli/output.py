@@ -1,0 +1,127 @@
+"""What people and programs see: tables and JSON on stdout, messages and progress on stderr, files on request."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from coprobe.files import TABLE_SUFFIXES, check_writable, records, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def message(text: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(text.encode(errors="replace").decode(), err=True)
+
+
+@contextmanager
+def progress(what: str, images: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr while the block runs; shown on terminals only. Yields a function that advances it."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(what), total=images)
+        yield lambda done: bar.advance(task, done)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go.
+
+    Args:
+        as_json: JSON on stdout instead of a table.
+        out: table file, or None.
+        plot: picture file, or None.
+    """
+
+    as_json: bool
+    out: Path | None
+    plot: Path | None
+
+    def __post_init__(self) -> None:
+        """Find a bad target before the work."""
+        if self.out:
+            check_writable(self.out, TABLE_SUFFIXES)
+        if self.plot:
+            from coprobe.figures.style import PLOT_SUFFIXES
+
+            check_writable(self.plot, PLOT_SUFFIXES)
+
+    def give(
+        self,
+        frame: pd.DataFrame,
+        show: Callable[[], None],
+        draw: Callable[[], Figure],
+        **extra: Any,
+    ) -> None:
+        """Give a result in every form that was asked for.
+
+        Args:
+            frame: all of it, for --out and --json; its attrs are the provenance.
+            show: prints the table for people.
+            draw: makes the picture.
+            extra: more values for --json.
+        """
+        if self.as_json:
+            about = {"provenance": frame.attrs, **extra, "rows": records(frame)}
+            click.echo(json.dumps(about, indent=2, allow_nan=False, default=str))
+        else:
+            show()
+        if self.out:
+            write_table(frame, self.out)
+            message(f"wrote {self.out}")
+        if self.plot:
+            from coprobe.figures.style import save
+
+            save(draw(), self.plot, frame.attrs)
+            message(f"wrote {self.plot}")
+
+
+def output_options(function: F) -> F:
+    """`--json`, `--out`, `--plot`; become one argument `output`."""
+    path = click.Path(path_type=Path)
+    function = click.option("--plot", type=path, help="Write the picture (.png, .pdf, .svg).")(function)
+    function = click.option("--out", type=path, help="Write the full table (.parquet, .csv, .json).")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", *, left: int = 1
+) -> None:
+    """A table on stdout that fits 80 columns; the first `left` columns are left-aligned, the others right."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    table = Table(show_header=any(header), box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(header):
+        table.add_column(escape(name), justify="left" if place < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(escape(title), style="bold")
+    console.print(table)
+    if note:
+        console.print(escape(note), style="dim")
+
+
+def percent(fraction: float) -> str:
+    """`0.1234` as `12.3`."""
+    return f"{100 * fraction:.1f}"

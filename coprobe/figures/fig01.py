@@ -1,0 +1,76 @@
+"""Fig. 1: accuracy collapses in the epoch in which the activation differences jump."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coprobe.figures.style import ATTACK_COLOURS, NODE_COLOURS, PAGE, new_figure, paper_style, plain, stamp
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd10": "PGD-10"}
+
+
+def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
+    """Held-out accuracy (top) and V_act (bottom, Eq. 5) over the epochs, one column per run.
+
+    Args:
+        histories: rows of history.csv with a column `run`; accuracies are fractions, `v_act_*` per node.
+        about: what the runs were made from, shown small.
+    """
+    runs = list(dict.fromkeys(histories["run"]))
+    nodes = [column for column in histories.columns if column.startswith("v_act_")]
+    with paper_style():
+        figure = new_figure(min(PAGE, 3.4 * len(runs)), 3.6)
+        axes = figure.subplots(2, len(runs), sharex=True, sharey="row", squeeze=False)
+        for column, run in enumerate(runs):
+            history = histories[histories["run"] == run]
+            top, bottom = axes[0][column], axes[1][column]
+            top.set_title(plain(run), pad=10)
+            for key, label in _LABELS.items():
+                top.plot(history["epoch"], 100 * history[key], color=ATTACK_COLOURS[key], label=label)
+            for node, colour in zip(nodes, NODE_COLOURS, strict=False):
+                bottom.plot(history["epoch"], history[node], color=colour, label=node.removeprefix("v_act_"))
+            _mark_collapse(history, top, bottom)
+            bottom.set_xlabel("epoch")
+            bottom.xaxis.get_major_locator().set_params(integer=True)
+        axes[0][0].set(ylabel="held-out accuracy (%)", ylim=(0, 100))
+        axes[1][0].set(ylabel=r"$V_\mathrm{act}$ at node", ylim=(0, None))
+        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes[1][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        if about:
+            stamp(figure, about)
+    return figure
+
+
+def collapse_epoch(history: pd.DataFrame) -> int | None:
+    """The first epoch from which PGD-10 accuracy stays below half of its running maximum (spec section 6).
+
+    It must stay there for 3 epochs or to the end, and the maximum must have been worth losing (above 0.15).
+    """
+    accuracy = history["pgd10"].to_numpy()
+    for start in range(1, len(accuracy)):
+        highest = accuracy[:start].max()
+        if highest > 0.15 and (accuracy[start : start + 3] < highest / 2).all():
+            return int(history["epoch"].iloc[start])
+    return None
+
+
+def _mark_collapse(history: pd.DataFrame, *axes: Axes) -> None:
+    epoch = collapse_epoch(history)
+    if epoch is None:
+        return
+    for axis in axes:
+        axis.axvline(epoch, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+    axes[0].annotate(
+        "collapse",
+        (epoch, 1.0),
+        xycoords=("data", "axes fraction"),
+        ha="center",
+        va="bottom",
+        fontsize=6,
+        color="#555555",
+    )

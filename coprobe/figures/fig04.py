@@ -1,0 +1,56 @@
+"""Fig. 4: masking the salient channels gives a CO-affected model its accuracy back; other channels don't."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coprobe.figures.style import PAGE, new_figure, paper_style, plain, stamp
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_THRESHOLDS = ("#F5C3A0", "#E8894F", "#D55E00", "#8C3D00")
+_OTHERS = {"none": "#777777", "variance": "#0072B2", "variance-clean": "#56B4E9", "random": "#B8B8B8"}
+_SPARE = ("#009E73", "#CC79A7", "#F0E442")
+
+
+def draw(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
+    """Bars of accuracy with 95 % intervals: a group per attack, a bar per mask.
+
+    Args:
+        accuracies: columns attack (as people read it), mask, masked (number of channels), accuracy, low,
+            high (fractions); the order of the rows is the order of the bars.
+        about: what the model was made from, shown small.
+    """
+    attacks = list(dict.fromkeys(accuracies["attack"]))
+    masks = list(dict.fromkeys(accuracies["mask"]))
+    colours = _colours(masks)
+    width = 0.84 / len(masks)
+    with paper_style():
+        figure = new_figure(PAGE if len(attacks) * len(masks) > 12 else 4.6, 2.6)
+        axis = figure.subplots()
+        for place, mask in enumerate(masks):
+            rows = accuracies[accuracies["mask"] == mask].set_index("attack").loc[attacks]
+            x = [group + (place - (len(masks) - 1) / 2) * width for group in range(len(attacks))]
+            error = [100 * (rows["accuracy"] - rows["low"]), 100 * (rows["high"] - rows["accuracy"])]
+            name = plain(mask).replace("T_act", r"$T_\mathrm{act}$")
+            label = f"{name} ({rows['masked'].iloc[0]})" if mask != "none" else "no mask"
+            axis.bar(x, 100 * rows["accuracy"], width * 0.92, color=colours[mask], label=label)
+            axis.errorbar(x, 100 * rows["accuracy"], error, fmt="none", ecolor="#333333", elinewidth=0.5)
+        axis.set(ylabel="accuracy (%)", ylim=(0, 100), xticks=range(len(attacks)), xticklabels=attacks)
+        axis.tick_params(axis="x", length=0)
+        axis.legend(title="masked (channels)", loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=7)
+        if about:
+            stamp(figure, about)
+    return figure
+
+
+def _colours(masks: list[str]) -> dict[str, str]:
+    """A colour per mask: thresholds from light to dark as they fall, the others by name."""
+    thresholds = [mask for mask in masks if mask.startswith(("T_act", "top"))]
+    others = [mask for mask in masks if mask not in thresholds]
+    spare = iter(_SPARE)
+    step = max(1, len(_THRESHOLDS) // max(1, len(thresholds)))
+    warm = {mask: _THRESHOLDS[min(len(_THRESHOLDS) - 1, step * (i + 1) - 1)] for i, mask in enumerate(thresholds)}
+    return warm | {mask: _OTHERS.get(mask) or next(spare, "#444444") for mask in others}

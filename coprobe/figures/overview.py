@@ -1,0 +1,84 @@
+"""Figures that the paper does not have: accuracies as bars, a network's places, the scale of a file's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from coprobe.figures.style import COLUMN, PAGE, new_figure, paper_style, plain, stamp
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from coprobe.nodes import Place
+
+
+def draw_accuracies(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
+    """Accuracy per attack with 95 % intervals, a colour per noise.
+
+    Args:
+        accuracies: columns attack (as people read it), noise, accuracy, low, high (fractions).
+        about: what the model was made from, shown small.
+    """
+    attacks, noises = (list(dict.fromkeys(accuracies[key])) for key in ("attack", "noise"))
+    colours = ("#777777", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+    width = 0.8 / len(noises)
+    with paper_style():
+        figure = new_figure(COLUMN if len(attacks) * len(noises) <= 10 else PAGE, 2.4)
+        axis = figure.subplots()
+        for place, noise in enumerate(noises):
+            rows = accuracies[accuracies["noise"] == noise].set_index("attack").loc[attacks]
+            x = [group + (place - (len(noises) - 1) / 2) * width for group in range(len(attacks))]
+            error = [100 * (rows["accuracy"] - rows["low"]), 100 * (rows["high"] - rows["accuracy"])]
+            label = "no noise" if noise == "none" else f"noise {noise}/255"
+            colour = colours[place % len(colours)]
+            axis.bar(
+                x, 100 * rows["accuracy"], width * 0.92, yerr=error, color=colour, label=label, error_kw={"lw": 0.6}
+            )
+        axis.set(ylabel="accuracy (%)", ylim=(0, 100), xticks=range(len(attacks)), xticklabels=attacks)
+        axis.tick_params(axis="x", length=0)
+        if len(noises) > 1:
+            axis.legend(loc="upper right")
+        if about:
+            stamp(figure, about)
+    return figure
+
+
+def draw_places(places: Sequence[Place], *, title: str) -> Figure:
+    """Channels and side length of every post-ReLU place in the order of execution; A…E stand out.
+
+    Args:
+        places: from `coprobe.nodes.places`.
+        title: name of the architecture.
+    """
+    with paper_style():
+        figure = new_figure(COLUMN, 0.9 + 0.16 * len(places))
+        axis = figure.subplots()
+        colours = ["#D55E00" if place.letter else "#BBBBBB" for place in places]
+        axis.barh(range(len(places)), [place.shape[0] for place in places], color=colours)
+        for row, place in enumerate(places):
+            size = "×".join(map(str, place.shape))
+            axis.annotate(f" {place.letter} {size}".replace("  ", " "), (place.shape[0], row), va="center", fontsize=6)
+        axis.set(yticks=range(len(places)), yticklabels=[plain(place.path) for place in places], xlabel="channels")
+        axis.set_title(f"{plain(title)}: places after a ReLU")
+        axis.margins(x=0.25, y=0.01)
+        axis.invert_yaxis()
+    return figure
+
+
+def draw_weights(scales: Mapping[str, float], *, title: str) -> Figure:
+    """Root mean square of every weight tensor, on a logarithmic scale.
+
+    Args:
+        scales: weight name to root mean square, in the order of the file.
+        title: name of the file.
+    """
+    with paper_style():
+        figure = new_figure(PAGE, 2.4)
+        axis = figure.subplots()
+        values = [max(value, 1e-12) for value in scales.values()]
+        axis.plot(range(len(values)), values, "o", markersize=2.5, color="#0072B2")
+        axis.set(yscale="log", xlabel="tensor, in the order of the file", ylabel="root mean square")
+        axis.set_title(plain(title))
+    return figure
