@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,7 +15,7 @@ from coprobe.errors import InputError, RunError
 
 T = TypeVar("T")
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -34,7 +35,7 @@ def choose_device(name: str = "auto") -> torch.device:
     present = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
+        "mps": torch.backends.mps.is_available() and not device.index,
     }
     if not present.get(device.type, False):
         raise InputError(f"--device {name}: this machine has no such device; use --device cpu")
@@ -77,8 +78,8 @@ def in_batches(
 ) -> Iterator[T]:
     """Yield `work(start, stop)` over consecutive ranges of `count` items.
 
-    Without a `batch_size` it starts at 512 on an accelerator and 128 on the CPU, and halves when memory runs
-    out; a batch that failed is done again in the smaller size. A given `batch_size` is kept.
+    Without a `batch_size` it starts at 512 on an accelerator and 128 on the CPU; a range for which memory ran
+    out is done again in halves, and no later one is larger. A given `batch_size` is kept.
 
     Raises:
         InputError: `batch_size` below 1.
@@ -90,14 +91,19 @@ def in_batches(
     start = 0
     while start < count:
         stop = min(start + size, count)
+        failed = False
         try:
             done = work(start, stop)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if batch_size is not None or size == 1:
+            if stop - start == 1:
+                raise RunError("out of memory with a single image; use another --device") from error
+            if batch_size is not None:
                 raise RunError(f"out of memory with {stop - start} images at once; lower --batch-size") from error
-            size //= 2
+            failed = True
+        if failed:  # here, not above, where the exception still holds the tensors of the frames that failed
+            size = (stop - start) // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue
@@ -105,10 +111,19 @@ def in_batches(
         start = stop
 
 
-def generator_for(seed: int, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on the seed and on where in the work it is used (epoch, first image), on nothing else.
+def generator_for(seed: int, purpose: str, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on the seed, on what it is for, and on where in the work; on nothing else.
 
-    So a batch has the same random numbers whatever was computed before it. All numbers are 0 or more.
+    So a batch has the same random numbers whatever was computed before it, and two purposes (an attack's start,
+    the noise of an evaluation) never share theirs.
+
+    Args:
+        seed: 0 or more.
+        purpose: in a word, for example `attack`.
+        place: epoch, first image and the like, each 0 or more and below 2³².
+        device: where the random numbers are drawn.
     """
-    state = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)
+    # as spawn key, because a list of entropy is padded with zeros: (seed, 0) would be (seed,)
+    key = (zlib.crc32(purpose.encode()), *place)
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
     return torch.Generator(device=device).manual_seed(int(state[0]))

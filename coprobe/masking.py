@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +50,8 @@ class Selection:
         alpha2: threshold of Eq. 7 in [0, 1]; used by `t-act`.
         count: number of channels; used by every other selector.
         alpha, reading: how T_act is computed, see `ChannelStatistics.t_act`.
-        model, batches, attack: what attribution needs, since it takes gradients.
+        model, batches, attack: what attribution needs, since it takes gradients: the model, the images, and the
+            spec under which the batches hold the adversarial ones.
         seed, draws: of the random selector.
     """
 
@@ -59,9 +60,9 @@ class Selection:
     alpha2: float = 0.5
     count: int = 0
     alpha: float = ALPHA
-    reading: str = "R2"
+    reading: str = "mean"
     model: nn.Module | None = None
-    batches: Sequence[AdversarialBatch] = ()
+    batches: Iterable[AdversarialBatch] | None = None
     attack: str = ""
     seed: int = 0
     draws: int = 5
@@ -94,7 +95,7 @@ def select(name: str, selection: Selection, *, reason: str = "") -> list[Channel
 
 
 def count_of_percent(percent: float, channels: int) -> int:
-    """How many of `channels` are the top `percent` %: at least 1, else rounded to nearest (spec O-11)."""
+    """How many of `channels` are the top `percent` %: at least 1, else rounded to nearest."""
     if not 0 < percent <= 100:
         raise InputError(f"{percent:g} %: must be above 0 and at most 100")
     return max(1, round(percent * channels / 100))
@@ -125,7 +126,7 @@ def by_adversarial_variance(selection: Selection) -> list[tuple[int, ...]]:
 
 
 @SELECTORS.register(
-    "variance-clean", summary="the channels with the largest variance on clean images", source="spec O-15", sized=True
+    "variance-clean", summary="the channels with the largest variance on clean images", source="control", sized=True
 )
 def by_clean_variance(selection: Selection) -> list[tuple[int, ...]]:
     """The `count` channels of largest variance over clean images and positions."""
@@ -138,7 +139,7 @@ def by_chance(selection: Selection) -> list[tuple[int, ...]]:
     channels = len(selection.statistics.node(selection.node))
     drawn = []
     for draw in range(selection.draws):
-        order = torch.randperm(channels, generator=generator_for(selection.seed, draw))
+        order = torch.randperm(channels, generator=generator_for(selection.seed, "mask", draw))
         drawn.append(tuple(sorted(order[: selection.count].tolist())))
     return drawn
 
@@ -153,7 +154,7 @@ def by_gradient_x_activation(selection: Selection) -> list[tuple[int, ...]]:
     """The `count` channels that speak most for the class predicted on the adversarial images."""
     from captum.attr import LayerGradientXActivation
 
-    return [_largest(_attribution(selection, LayerGradientXActivation, {}), selection.count)]
+    return [_largest(_attribution(selection, LayerGradientXActivation), selection.count)]
 
 
 @SELECTORS.register(
@@ -166,18 +167,21 @@ def by_conductance(selection: Selection) -> list[tuple[int, ...]]:
     """As `attribution`, with conductance along the path from a black image in 8 steps."""
     from captum.attr import LayerConductance
 
-    return [_largest(_attribution(selection, LayerConductance, {"n_steps": 8}), selection.count)]
+    return [_largest(_attribution(selection, LayerConductance, n_steps=8), selection.count)]
 
 
-def _attribution(selection: Selection, method: Any, settings: dict[str, Any]) -> np.ndarray:
+def _attribution(selection: Selection, method: Any, n_steps: int | None = None) -> np.ndarray:
     """Mean over adversarial images of each channel's absolute attribution, summed over positions."""
-    if selection.model is None or not selection.batches:
+    if selection.model is None or selection.batches is None:
         raise InputError("selectors by attribution need the model and its adversarial images")
     node = resolve(selection.model, selection.node)
     explain = method(selection.model, node.module)
-    total, images = torch.zeros(()), 0
+    total, images = torch.zeros((), dtype=torch.float64), 0
     for batch in selection.batches:
-        x = batch.images[selection.attack]
+        # A copy, since captum switches the gradient of its input on.
+        x = batch.images[selection.attack].detach().clone().requires_grad_()
+        # All steps at once would take n_steps times the memory; captum needs room for two at least.
+        settings = {"n_steps": n_steps, "internal_batch_size": 2 * len(x)} if n_steps else {}
         with frozen(selection.model):
             with torch.no_grad():
                 predicted = selection.model(x).argmax(1)

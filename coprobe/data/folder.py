@@ -16,6 +16,7 @@ SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validati
 @DATASETS.register(
     "folder",
     summary="image files in DIR/{train,test}/CLASS/ (val for test will do), or in DIR/CLASS/ for either split",
+    source="torchvision's ImageFolder",
     argument="DIR",
 )
 def folder(request: Request) -> Source:

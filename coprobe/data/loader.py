@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from coprobe.data.dataset import Dataset
+from coprobe.engine import generator_for
 from coprobe.errors import InputError, unknown
 
 PADDING_MODES = ("zero", "reflect")
@@ -125,9 +125,7 @@ class Loader:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         total = len(self.dataset)
-        # SeedSequence mixes the pair: seed 0 in epoch 1 must not be seed 1 in epoch 0.
-        state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0]))
+        generator = generator_for(self.seed, "loader", epoch)
         order = torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total)
         order = order.to(self._pixels.device)
         if self.augment:

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import itertools
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from coprobe.engine import choose_device, frozen, generator_for, in_batches, is_out_of_memory
+from coprobe.errors import InputError, RunError
+
+OUT_OF_MEMORY: list[Exception] = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried 8 bytes"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError(),
+]
+OTHER: list[Exception] = [
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    ValueError("out of memory"),
+]
+
+
+class Work:
+    """Ranges that were done; more than `capacity` items at once raise `error`."""
+
+    def __init__(self, capacity: int, error: Exception) -> None:
+        self.capacity, self.error = capacity, error
+        self.tried: list[tuple[int, int]] = []
+
+    def __call__(self, start: int, stop: int) -> tuple[int, int]:
+        self.tried.append((start, stop))
+        if stop - start > self.capacity:
+            raise self.error
+        return start, stop
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[-40:] or "MemoryError")
+def test_memory_running_out_halves_the_range(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    work = Work(40, error)
+    assert list(in_batches(100, work)) == [(0, 25), (25, 50), (50, 75), (75, 100)]
+    assert work.tried[:3] == [(0, 100), (0, 50), (0, 25)]
+
+
+@pytest.mark.parametrize("error", OTHER, ids=str)
+def test_other_errors_pass(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    work = Work(0, error)
+    with pytest.raises(type(error)) as raised:
+        list(in_batches(3, work))
+    assert raised.value is error and len(work.tried) == 1
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[-40:] or "MemoryError")
+def test_given_batch_size_is_kept(error: Exception) -> None:
+    work = Work(7, error)
+    with pytest.raises(RunError) as raised:
+        list(in_batches(100, work, batch_size=8))
+    assert str(raised.value) == "out of memory with 8 images at once; lower --batch-size"
+    assert raised.value.__cause__ is error
+    assert work.tried == [(0, 8)]
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_not_even_one_fits(batch_size: int | None) -> None:
+    with pytest.raises(RunError) as raised:
+        list(in_batches(3, Work(0, MemoryError()), batch_size=batch_size))
+    assert str(raised.value) == "out of memory with a single image; use another --device"
+
+
+@pytest.mark.parametrize(("device", "first"), [("cpu", 128), ("cuda", 512), ("cuda:1", 512), ("mps", 512)])
+def test_first_size(device: str, first: int) -> None:
+    assert next(in_batches(10_000, lambda start, stop: stop - start, device=device)) == first
+
+
+@pytest.mark.parametrize("batch_size", [0, -4])
+def test_batch_size_below_one(batch_size: int) -> None:
+    with pytest.raises(InputError) as raised:
+        list(in_batches(3, Work(9, MemoryError()), batch_size=batch_size))
+    assert str(raised.value) == f"--batch-size {batch_size}: must be at least 1"
+
+
+@settings(deadline=None, derandomize=True)
+@given(count=st.integers(0, 700), batch_size=st.none() | st.integers(1, 300), capacities=st.lists(st.integers(1, 600)))
+def test_ranges_cover_everything_once_and_in_order(count: int, batch_size: int | None, capacities: list[int]) -> None:
+    """Also while the memory that is free changes from one call to the next."""
+    free = iter(capacities)
+
+    def work(start: int, stop: int) -> tuple[int, int]:
+        if batch_size is None and stop - start > next(free, 600):
+            raise MemoryError
+        return start, stop
+
+    done = list(in_batches(count, work, batch_size=batch_size))
+    assert [i for start, stop in done for i in range(start, stop)] == list(range(count))
+    sizes = [stop - start for start, stop in done]
+    assert all(size > 0 for size in sizes)
+    if batch_size is not None:
+        assert all(size == batch_size for size in sizes[:-1])
+    assert all(after <= before for before, after in itertools.pairwise(sizes))
+
+
+def test_nothing_is_done_ahead_of_the_caller() -> None:
+    work = Work(9, MemoryError())
+    batches = in_batches(6, work, batch_size=2)
+    next(batches)
+    assert work.tried == [(0, 2)]
+
+
+def test_what_failed_is_freed_before_the_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception holds the frames that failed, and they hold the tensors that did not fit beside others."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(held[-1]() is not None))
+
+    def work(start: int, stop: int) -> int:
+        large = torch.zeros(4)
+        held.append(weakref.ref(large))
+        if stop - start > 1:
+            raise RuntimeError("CUDA out of memory")
+        return stop
+
+    assert list(in_batches(4, work)) == [1, 2, 3, 4]
+    assert alive == [False, False]
+
+
+PLACES = st.lists(st.integers(0, 2**32 - 1), max_size=3).map(tuple)
+
+
+@settings(deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**70), place=PLACES)
+def test_same_place_has_the_same_numbers(seed: int, place: tuple[int, ...]) -> None:
+    first, second = (torch.rand(4, generator=generator_for(seed, "test", *place)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(
+    one=st.tuples(st.integers(0, 3) | st.just(2**32), st.lists(st.integers(0, 2), max_size=3)),
+    other=st.tuples(st.integers(0, 3) | st.just(2**32), st.lists(st.integers(0, 2), max_size=3)),
+)
+def test_other_places_have_other_numbers(one: tuple[int, list[int]], other: tuple[int, list[int]]) -> None:
+    seeds = [generator_for(seed, "test", *place).initial_seed() for seed, place in (one, other)]
+    assert (seeds[0] == seeds[1]) == (one == other)
+
+
+def test_place_zero_is_not_no_place() -> None:
+    assert (
+        len({generator_for(s, "a", *place).initial_seed() for s, *place in [(3,), (3, 0), (3, 0, 0), (0, 3), (3, 3)]})
+        == 5
+    )
+
+
+def test_generator_leaves_the_global_one_alone() -> None:
+    before = torch.get_rng_state()
+    assert generator_for(3, "test", 1).device == torch.device("cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def accelerators(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """So many CUDA devices, and MPS or not."""
+    cuda, mps = request.param
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "name", "device"),
+    [
+        ((0, False), "auto", "cpu"),
+        ((0, True), "auto", "mps"),
+        ((2, True), "auto", "cuda"),
+        ((2, True), "cpu", "cpu"),
+        ((2, False), "cuda", "cuda"),
+        ((2, False), "cuda:1", "cuda:1"),
+        ((2, True), "mps", "mps"),
+    ],
+    indirect=["accelerators"],
+)
+def test_device_that_is_there(accelerators: None, name: str, device: str) -> None:
+    assert choose_device(name) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "name"),
+    [
+        ((0, False), "cuda"),
+        ((0, True), "cuda:0"),
+        ((2, True), "cuda:2"),
+        ((2, False), "mps"),
+        ((2, True), "mps:1"),
+        ((2, True), "meta"),
+        ((2, True), "xpu"),
+    ],
+    indirect=["accelerators"],
+)
+def test_device_that_is_not_there(accelerators: None, name: str) -> None:
+    with pytest.raises(InputError) as error:
+        choose_device(name)
+    assert str(error.value) == f"--device {name}: this machine has no such device; use --device cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:-1", "cuda:x", "CPU"])
+def test_name_that_is_no_device(name: str) -> None:
+    with pytest.raises(InputError) as error:
+        choose_device(name)
+    assert str(error.value) == f"--device '{name}' is no device; use cpu, cuda, cuda:1 or mps"
+
+
+def mixed() -> nn.Sequential:
+    """Modules in both modes and parameters with and without gradients, one of them shared."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()), nn.Linear(3, 3))
+    model.train()
+    model[1][0].eval()
+    model[2].weight = model[0].weight
+    model[2].bias.requires_grad_(False)
+    return model
+
+
+def flags(model: nn.Module) -> tuple[list[bool], list[bool]]:
+    return [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("raising", [False, True])
+def test_frozen_inside_and_as_before_outside(raising: bool) -> None:
+    model = mixed()
+    before = flags(model)
+    assert True in before[0] and False in before[0] and True in before[1] and False in before[1]
+    try:
+        with frozen(model):
+            with frozen(model):
+                assert not any(itertools.chain(*flags(model)))
+            assert not any(itertools.chain(*flags(model)))
+            model(torch.rand(4, 3))
+            if raising:
+                raise KeyError
+    except KeyError:
+        assert raising
+    assert flags(model) == before
+    assert model[1][0].num_batches_tracked == 0
+
+
+def test_frozen_restores_a_model_whose_eval_fails() -> None:
+    class Stubborn(nn.Module):
+        def train(self, mode: bool = True) -> Stubborn:
+            raise KeyError
+
+    model = mixed().append(Stubborn())
+    before = flags(model)
+    with pytest.raises(KeyError), frozen(model):
+        pass
+    assert flags(model) == before
+
+
+def test_two_purposes_share_no_numbers() -> None:
+    first, second = (torch.rand(100, generator=generator_for(0, purpose, 0)) for purpose in ("attack", "noise"))
+    assert not torch.equal(first, second)
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.5
