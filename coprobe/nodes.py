@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from coprobe.engine import frozen
 from coprobe.errors import InputError, RunError, unknown
+from coprobe.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class Node:
 
 def network_of(model: nn.Module) -> nn.Module:
     """The network inside a `Classifier`, whose module paths people know; any other module is its own network."""
-    inner = getattr(model, "network", None)
-    return inner if isinstance(inner, nn.Module) else model
+    return model.network if isinstance(model, Classifier) else model
 
 
 def node_table(model: nn.Module) -> dict[str, str]:
@@ -80,10 +80,10 @@ def resolve(model: nn.Module, name: str) -> Node:
 
 
 class Recording(dict[str, Tensor]):
-    """What the last forward pass left at each node, by the name it was asked for."""
+    """What was last seen at each node, by the name it was asked for."""
 
     def __missing__(self, name: str) -> Tensor:
-        raise RunError(f"node '{name}' saw nothing: the forward pass did not call that module")
+        raise RunError(f"node '{name}' saw nothing: it was not asked for, or no forward pass called that module")
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def record(model: nn.Module, names: Iterable[str]) -> Iterator[Recording]:
     hooks are gone after the block, also after an exception.
 
     Yields:
-        A `Recording`; a later forward pass in the block replaces its tensors.
+        A `Recording`; a later call of the module replaces its tensor, also within one forward pass.
 
     Raises:
         InputError: an unknown node, or one that passes no tensor.
@@ -130,6 +130,8 @@ def masked(model: nn.Module, channels: Mapping[str, Sequence[int]]) -> Iterator[
 
     def zero(node: Node, indices: tuple[int, ...]) -> Callable[[Tensor], Tensor | None]:
         def apply(activation: Tensor) -> Tensor | None:
+            if activation.dim() < 2:
+                raise InputError(f"node '{node.name}' has no channels: its shape is {tuple(activation.shape)}")
             count = activation.shape[1]
             wrong = [k for k in indices if not 0 <= k < count]
             if wrong:
@@ -171,4 +173,4 @@ def places(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Place]:
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     with frozen(model), torch.no_grad(), record(model, paths) as seen:
         model(image)
-    return [Place(path, letters.get(path, ""), tuple(seen[path].shape[1:])) for path in paths if path in seen]
+    return [Place(path, letters.get(path, ""), tuple(activation.shape[1:])) for path, activation in seen.items()]

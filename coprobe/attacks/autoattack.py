@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,10 +28,9 @@ class AutoAttack(Attack):
     """AutoAttack (standard, L∞) by the package pyautoattack; the generator's initial seed is its seed.
 
     Images that the model misclassifies anyway, and those that no member breaks, come back as they are.
-    Randomness of the caller is left as it was.
 
     Raises:
-        InputError: fewer than four classes (the targeted loss needs four).
+        InputError: images other than float32, or fewer than four classes for APGD-T, whose loss needs four.
     """
 
     name: ClassVar[str] = "aa"
@@ -39,9 +41,15 @@ class AutoAttack(Attack):
         """Hand the batch to pyautoattack."""
         import pyautoattack
 
+        if len(x) == 0:
+            return x
+        if x.dtype != torch.float32:
+            raise InputError(
+                f"{self.title} computes in float32, and the images are {x.dtype}; convert model and images"
+            )
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        if classes < 4:
+        if classes < 4 and "apgd-t" in self.members:
             raise InputError(f"{self.title} needs at least 4 classes, and this model has {classes}; use pgd or cw")
         adversary = pyautoattack.AutoAttack(
             model, norm="Linf", eps=self.epsilon, seed=generator.initial_seed(), device=x.device
@@ -49,10 +57,22 @@ class AutoAttack(Attack):
         adversary.attacks_to_run = list(self.members)
         adversary.apgd_targeted.n_target_classes = min(9, classes - 1)
         adversary.fab.n_target_classes = min(9, classes - 1)
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))
+        with _globals_kept():
+            # it views images as rows, which a channels-last layout can't be
+            x_adv, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
         return x_adv
+
+
+@contextmanager
+def _globals_kept() -> Iterator[None]:
+    """Undo what pyautoattack does to the process: it seeds every generator and drops the debugger's trace function."""
+    trace = sys.gettrace()
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(cuda):
+        try:
+            yield
+        finally:
+            sys.settrace(trace)
 
 
 @ATTACKS.register("apgd-ce", summary="AutoPGD on the cross-entropy, 100 steps", source=_SOURCE, cost=100)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from coprobe.engine import frozen
-from coprobe.errors import InputError
+from coprobe.errors import InputError, RunError
 from coprobe.registry import Registry
 
 #: Every attack by the name that people write. Facts: `cost`, forward and backward passes per image.
 ATTACKS: Registry[type[Attack]] = Registry("attack")
+
+#: The types that an option can have, and how errors call their values.
+_KINDS = {str: "a word", int: "a whole number", float: "a number"}
 
 
 def check_epsilon(epsilon: float) -> None:
@@ -67,11 +70,15 @@ class Attack(ABC):
 
         Raises:
             InputError: shapes, types or ranges that are not as above.
+            RunError: the model's gradients overflowed, so that the images are not finite.
         """
         check_images(x, y)
+        x = x.detach()
         with frozen(model):
-            x_adv = self.run(model, x, y, generator or torch.Generator(x.device).manual_seed(0))
-        return project(x_adv.detach(), x, self.epsilon)
+            x_adv = self.run(model, x, y, _generator_on(x.device, generator)).detach()
+        if not x_adv.isfinite().all():
+            raise RunError(f"{self.label}: the model's logits or gradients are not finite (NaN or infinite)")
+        return project(x_adv, x, self.epsilon)
 
     @abstractmethod
     def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -79,21 +86,32 @@ class Attack(ABC):
 
     @property
     def label(self) -> str:
-        """The name as a person reads it, for tables and figures ("PGD-50")."""
+        """The name as a person reads it, for tables and figures ("PGD-50", "PGD-50 (restarts=10)")."""
+        options = ", ".join(self.options)
+        return f"{self.heading} ({options})" if options else self.heading
+
+    @property
+    def heading(self) -> str:
+        """The label without its options."""
         return self.title
 
     @property
     def spec(self) -> str:
         """The text from which `parse` makes this attack again, epsilon and defaults aside ("pgd:50")."""
-        parts = [self.name]
+        iterations = [str(getattr(self, field.name)) for field in fields(self) if field.name == "iterations"]
+        return ":".join([self.name, *iterations, *self.options])
+
+    @property
+    def options(self) -> list[str]:
+        """What differs from the defaults, as `parse` reads it ("restarts=10"); epsilon and iterations aside."""
+        changed: list[str] = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "iterations":
-                parts.append(str(value))
-            elif field.name != "epsilon" and value != field.default:
-                shown = f"{value * 255:g}" if field.name in self.in_255ths else value
-                parts.append(f"{field.name.replace('_', '-')}={shown}")
-        return ":".join(parts)
+            if field.name not in ("epsilon", "iterations") and value != field.default:
+                # 12 digits: `parse` gets the same float back, and 2/255 still reads as 2.
+                shown = f"{value * 255:.12g}" if field.name in self.in_255ths else value
+                changed.append(f"{field.name.replace('_', '-')}={shown}")
+        return changed
 
 
 class StepAttack(Attack):
@@ -111,13 +129,16 @@ class StepAttack(Attack):
         Between two steps the model is as it was before; arguments and errors are those of the call.
         """
         check_images(x, y)
-        iterates = self.iterate(model, x, y, generator or torch.Generator(x.device).manual_seed(0))
+        return self._projected(model, x.detach(), y, _generator_on(x.device, generator))
+
+    def _projected(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        iterates = self.iterate(model, x, y, generator)
         while True:
             with frozen(model):
                 x_t = next(iterates, None)
             if x_t is None:
                 return
-            yield x_t
+            yield project(x_t.detach(), x, self.epsilon)
 
 
 def check_images(x: Tensor, y: Tensor) -> None:
@@ -126,8 +147,20 @@ def check_images(x: Tensor, y: Tensor) -> None:
         raise InputError(f"images must be a float tensor N×C×H×W, not {x.dtype} {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise InputError(f"labels must be {len(x)} int64 numbers, not {y.dtype} {tuple(y.shape)}")
-    if len(x) and not (x.min() >= 0 and x.max() <= 1):
-        raise InputError("images must lie in [0, 1]; normalisation belongs to the model (Classifier), not to the data")
+    if x.numel():
+        low, high = x.aminmax()  # one pass; NaN fails the comparison below
+        if not torch.logical_and(low >= 0, high <= 1):
+            raise InputError(
+                "images must lie in [0, 1]; normalisation belongs to the model (Classifier), not to the data"
+            )
+
+
+def _generator_on(device: torch.device, generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        return torch.Generator(device).manual_seed(0)
+    if generator.device.type != device.type:
+        raise InputError(f"the generator is on {generator.device} and the images on {device}; make it there")
+    return generator
 
 
 def parse(spec: str, epsilon: float) -> Attack:
@@ -141,21 +174,20 @@ def parse(spec: str, epsilon: float) -> Attack:
     """
     name, *options = spec.split(":")
     attack = ATTACKS[name]
-    known = {field.name: field for field in fields(attack) if field.name != "epsilon"}
+    hints = get_type_hints(attack)
+    kinds = {field.name: hints[field.name] for field in fields(attack) if field.name != "epsilon"}
     given: dict[str, Any] = {}
     for option in options:
         key, _, text = option.partition("=") if "=" in option else ("iterations", "=", option)
-        key = key.replace("-", "_")
-        if key not in known:
-            choices = ", ".join(k.replace("_", "-") for k in known) or "no options"
+        shown, key = key, key.replace("-", "_")
+        if key not in kinds:
+            choices = ", ".join(k.replace("_", "-") for k in kinds) or "no options"
             raise InputError(f"attack '{spec}': '{option}' is no option of {name}; it takes {choices}")
+        if key in given:
+            raise InputError(f"attack '{spec}': {shown} is given twice; keep one")
         try:
-            value: Any = text if known[key].type == "str" else float(text)
-            if key in attack.in_255ths:
-                value /= 255
-            elif known[key].type == "int":
-                value = int(text)
+            value = kinds[key](text)
         except ValueError:
-            raise InputError(f"attack '{spec}': {key.replace('_', '-')} takes a number, not '{text}'") from None
-        given[key] = value
+            raise InputError(f"attack '{spec}': {shown} takes {_KINDS[kinds[key]]}, not '{text}'") from None
+        given[key] = value / 255 if key in attack.in_255ths else value
     return attack(epsilon=epsilon, **given)

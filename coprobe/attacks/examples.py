@@ -75,6 +75,6 @@ class AdversarialExamples:
         labels = self.dataset.labels[start:stop].to(self.device)
         images = {CLEAN: clean}
         for attack in self.attacks:
-            generator = generator_for(self.seed, start, device=self.device)
+            generator = generator_for(self.seed, "attack", start, device=self.device)
             images[attack.spec] = attack(self.model, clean, labels, generator=generator)
         return AdversarialBatch(start, labels, images)

@@ -25,7 +25,7 @@ class SignGradientAttack(StepAttack):
         epsilon: radius of the ball, a fraction.
         start: `uniform` in the ball (clamped to [0, 1]) or `zero` perturbation.
         rule: `until-misclassified`: an image moves only while it is classified correctly, as in the official
-            evaluation of fast adversarial training (spec section 9), or `always`.
+            evaluation of fast adversarial training, or `always`.
     """
 
     start: str = "uniform"
@@ -41,12 +41,6 @@ class SignGradientAttack(StepAttack):
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
                 raise InputError(f"{self.name}: {key} '{getattr(self, key)}' is not one of {', '.join(choices)}")
-        iterations, step_size, restarts = self.schedule
-        if iterations < 1 or restarts < 1 or not 0 < step_size + (self.epsilon == 0) <= 2:
-            raise InputError(
-                f"{self.name}: iterations and restarts must be at least 1 and the step size positive, "
-                f"not {iterations}, {restarts} and {step_size * 255:g}/255"
-            )
 
     @staticmethod
     def loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -69,7 +63,9 @@ class SignGradientAttack(StepAttack):
                     correct = logits.argmax(1) == y[moving]
                     moving, point, gradient = moving[correct], point[correct], gradient[correct]
                 x_adv = x_adv.clone()
-                x_adv[moving] = project(point + step_size * gradient.sign(), x[moving], self.epsilon)
+                # sign(NaN) is 0, which would make a broken gradient look like robustness: it shall reach the images
+                sign = torch.where(gradient.isnan(), gradient, gradient.sign())
+                x_adv[moving] = project(point + step_size * sign, x[moving], self.epsilon)
             yield x_adv
 
     def _gradient(self, model: nn.Module, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +87,7 @@ class SignGradientAttack(StepAttack):
                 return last
             with torch.no_grad():
                 loss = cross_entropy(model(last), y, reduction="none")
-            better = loss > best_loss
+            better = ~(loss <= best_loss)  # so that an image whose loss is NaN is kept, for the caller to see
             best = torch.where(better.view(-1, 1, 1, 1), last, best)
             best_loss = torch.where(better, loss, best_loss)
         return best
@@ -140,13 +136,23 @@ class PGD(SignGradientAttack):
     step_size: float = 2 / 255
     restarts: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("iterations", "restarts"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{self.name}: {key} {getattr(self, key)}: must be at least 1")
+        if not 0 < self.step_size <= 1:
+            raise InputError(
+                f"{self.name}: step-size {self.step_size * 255:g}/255: must be above 0 and at most 255/255"
+            )
+
     @property
     def schedule(self) -> tuple[int, float, int]:
         """(iterations, step size, restarts) as given."""
         return self.iterations, self.step_size, self.restarts
 
     @property
-    def label(self) -> str:
+    def heading(self) -> str:
         """For example "PGD-50"."""
         return f"{self.title}-{self.iterations}"
 
@@ -154,7 +160,7 @@ class PGD(SignGradientAttack):
 @ATTACKS.register(
     "cw",
     summary="PGD on the Carlini-Wagner margin, 20 steps of 2/255 by default",
-    source="Carlini and Wagner 2017, as an L∞ attack under PGD (spec section 9)",
+    source="Carlini and Wagner 2017, as an L∞ attack under PGD",
     cost=20,
 )
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +180,6 @@ class CW(PGD):
         return others.amax(1) - true[:, 0]
 
     @property
-    def label(self) -> str:
+    def heading(self) -> str:
         """The title, with the number of steps where it is not 20."""
         return self.title if self.iterations == 20 else f"{self.title}-{self.iterations}"
