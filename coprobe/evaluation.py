@@ -26,12 +26,13 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     p = correct / n
     centre = (p + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
     half = _Z95 / (1 + _Z95**2 / n) * (p * (1 - p) / n + _Z95**2 / (4 * n**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and n of n the bound is exactly 0 and 1; rounding would put it a hair inside the proportion.
+    return (centre - half if correct > 0 else 0.0), (centre + half if correct < n else 1.0)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise on the model's input, drawn once after the attack (the static protocol of spec section 9).
+    """Noise on the model's input, drawn once after the attack (the attack does not see it).
 
     Args:
         kind: `none`, `uniform` on [−amount, amount], or `gauss` with standard deviation `amount`.
@@ -47,7 +48,7 @@ class Noise:
         return self.kind if self.kind == "none" else f"{self.kind}:{self.amount * 255:g}"
 
     def add(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """`x` plus one fresh draw per pixel and channel, not clamped to [0, 1] again (spec O-7)."""
+        """`x` plus one fresh draw per pixel and channel, not clamped to [0, 1] again."""
         if self.kind == "none":
             return x
         if self.kind == "gauss":
@@ -105,6 +106,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     batches: Iterable[AdversarialBatch],
+    attacks: Sequence[str] | None = None,
     *,
     noises: Sequence[Noise] = (NO_NOISE,),
     masks: Sequence[ChannelMask] = (NO_MASK,),
@@ -118,22 +120,28 @@ def evaluate(
     Args:
         model: images in [0, 1] to logits, run in evaluation mode and left as it was.
         batches: an `AdversarialExamples`, or any iterable of its batches.
+        attacks: specs of the images to measure, `clean` among them; None measures all that the batches hold.
         noises: added after the attack; each draws from `seed` and the place of the batch.
         masks: applied to clean and adversarial images alike (Eq. 7).
         seed: of the noise.
         facts: goes into `frame.attrs`.
 
     Raises:
-        InputError: no images.
+        InputError: no images, or two masks that are called the same.
         RunError: logits that are not finite; an accuracy of such a model would mean nothing.
     """
+    noises = list(dict.fromkeys(noises))
+    if len({(mask.reason, mask.draw) for mask in masks}) < len(masks):
+        raise InputError("two masks have the same name and draw, and their counts would be mixed; name each once")
     correct: Counter[tuple[str, str, str, int, int]] = Counter()
     n = 0
     for batch in batches:
         n += len(batch.labels)
         for spec, images in batch.images.items():
+            if attacks is not None and spec not in attacks:
+                continue
             for noise in noises:
-                generator = generator_for(seed, batch.start, device=images.device)
+                generator = generator_for(seed, "noise", batch.start, device=images.device)
                 noisy = noise.add(images, generator)
                 for mask in masks:
                     key = (spec, noise.spec, mask.reason, mask.count, mask.draw)

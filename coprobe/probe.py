@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from coprobe._version import __version__
 from coprobe.attacks import AdversarialExamples, Attack, parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint import Checkpoint
@@ -20,13 +21,21 @@ from coprobe.data import Dataset
 from coprobe.errors import InputError
 from coprobe.evaluation import NO_NOISE, Evaluation, Noise, evaluate
 from coprobe.files import write_table
-from coprobe.masking import NO_MASK, ChannelMask, Selection, count_of_percent, select
-from coprobe.nodes import node_table
+from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, count_of_percent, select
+from coprobe.nodes import node_table, resolve
 from coprobe.provenance import provenance
 from coprobe.statistics import ALPHA, ChannelStatistics, collect
 
 #: Opens a progress display for (what is done, number of images) and yields a function that advances it.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+#: The attack behind V_act and T_act: every image takes every step, so that channels are compared at the same effort.
+#: The rule of the official evaluation leaves an image of a weak model just behind the decision border, where its
+#: channels have hardly moved.
+PROBING_ATTACK = "pgd:10:rule=always"
+
+#: The attack whose accuracy is held against that of FGSM.
+JUDGING_ATTACK = "pgd:10"
 
 #: T_act above which a channel counts as salient where no threshold is asked for.
 SALIENT = 0.5
@@ -100,9 +109,13 @@ class Probe:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What identifies the inputs of a result: weights, images, budget, seed."""
+        """What identifies the inputs of a result: model, images, budget, seed."""
         return {
             **self.checkpoint.facts(),
+            "arch": self.checkpoint.arch,
+            "arch_args": self.checkpoint.arch_args,
+            "mean": self.model.mean,
+            "std": self.model.std,
             "data": self.dataset.name,
             "split": self.dataset.split,
             "images": len(self.dataset),
@@ -113,36 +126,27 @@ class Probe:
             "precision": "32",
         }
 
-    def activations(self, nodes: Sequence[str] = (), attack: str = "pgd:10") -> ChannelStatistics:
+    def activations(self, nodes: Sequence[str] = (), attack: str = PROBING_ATTACK) -> ChannelStatistics:
         """Per-channel differences between clean and adversarial activations (Eqs. 5 and 6).
 
         Args:
             nodes: where; empty means A…E.
             attack: the spec of one attack on this model.
         """
-        nodes = tuple(nodes) or tuple(node_table(self.model))
-        if not nodes:
-            raise InputError("this architecture has no node table; name module paths with --node")
         crafted = parse(attack, self.epsilon)
-
-        def make() -> pd.DataFrame:
-            with self._examples([crafted], keep=False) as examples:
-                return collect(self.model, examples, nodes, crafted.spec).frame
-
-        return ChannelStatistics(self._cached("activations", {"nodes": nodes, "attack": crafted.spec}, make))
+        nodes = tuple(nodes) or self._table()
+        for node in nodes:
+            resolve(self.model, node)
+        with self._examples([crafted], keep=False) as examples:
+            return self._statistics(examples, nodes, crafted)
 
     def evaluate(
         self, attacks: Sequence[str] = ("fgsm", "pgd:10"), noises: Sequence[Noise] = (NO_NOISE,)
     ) -> Evaluation:
         """Accuracy on clean images and under each attack, with each noise added after the attack."""
         parsed = self._parse(attacks)
-
-        def make() -> pd.DataFrame:
-            with self._examples(parsed, keep=False) as examples:
-                return evaluate(self.model, examples, noises=noises, seed=self.seed).frame
-
-        settings = {"attacks": [a.spec for a in parsed], "noises": [noise.spec for noise in noises]}
-        return Evaluation(self._cached("evaluation", settings, make))
+        with self._examples(parsed, keep=False) as examples:
+            return self._evaluation(examples, noises)
 
     def mask(
         self,
@@ -152,9 +156,9 @@ class Probe:
         percent: float | None = None,
         compare: Sequence[str] = ("variance", "random", "attribution"),
         attacks: Sequence[str] = ("fgsm", "pgd:10"),
-        attack: str = "pgd:10",
+        attack: str = PROBING_ATTACK,
         alpha: float = ALPHA,
-        reading: str = "R2",
+        reading: str = "mean",
     ) -> Masking:
         """Accuracy with the salient channels of a node masked (Eq. 7), beside other masks of the same size.
 
@@ -169,44 +173,85 @@ class Probe:
             alpha: the factor inside tanh.
             reading: of Eq. 6, see `ChannelStatistics.t_act`.
         """
+        resolve(self.model, node)
+        for selector in compare:
+            SELECTORS.entry(selector)
         choosing = parse(attack, self.epsilon)
-        parsed = self._parse([*attacks, choosing.spec])
-        with self._examples(parsed, keep=True) as examples:
-            statistics = collect(self.model, examples, [node], choosing.spec, facts=self.facts)
-            settings = Selection(
+        settings: dict[str, Any] = {
+            "node": node,
+            "alpha2": list(alpha2),
+            "percent": percent,
+            "compare": list(compare),
+            "attacks": [a.spec for a in self._parse(attacks)],
+            "attack": choosing.spec,
+            "alpha": alpha,
+            "reading": reading,
+        }
+        with self._examples(self._parse([*attacks, choosing.spec]), keep=True) as examples:
+            statistics = self._statistics(examples, (node,), choosing)
+            selection = Selection(
                 statistics,
                 node,
                 alpha=alpha,
                 reading=reading,
                 model=self.model,
-                batches=list(examples),
+                batches=examples,
                 attack=choosing.spec,
                 seed=self.seed,
             )
-            masks = [NO_MASK, *_masks(settings, alpha2, percent, compare)]
-            evaluation = evaluate(self.model, examples, masks=masks, seed=self.seed, facts=self._provenance())
-        measured = [CLEAN, *(a.spec for a in self._parse(attacks))]
-        frame = evaluation.frame[evaluation.frame["attack"].isin(measured)].reset_index(drop=True)
-        return Masking(Evaluation(frame), tuple(masks), statistics)
 
-    def diagnose(self, attack: str = "pgd:10") -> Diagnosis:
-        """Compare FGSM with PGD accuracy, look for salient channels, and say what kind of model this is."""
-        crafted = parse(attack, self.epsilon)
-        nodes = list(node_table(self.model))
-        with self._examples(self._parse(["fgsm", crafted.spec]), keep=True) as examples:
-            evaluation = evaluate(self.model, examples, seed=self.seed, facts=self._provenance())
-            statistics = collect(self.model, examples, nodes, crafted.spec, facts=self.facts)
+            def make() -> pd.DataFrame:
+                masks = [NO_MASK, *_masks(selection, alpha2, percent, compare)]
+                measured = [CLEAN, *settings["attacks"]]
+                frame = evaluate(self.model, examples, measured, masks=masks, seed=self.seed).frame
+                frame.attrs["masks"] = [asdict(mask) for mask in masks]
+                return frame
+
+            frame = self._cached("masking", settings, make)
+        return Masking(Evaluation(frame), tuple(map(_mask_of, frame.attrs["masks"])), statistics)
+
+    def diagnose(self, attack: str = PROBING_ATTACK) -> Diagnosis:
+        """Compare FGSM with PGD-10 accuracy, look for salient channels, and say what kind of model this is.
+
+        Args:
+            attack: the one whose differences tell which channels are salient.
+        """
+        probing, judging = (parse(spec, self.epsilon) for spec in (attack, JUDGING_ATTACK))
+        nodes = self._table()
+        with self._examples(self._parse(["fgsm", JUDGING_ATTACK, probing.spec]), keep=True) as examples:
+            evaluation = self._evaluation(examples, [NO_NOISE])
+            statistics = self._statistics(examples, nodes, probing)
         salient = {node: (statistics.t_act(node) > SALIENT).nonzero()[0].tolist() for node in nodes}
-        clean, fgsm, pgd = (evaluation.accuracy(spec) for spec in (CLEAN, "fgsm", crafted.spec))
+        clean, fgsm, pgd = (evaluation.accuracy(spec) for spec in (CLEAN, "fgsm", judging.spec))
         verdict = verdict_of(clean, fgsm, pgd, self.dataset.num_classes)
         where = ", ".join(
             f"{len(channels)} of {len(statistics.node(node))} at {node}" for node, channels in salient.items()
         )
         sentence = (
             f"{verdict}: at {self.epsilon * 255:g}/255 accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
-            f"{pgd:.1%} under {crafted.label} (n = {len(self.dataset)}); channels with T_act > {SALIENT}: {where}"
+            f"{pgd:.1%} under {judging.label} (n = {len(self.dataset)}); channels with T_act > {SALIENT}: {where}"
         )
         return Diagnosis(verdict, sentence, evaluation, statistics, salient)
+
+    def _table(self) -> tuple[str, ...]:
+        nodes = tuple(node_table(self.model))
+        if not nodes:
+            raise InputError("this architecture has no node table; name module paths with --node")
+        return nodes
+
+    def _statistics(self, examples: AdversarialExamples, nodes: Sequence[str], attack: Attack) -> ChannelStatistics:
+        settings = {"nodes": list(nodes), "attack": attack.spec}
+        return ChannelStatistics(
+            self._cached("activations", settings, lambda: collect(self.model, examples, nodes, attack.spec).frame)
+        )
+
+    def _evaluation(self, examples: AdversarialExamples, noises: Sequence[Noise]) -> Evaluation:
+        settings = {"attacks": [a.spec for a in examples.attacks], "noises": [noise.spec for noise in noises]}
+        return Evaluation(
+            self._cached(
+                "evaluation", settings, lambda: evaluate(self.model, examples, noises=noises, seed=self.seed).frame
+            )
+        )
 
     def _parse(self, attacks: Sequence[str]) -> list[Attack]:
         parsed = {attack.spec: attack for attack in (parse(spec, self.epsilon) for spec in attacks if spec != CLEAN)}
@@ -227,20 +272,22 @@ class Probe:
                 progress=advance,
             )
 
-    def _provenance(self) -> dict[str, Any]:
-        return provenance(**self.facts)
-
     def _cached(self, kind: str, settings: dict[str, Any], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """What `make` returns, with its provenance in `attrs`; from the cache if it was made before."""
-        identity = {**self.facts, **settings}
-        # A moved file or another device is the same experiment.
+        """What `make` returns, with its provenance in `attrs`; from the cache if it was made before.
+
+        Adversarial examples are crafted when they are first looked at, so a result that is found crafts none.
+        """
+        # A moved file or another device is the same experiment; another version may compute it differently.
+        identity = {"coprobe": __version__, **self.facts, **settings}
         key = json.dumps({k: v for k, v in identity.items() if k not in ("checkpoint", "device")}, sort_keys=True)
         path = self.cache / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.parquet" if self.cache else None
         if path and path.exists():
-            return pd.read_parquet(path)
+            try:
+                return pd.read_parquet(path)
+            except (OSError, ValueError) as error:  # pyarrow's errors are both
+                raise InputError(f"{path}: can't be read; delete it, and it is made again") from error
         frame = make()
-        frame.attrs.update(self._provenance())
-        frame.attrs.update(json.loads(json.dumps(settings)))
+        frame.attrs = json.loads(json.dumps({**frame.attrs, **provenance(**self.facts), **settings}))
         if path:
             write_table(frame, path)
         return frame
@@ -249,7 +296,7 @@ class Probe:
 def verdict_of(clean: float, fgsm: float, pgd: float, classes: int) -> str:
     """What kind of model has these accuracies (fractions); the first rule that holds decides.
 
-    `did not converge`: clean ≤ 1.5 / classes (spec section 6). `CO-affected`: PGD accuracy is less than half
+    `did not converge`: clean ≤ 1.5 / classes. `CO-affected`: PGD accuracy is less than half
     of FGSM accuracy and at least 10 points below it: the one-step attack is no longer a good attack. `stable`:
     PGD accuracy is at least a quarter of clean accuracy. `not robust`: none of these, as after clean training.
     """
@@ -272,9 +319,15 @@ def _masks(
         by_threshold = {a: select("t-act", replace(settings, alpha2=a), reason=f"T_act > {a:g}")[0] for a in alpha2}
         masks = list(by_threshold.values())
         count = by_threshold[0.5 if 0.5 in by_threshold else alpha2[0]].count
-    for name in compare:
+    for name in dict.fromkeys(compare):
         masks += select(name, replace(settings, count=count))
     return masks
+
+
+def _mask_of(kept: dict[str, Any]) -> ChannelMask:
+    """A mask from its plain form in a table's `attrs`."""
+    channels = {node: tuple(indices) for node, indices in kept["channels"].items()}
+    return replace(ChannelMask(**kept), channels=channels)
 
 
 def _check_fit(checkpoint: Checkpoint, dataset: Dataset) -> None:

@@ -70,10 +70,9 @@ def figure3(sources: Sequence[Source], nodes: Sequence[str] = ("A",)) -> Drawn:
     """T_act per channel, from PGD-10 on test images."""
     parts = []
     for source in sources:
-        statistics = source.probe.activations()
-        kind = source.probe.diagnose().verdict
-        table = statistics.table()
-        parts.append(table[table["node"].isin(nodes)].assign(run=source.label, kind=kind))
+        diagnosis = source.probe.diagnose()
+        table = diagnosis.statistics.table()
+        parts.append(table[table["node"].isin(nodes)].assign(run=source.label, kind=diagnosis.verdict))
     frame = pd.concat(parts, ignore_index=True)
     if frame.empty:
         raise InputError(f"no statistics at node {', '.join(nodes)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from coprobe.files import write_table
 from coprobe.nodes import record
 from coprobe.statistics.accumulator import SUMS, ChannelAccumulator
 
-#: How the sum over images in Eq. 6 is read (spec section 2): mean over images, literal sum, or N as images.
-READINGS = ("R2", "R1", "R3")
+#: How the sum over images in Eq. 6 is read, see `ChannelStatistics.t_act`.
+READINGS = ("mean", "sum", "mse")
 ALPHA = 100.0
 
 
@@ -47,21 +48,21 @@ class ChannelStatistics:
         rows = self.node(name)
         return np.asarray(rows["difference_squared"] / (rows["channels"] * rows["positions"]), dtype=np.float64)
 
-    def t_act(self, name: str, *, alpha: float = ALPHA, reading: str = "R2") -> np.ndarray:
+    def t_act(self, name: str, *, alpha: float = ALPHA, reading: str = "mean") -> np.ndarray:
         """T_act per channel (Eq. 6), float64 (channels,) in [0, 1].
 
         Args:
             name: the node.
             alpha: the factor inside tanh; 100 in the paper.
-            reading: `R2` takes the mean over images (the default, since only it fits Figs. 3 and 10),
-                `R1` the literal sum, `R3` the mean squared difference (N read as the number of images).
+            reading: `mean` divides by the number of images (the default, since only it fits both Figs. 3 and 10),
+                `sum` is the literal Eq. 6, `mse` the mean squared difference (N read as the number of images).
 
         Raises:
             InputError: unknown reading or node.
         """
         rows = self.node(name)
         images, channels = rows["images"].to_numpy(), rows["channels"].to_numpy()
-        scale = {"R1": 1.0, "R2": 1 / images, "R3": channels / images}
+        scale = {"sum": 1.0, "mean": 1 / images, "mse": channels / images}
         if reading not in scale:
             raise InputError(f"reading '{reading}' of Eq. 6 is unknown; choose from {', '.join(READINGS)}")
         return np.tanh(alpha * self.s(name) * scale[reading])
@@ -83,7 +84,7 @@ class ChannelStatistics:
         mean = rows[of] / count
         return np.asarray((rows[f"{of}_squared"] / count - mean**2).clip(lower=0), dtype=np.float64)
 
-    def table(self, *, alpha: float = ALPHA, reading: str = "R2") -> pd.DataFrame:
+    def table(self, *, alpha: float = ALPHA, reading: str = "mean") -> pd.DataFrame:
         """Derived values, one row per (node, channel), the most salient channel of each node first."""
         parts = []
         for name in self.frame["node"].unique():
@@ -109,15 +110,37 @@ class ChannelStatistics:
 
     @staticmethod
     def read(path: str | Path) -> ChannelStatistics:
-        """Read what `write` wrote as Parquet; raises `InputError` if it is no such file."""
+        """Read what `write` wrote, by suffix; raises `InputError` if it is no such file."""
+        path = Path(path)
         try:
-            frame = pd.read_parquet(path)
-        except Exception as error:  # pyarrow raises a dozen types for damaged files
+            frame = _READERS[path.suffix.lower()](path)
+        except Exception as error:  # pandas and pyarrow raise a dozen types for damaged files
             raise InputError(f"{path}: can't be read as channel statistics; make them again") from error
         missing = {"node", "channel", "channels", "positions", "images", "norm", *SUMS} - set(frame.columns)
         if missing:
             raise InputError(f"{path}: no channel statistics (lacks {', '.join(sorted(missing))})")
         return ChannelStatistics(frame)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path, dtype={"node": str})  # text also where a module is called "1"
+    about = path.with_suffix(".provenance.json")
+    frame.attrs = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    return frame
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    about = json.loads(path.read_text(encoding="utf-8"))
+    frame = pd.DataFrame(about.pop("rows"))
+    frame.attrs = about
+    return frame
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": _read_csv,
+    ".json": _read_json,
+}
 
 
 def collect(

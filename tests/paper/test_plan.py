@@ -1,0 +1,98 @@
+"""The paper's figures from runs: which numbers reach them, and that attacks are not run twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from coprobe.attacks import Attack
+from coprobe.errors import InputError
+from coprobe.paper import FIGURES, Source, draw, readable_attacks, source
+from coprobe.probe import Probe
+from coprobe.training import Run
+from tests.toys import EPSILON, Overfitted, checkpoint, grey
+
+
+def probe(robust: bool = False, cache: Path | None = None) -> Probe:
+    recipe = {"data": "grey", "eps_train": 16.0, "seed": 0}
+    return Probe(checkpoint(Overfitted(robust), recipe=recipe), grey(12), EPSILON, cache=cache)
+
+
+@pytest.fixture
+def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    calls: list[str] = []
+    attack = Attack.__call__
+    monkeypatch.setattr(Attack, "__call__", lambda self, *a, **k: calls.append(self.spec) or attack(self, *a, **k))
+    return calls
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    history = pd.DataFrame({"epoch": [0, 1], "clean": 0.5, "fgsm": 0.4, "pgd10": 0.3, "v_act_A": [1.0, 2.0]})
+    directory = tmp_path / "my_run"
+    directory.mkdir()
+    history.to_csv(directory / "history.csv", index=False)
+    return directory
+
+
+def test_figure_1_draws_the_histories(run: Path) -> None:
+    drawn = draw(1, [Source("one", probe(), Run(run)), Source("two", probe(), Run(run))])
+    assert drawn.name == "fig01" and list(drawn.frame["run"]) == ["one", "one", "two", "two"]
+    assert list(drawn.frame["v_act_A"]) == [1, 2, 1, 2]
+    assert drawn.figure.get_supxlabel() == "grey, trained at 16/255, seed 0"
+
+
+def test_figure_1_needs_a_run() -> None:
+    with pytest.raises(InputError, match="ckpt: figure 1 needs a run directory"):
+        draw(1, [Source("ckpt", probe(), None)])
+
+
+def test_figure_3_attacks_once_per_source_and_finds_it_again(tmp_path: Path, attacks: list[str]) -> None:
+    sources = [Source(name, probe(name == "good", tmp_path), None) for name in ("bad", "good")]
+    drawn = draw(3, sources)
+    assert attacks == ["fgsm", "pgd:10", "pgd:10:rule=always"] * 2
+    again = draw(3, sources)
+    assert len(attacks) == 6
+    pd.testing.assert_frame_equal(drawn.frame, again.frame)
+    kinds = drawn.frame.groupby("run", sort=False)["kind"].first()
+    assert dict(kinds) == {"bad": "CO-affected", "good": "stable"}
+    assert set(drawn.frame["node"]) == {"A"} and len(drawn.frame) == 8
+    salient = drawn.frame[drawn.frame["t_act"] > 0.5]
+    assert list(zip(salient["run"], salient["channel"], strict=True)) == [("bad", 3)]
+    assert drawn.figure.get_supxlabel() == "grey, n = 12, ε = 16/255, seed 0"
+
+
+def test_figure_4_is_found_again(tmp_path: Path, attacks: list[str]) -> None:
+    sources = [Source("bad", probe(cache=tmp_path), None)]
+    drawn = FIGURES[4](sources)
+    assert sorted(attacks) == ["apgd-ce", "cw:20", "fgsm", "pgd:10:rule=always", "pgd:50"]
+    again = draw(4, sources)
+    assert len(attacks) == 5
+    pd.testing.assert_frame_equal(drawn.frame, again.frame)
+    frame = drawn.frame
+    assert list(frame["attack"].unique()) == ["clean", "FGSM", "PGD-50", "C&W", "APGD-CE"]
+    assert list(frame["mask"].unique()) == ["none", "T_act > 0.99", "T_act > 0.5", "T_act > 0.1", "variance", "random"]
+    assert set(frame["run"]) == {"bad"} and set(frame["n"]) == {12}
+    row = frame.query("attack == 'PGD-50' and mask == 'T_act > 0.5'").iloc[0]
+    assert (row["masked"], row["accuracy"]) == (1, 1)
+
+
+def test_attacks_are_named_for_people() -> None:
+    frame = readable_attacks(probe().evaluate(("fgsm", "pgd:7")), EPSILON)
+    assert list(frame["attack"]) == ["clean", "FGSM", "PGD-7"]
+
+
+def test_figures_that_cannot_be_drawn() -> None:
+    with pytest.raises(InputError, match="unknown figure '2'; choose from 1, 3, 4"):
+        draw(2, [])
+
+
+def test_sources_are_called_by_directory_or_file(run: Path, tmp_path: Path) -> None:
+    found = source(run, lambda path: probe())
+    assert found.label == "my_run" and found.run is not None and found.run.directory == run
+    file = tmp_path / "best.pt"
+    file.write_text(json.dumps({}))
+    assert (source(file, lambda path: probe()).label, source(file, lambda path: probe()).run) == ("best", None)

@@ -1,0 +1,260 @@
+"""The probe on networks whose behaviour is known by hand, its verdicts, its checks and its cache."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from coprobe.attacks import Attack
+from coprobe.data import Dataset
+from coprobe.errors import InputError
+from coprobe.evaluation import Noise
+from coprobe.masking import NO_MASK
+from coprobe.probe import Probe, verdict_of
+from tests.toys import EPSILON, WEAK, Overfitted, checkpoint, grey
+
+
+def probe(network: nn.Module | None = None, **settings: Any) -> Probe:
+    return Probe(checkpoint(network or Overfitted()), **{"dataset": grey(12), "epsilon": EPSILON, **settings})
+
+
+@pytest.fixture
+def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The specs of the attacks in the order in which batches were attacked."""
+    calls: list[str] = []
+    attack = Attack.__call__
+    monkeypatch.setattr(Attack, "__call__", lambda self, *a, **k: calls.append(self.spec) or attack(self, *a, **k))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("clean", "fgsm", "pgd", "classes", "verdict"),
+    [
+        (0.10, 0.10, 0.10, 10, "did not converge"),
+        (0.15, 0.15, 0.00, 10, "did not converge"),
+        (0.16, 0.16, 0.16, 10, "stable"),
+        (0.85, 0.90, 0.00, 10, "CO-affected"),
+        (0.85, 0.50, 0.24, 10, "CO-affected"),
+        (0.85, 0.50, 0.25, 10, "stable"),  # not below half
+        (0.85, 0.15, 0.06, 10, "not robust"),  # less than 10 points below
+        (0.80, 0.45, 0.40, 10, "stable"),
+        (0.80, 0.25, 0.20, 10, "stable"),
+        (0.80, 0.20, 0.19, 10, "not robust"),
+        (0.94, 0.09, 0.00, 10, "not robust"),
+        (0.74, 0.74, 0.74, 2, "did not converge"),
+    ],
+)
+def test_verdicts(clean: float, fgsm: float, pgd: float, classes: int, verdict: str) -> None:
+    assert verdict_of(clean, fgsm, pgd, classes) == verdict
+
+
+def test_diagnosis_of_an_overfitted_network(attacks: list[str]) -> None:
+    diagnosis = probe().diagnose()
+    accuracy = diagnosis.evaluation.accuracy
+    assert [accuracy(spec) for spec in ("clean", "fgsm", "pgd:10")] == [1, 1, 0]
+    assert diagnosis.verdict == "CO-affected"
+    assert diagnosis.salient == {"A": [WEAK]}
+    assert diagnosis.sentence.startswith("CO-affected: at 16/255 accuracy is 100.0% clean, 100.0% under FGSM and 0.0%")
+    assert "n = 12" in diagnosis.sentence and diagnosis.sentence.endswith("1 of 4 at A")
+    assert attacks == ["fgsm", "pgd:10", "pgd:10:rule=always"]
+
+
+def test_diagnosis_of_a_robust_network() -> None:
+    diagnosis = probe(Overfitted(robust=True)).diagnose()
+    assert diagnosis.verdict == "stable" and diagnosis.salient == {"A": []}
+
+
+def test_diagnosis_needs_a_node_table() -> None:
+    network = Overfitted()
+    network.node_table = {}
+    with pytest.raises(InputError, match="no node table"):
+        probe(network).diagnose()
+    assert len(probe(network).activations(["relu"]).frame) == 4
+
+
+def test_masking_the_salient_channel_gives_accuracy_back(attacks: list[str]) -> None:
+    masking = probe().mask(alpha2=(1.0, 0.5), compare=("random", "variance", "random", "attribution"))
+    accuracy = masking.evaluation.accuracy
+    assert accuracy("pgd:10") == 0
+    assert accuracy("pgd:10", mask="T_act > 1") == 0
+    assert accuracy("pgd:10", mask="T_act > 0.5") == 1
+    assert accuracy("clean", mask="T_act > 0.5") == 1
+    named = {mask.reason: mask for mask in masking.masks if mask.draw == 0}
+    assert named["T_act > 0.5"].channels == {"A": (WEAK,)} and named["T_act > 1"].count == 0
+    assert {named[name].count for name in ("random", "variance", "attribution")} == {1}
+    assert [mask.draw for mask in masking.masks if mask.reason == "random"] == [0, 1, 2, 3, 4]
+    assert masking.masks[0] == NO_MASK
+    for mask in masking.masks:  # a random mask helps just when it holds the weak channel
+        if mask.reason == "random":
+            rows = masking.evaluation.frame.query("mask == 'random' and draw == @mask.draw and attack == 'pgd:10'")
+            assert rows["accuracy"].item() == (WEAK in mask.channels["A"])
+    assert attacks == ["fgsm", "pgd:10", "pgd:10:rule=always"]
+    assert list(masking.evaluation.frame["attack"].unique()) == ["clean", "fgsm", "pgd:10"]
+
+
+def test_unknown_names_are_found_before_the_work(attacks: list[str]) -> None:
+    with pytest.raises(InputError, match="unknown node 'layer9'"):
+        probe().activations(["layer9"])
+    with pytest.raises(InputError, match="unknown selector 'varance'; did you mean variance"):
+        probe().mask(compare=("varance",))
+    assert attacks == []
+
+
+@pytest.mark.parametrize(("alpha2", "count"), [((0.5, 0.0), 1), ((0.0, 0.5), 1), ((0.0, 1.0), 1), ((1.0, 0.0), 0)])
+def test_size_of_the_compared_masks(alpha2: tuple[float, ...], count: int) -> None:
+    masking = probe().mask(alpha2=alpha2, compare=("variance",), attacks=())
+    assert masking.masks[-1].reason == "variance" and masking.masks[-1].count == count
+    assert list(masking.evaluation.frame["attack"].unique()) == ["clean"]
+
+
+def test_masking_by_share() -> None:
+    masking = probe().mask(percent=50, compare=("variance",), attacks=("pgd:5",))
+    assert [mask.reason for mask in masking.masks] == ["none", "top 50 %", "variance"]
+    assert WEAK in masking.masks[1].channels["A"] and masking.masks[1].count == masking.masks[2].count == 2
+    assert list(masking.evaluation.frame["attack"].unique()) == ["clean", "pgd:5"]
+
+
+def test_masking_needs_a_threshold() -> None:
+    with pytest.raises(InputError, match="--alpha2 or --percent"):
+        probe().mask(alpha2=())
+
+
+CALLS = {
+    "activations": lambda p: p.activations().frame,
+    "evaluate": lambda p: p.evaluate(("fgsm",), [Noise(), Noise("gauss", 0.1)]).frame,
+    "mask": lambda p: p.mask(compare=("random", "attribution"), attacks=("fgsm",)).evaluation.frame,
+    "diagnose": lambda p: p.diagnose().evaluation.frame,
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_result_is_found_again_without_an_attack(what: str, tmp_path: Path, attacks: list[str]) -> None:
+    first = CALLS[what](probe(cache=tmp_path / "stats"))
+    made = len(attacks)
+    again = CALLS[what](probe(cache=tmp_path / "stats", device="cpu"))
+    assert made > 0 and len(attacks) == made
+    pd.testing.assert_frame_equal(first, again)
+    assert again.attrs == first.attrs
+    CALLS[what](probe())
+    assert len(attacks) == 2 * made, "nothing is looked up without a cache"
+
+
+def test_masks_and_verdict_survive_the_cache(tmp_path: Path) -> None:
+    pair = [probe(cache=tmp_path).mask() for _ in range(2)]
+    assert pair[0].masks == pair[1].masks and len(pair[0].masks) == 9
+    assert pair[0].statistics.v_act("A") == pair[1].statistics.v_act("A")
+    verdicts = [probe(cache=tmp_path).diagnose() for _ in range(2)]
+    assert verdicts[0].sentence == verdicts[1].sentence and verdicts[0].salient == verdicts[1].salient
+
+
+def stronger() -> Overfitted:
+    network = Overfitted()
+    network.strength.data.fill_(1.1)
+    return network
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_another_experiment_is_not_found(what: str, tmp_path: Path, attacks: list[str]) -> None:
+    call = CALLS[what]
+    call(probe(cache=tmp_path))
+    bare, normalised = checkpoint(Overfitted()), checkpoint(Overfitted())
+    normalised.model = type(bare.model)(Overfitted(), [0.1] * 3, [1.0] * 3).eval()
+    others = [
+        probe(cache=tmp_path, seed=1),
+        probe(cache=tmp_path, epsilon=8 / 255),
+        probe(cache=tmp_path, dataset=grey(11)),
+        probe(cache=tmp_path, dataset=grey(12, name="other")),
+        probe(stronger(), cache=tmp_path),
+        Probe(normalised, grey(12), EPSILON, cache=tmp_path),
+        Probe(replace(bare, arch_args={**bare.arch_args, "width": 2}), grey(12), EPSILON, cache=tmp_path),
+    ]
+    for other in others:
+        attacks.clear()
+        call(other)
+        assert attacks, other.facts
+
+
+def test_other_settings_are_not_found(tmp_path: Path, attacks: list[str]) -> None:
+    kept = probe(cache=tmp_path)
+    kept.mask(compare=())
+    for settings in (
+        {"alpha2": (0.4,)},
+        {"percent": 50},
+        {"compare": ("variance",)},
+        {"attacks": ("fgsm",)},
+        {"attack": "pgd:9"},
+        {"alpha": 50.0},
+        {"reading": "mse"},
+        {"node": "relu:in"},
+    ):
+        attacks.clear()
+        kept.mask(**{"compare": (), **settings})  # type: ignore[arg-type]
+        assert attacks, settings
+
+
+def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
+    probe(cache=tmp_path).activations()
+    (file,) = tmp_path.glob("activations-*.parquet")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(InputError, match="can't be read; delete it"):
+        probe(cache=tmp_path).activations()
+
+
+def test_results_say_where_they_come_from() -> None:
+    kept = probe(seed=4)
+    for frame in (kept.activations().frame, kept.evaluate().frame, kept.mask().evaluation.frame):
+        about = frame.attrs
+        assert about["checkpoint_digest"] == kept.checkpoint.digest and about["data_digest"] == grey(12).digest()
+        assert (about["images"], about["epsilon"], about["seed"], about["arch"]) == (12, 16, 4, "toy")
+        assert {"coprobe", "command", "created", "torch"} <= about.keys()
+        json.dumps(about, allow_nan=False)
+
+
+def test_progress_counts_the_images_once(tmp_path: Path) -> None:
+    from contextlib import contextmanager
+
+    shown: list[Any] = []
+
+    @contextmanager
+    def progress(what: str, images: int) -> Any:
+        shown.append((what, images))
+        yield shown.append
+
+    probe(progress=progress, batch_size=5).mask(attacks=("fgsm",))
+    assert shown == [("FGSM, PGD-10 (rule=always)", 12), 5, 5, 2]
+
+
+class Colours(nn.Module):
+    """Takes images of at least 8 pixels."""
+
+    min_image_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (grey(2, classes=7), r"grey \(test\) has 7 classes and the model 10 logits; choose the --data"),
+        (grey(2, side=7), "images of 7×7 pixels; toy needs at least 8"),
+        (grey(2, side=16), "images of 16×16 pixels, but the model was trained on 8×9"),
+        (
+            Dataset(
+                torch.zeros(1, 1, 8, 9, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("a",) * 10, "g", "x"
+            ),
+            r"g \(x\) has images of 1 channels and the model takes 3",
+        ),
+    ],
+)
+def test_images_that_do_not_fit(dataset: Dataset, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Probe(checkpoint(Colours(), image_shape=(3, 8, 9)), dataset)
