@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import ATTACK_COLOURS, NODE_COLOURS, PAGE, new_figure, paper_style, plain, stamp
+from coprobe.figures.style import ATTACK_COLOURS, COLUMN, NODE_COLOURS, PAGE, new_figure, paper_style, stamp, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,30 +24,41 @@ def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
     runs = list(dict.fromkeys(histories["run"]))
     nodes = [column for column in histories.columns if column.startswith("v_act_")]
     with paper_style():
-        figure = new_figure(min(PAGE, 3.4 * len(runs)), 3.6)
+        width = min(PAGE, COLUMN * len(runs))
+        figure = new_figure(width, 3.6)
         axes = figure.subplots(2, len(runs), sharex=True, sharey="row", squeeze=False)
         for column, run in enumerate(runs):
             history = histories[histories["run"] == run]
             top, bottom = axes[0][column], axes[1][column]
-            top.set_title(plain(run), pad=10)
+            top.set_title(wrapped(run, 0.8 * width / len(runs)), pad=10)
+            marker = "o" if len(history) == 1 else None
             for key, label in _LABELS.items():
-                top.plot(history["epoch"], 100 * history[key], color=ATTACK_COLOURS[key], label=label)
+                top.plot(
+                    history["epoch"],
+                    100 * history[key],
+                    color=ATTACK_COLOURS[key],
+                    label=label,
+                    marker=marker,
+                    clip_on=False,
+                )
             for node, colour in zip(nodes, NODE_COLOURS, strict=False):
-                bottom.plot(history["epoch"], history[node], color=colour, label=node.removeprefix("v_act_"))
+                name = node.removeprefix("v_act_")
+                bottom.plot(history["epoch"], history[node], color=colour, label=name, marker=marker)
             _mark_collapse(history, top, bottom)
             bottom.set_xlabel("epoch")
             bottom.xaxis.get_major_locator().set_params(integer=True)
         axes[0][0].set(ylabel="held-out accuracy (%)", ylim=(0, 100))
-        axes[1][0].set(ylabel=r"$V_\mathrm{act}$ at node", ylim=(0, None))
-        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        axes[1][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        if about:
-            stamp(figure, about)
+        axes[1][0].set(ylabel=r"$V_\mathrm{act}$", ylim=(0, None))
+        for row, title in enumerate(("images", "node")):
+            axes[row][-1].legend(
+                title=title, loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=7, alignment="left"
+            )
+        stamp(figure, about)
     return figure
 
 
 def collapse_epoch(history: pd.DataFrame) -> int | None:
-    """The first epoch from which PGD-10 accuracy stays below half of its running maximum (spec section 6).
+    """The first epoch from which PGD-10 accuracy stays below half of its running maximum.
 
     It must stay there for 3 epochs or to the end, and the maximum must have been worth losing (above 0.15).
     """
@@ -71,6 +82,6 @@ def _mark_collapse(history: pd.DataFrame, *axes: Axes) -> None:
         xycoords=("data", "axes fraction"),
         ha="center",
         va="bottom",
-        fontsize=6,
+        fontsize=7,
         color="#555555",
     )

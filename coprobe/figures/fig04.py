@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import PAGE, new_figure, paper_style, plain, stamp
+from coprobe.figures.style import PAGE, new_figure, paper_style, plain, stamp, whiskers
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_THRESHOLDS = ("#F5C3A0", "#E8894F", "#D55E00", "#8C3D00")
+_THRESHOLDS = ("#FBDCC4", "#D55E00", "#5E2900")
 _OTHERS = {"none": "#777777", "variance": "#0072B2", "variance-clean": "#56B4E9", "random": "#B8B8B8"}
 _SPARE = ("#009E73", "#CC79A7", "#F0E442")
 
@@ -33,24 +34,31 @@ def draw(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
         for place, mask in enumerate(masks):
             rows = accuracies[accuracies["mask"] == mask].set_index("attack").loc[attacks]
             x = [group + (place - (len(masks) - 1) / 2) * width for group in range(len(attacks))]
-            error = [100 * (rows["accuracy"] - rows["low"]), 100 * (rows["high"] - rows["accuracy"])]
             name = plain(mask).replace("T_act", r"$T_\mathrm{act}$")
             label = f"{name} ({rows['masked'].iloc[0]})" if mask != "none" else "no mask"
             axis.bar(x, 100 * rows["accuracy"], width * 0.92, color=colours[mask], label=label)
-            axis.errorbar(x, 100 * rows["accuracy"], error, fmt="none", ecolor="#333333", elinewidth=0.5)
+            axis.errorbar(x, 100 * rows["accuracy"], whiskers(rows), fmt="none", ecolor="#333333", elinewidth=0.5)
+            _say_zero(axis, x, rows)
         axis.set(ylabel="accuracy (%)", ylim=(0, 100), xticks=range(len(attacks)), xticklabels=attacks)
         axis.tick_params(axis="x", length=0)
         axis.legend(title="masked (channels)", loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=7)
-        if about:
-            stamp(figure, about)
+        stamp(figure, about)
     return figure
+
+
+def _say_zero(axis: Axes, x: list[float], rows: pd.DataFrame) -> None:
+    """Write 0 where a bar is too low to be seen, so that it does not pass for a measurement that is missing."""
+    for place, accuracy, high in zip(x, rows["accuracy"], rows["high"], strict=True):
+        if accuracy < 0.005:
+            axis.annotate("0", (place, 100 * high), (0, 1), textcoords="offset points", ha="center", fontsize=5)
 
 
 def _colours(masks: list[str]) -> dict[str, str]:
     """A colour per mask: thresholds from light to dark as they fall, the others by name."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
     thresholds = [mask for mask in masks if mask.startswith(("T_act", "top"))]
-    others = [mask for mask in masks if mask not in thresholds]
+    ramp = LinearSegmentedColormap.from_list("thresholds", _THRESHOLDS)
+    warm = {mask: to_hex(ramp((i + 0.5) / len(thresholds))) for i, mask in enumerate(thresholds)}
     spare = iter(_SPARE)
-    step = max(1, len(_THRESHOLDS) // max(1, len(thresholds)))
-    warm = {mask: _THRESHOLDS[min(len(_THRESHOLDS) - 1, step * (i + 1) - 1)] for i, mask in enumerate(thresholds)}
-    return warm | {mask: _OTHERS.get(mask) or next(spare, "#444444") for mask in others}
+    return warm | {mask: _OTHERS.get(mask) or next(spare, "#444444") for mask in masks if mask not in warm}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import COLUMN, PAGE, new_figure, paper_style, plain, stamp
+from coprobe.figures.style import COLUMN, PAGE, new_figure, paper_style, plain, stamp, whiskers, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,18 +30,15 @@ def draw_accuracies(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
         for place, noise in enumerate(noises):
             rows = accuracies[accuracies["noise"] == noise].set_index("attack").loc[attacks]
             x = [group + (place - (len(noises) - 1) / 2) * width for group in range(len(attacks))]
-            error = [100 * (rows["accuracy"] - rows["low"]), 100 * (rows["high"] - rows["accuracy"])]
             label = "no noise" if noise == "none" else f"noise {noise}/255"
             colour = colours[place % len(colours)]
-            axis.bar(
-                x, 100 * rows["accuracy"], width * 0.92, yerr=error, color=colour, label=label, error_kw={"lw": 0.6}
-            )
+            axis.bar(x, 100 * rows["accuracy"], width * 0.92, color=colour, label=label)
+            axis.errorbar(x, 100 * rows["accuracy"], whiskers(rows), fmt="none", ecolor="#333333", elinewidth=0.5)
         axis.set(ylabel="accuracy (%)", ylim=(0, 100), xticks=range(len(attacks)), xticklabels=attacks)
         axis.tick_params(axis="x", length=0)
         if len(noises) > 1:
-            axis.legend(loc="upper right")
-        if about:
-            stamp(figure, about)
+            axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        stamp(figure, about)
     return figure
 
 
@@ -61,7 +58,7 @@ def draw_places(places: Sequence[Place], *, title: str) -> Figure:
             size = "×".join(map(str, place.shape))
             axis.annotate(f" {place.letter} {size}".replace("  ", " "), (place.shape[0], row), va="center", fontsize=6)
         axis.set(yticks=range(len(places)), yticklabels=[plain(place.path) for place in places], xlabel="channels")
-        axis.set_title(f"{plain(title)}: places after a ReLU")
+        axis.set_title(wrapped(f"{title}: places after a ReLU", COLUMN))
         axis.margins(x=0.25, y=0.01)
         axis.invert_yaxis()
     return figure
@@ -80,5 +77,5 @@ def draw_weights(scales: Mapping[str, float], *, title: str) -> Figure:
         values = [max(value, 1e-12) for value in scales.values()]
         axis.plot(range(len(values)), values, "o", markersize=2.5, color="#0072B2")
         axis.set(yscale="log", xlabel="tensor, in the order of the file", ylabel="root mean square")
-        axis.set_title(plain(title))
+        axis.set_title(wrapped(title, PAGE))
     return figure

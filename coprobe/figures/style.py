@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +72,26 @@ def new_figure(width: float, height: float) -> Figure:
 
 def plain(text: str) -> str:
     """`text` so that matplotlib shows it as it is: no formulas, no name hidden from the legend."""
-    shown = "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in text).replace("$", r"\$")
     return f"\u200b{shown}" if shown.startswith("_") else shown
+
+
+def wrapped(text: str, inches: float, *, size: float = 8) -> str:
+    """`text` as `plain`, broken into up to three lines that fit into `inches` at a font size in points."""
+    columns = max(8, int(inches * 72 / (0.56 * size)))  # a letter is on average 0.56 of the font's size wide
+    return plain("\n".join(textwrap.wrap(text, columns, max_lines=3, placeholder=" …")))
+
+
+def whiskers(rows: pd.DataFrame) -> list[pd.Series]:
+    """Lengths below and above of the intervals of `rows` (accuracy, low, high as fractions), in percent."""
+    return [100 * (rows["accuracy"] - rows["low"]).clip(lower=0), 100 * (rows["high"] - rows["accuracy"]).clip(lower=0)]
 
 
 def stamp(figure: Figure, text: str) -> None:
     """Say small, in the lower right corner, what the figure was made from (data, n, seed)."""
-    figure.supxlabel(plain(text), x=0.995, ha="right", fontsize=5, color="#777777")
+    if text:
+        shown = wrapped(text, figure.get_figwidth(), size=6)
+        figure.supxlabel(shown, x=0.995, ha="right", fontsize=6, color="#666666")
 
 
 def save(figure: Figure, path: str | os.PathLike[str], about: Mapping[Any, Any] | None = None) -> None:
@@ -88,10 +102,15 @@ def save(figure: Figure, path: str | os.PathLike[str], about: Mapping[Any, Any] 
     """
     path = check_writable(path, PLOT_SUFFIXES)
     described = "; ".join(f"{key}: {value}" for key, value in (about or {}).items())
-    key = {".png": "Description", ".pdf": "Subject", ".svg": "Description"}[path.suffix]
-    creator = {"Creator": f"coprobe {__version__}"} if path.suffix != ".png" else {"Software": f"coprobe {__version__}"}
+    ours = f"coprobe {__version__}"
+    # No date, so that the same numbers give the same file.
+    metadata: dict[str, dict[str, str | None]] = {
+        ".png": {"Software": ours, "Description": described},
+        ".pdf": {"Creator": ours, "Subject": described, "CreationDate": None},
+        ".svg": {"Creator": ours, "Description": described, "Date": None},
+    }
     with atomic(path) as temporary, paper_style():
-        figure.savefig(temporary, dpi=200, metadata={**creator, key: described})
+        figure.savefig(temporary, dpi=200, metadata=metadata[path.suffix])
 
 
 def save_all(
