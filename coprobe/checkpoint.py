@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,27 +124,22 @@ def load(
     path = find_file(path)
     container, payload = _read(path)
     about, weights, layout = _unwrap(path, payload)
-    _check_finite(path, weights)
     arch, arch_args = _architecture(path, about, weights, arch, dict(arch_args or {}))
-    network = build(arch, **arch_args)
-    differences = mismatches(network, weights)
-    if differences:
-        shown = ", ".join(differences[:_SHOWN]) + (", …" if len(differences) > _SHOWN else "")
-        raise InputError(f"{path}: {len(differences)} weights don't fit {arch} ({shown}); name another --arch")
-    network.load_state_dict(weights, strict=False)  # strictness is `mismatches`, which forgives old BN counters
-    preprocess = about.get("preprocess") or {}
+    network = _network(path, arch, arch_args, weights)
     assumed = [f"{name}={value!r}" for name, value in defaults(arch).items() if name not in arch_args]
     if assumed:
         layout += f", assumed {', '.join(assumed)}"
-    model = Classifier(network, mean or preprocess.get("mean"), std or preprocess.get("std")).eval()
-    shape = about.get("image_shape")
+    try:
+        model = Classifier(network, mean or about["preprocess"].get("mean"), std or about["preprocess"].get("std"))
+    except (TypeError, ValueError) as error:  # what a file says may be anything
+        raise InputError(f"{path}: {error}") from None
     return Checkpoint(
-        model,
+        model.eval(),
         arch,
         arch_args,
-        recipe=about.get("recipe") or {},
-        metrics=about.get("metrics") or {},
-        image_shape=tuple(shape) if shape else None,
+        recipe=about["recipe"],
+        metrics=about["metrics"],
+        image_shape=about["image_shape"],
         path=path,
         container=container,
         layout=layout,
@@ -157,9 +153,9 @@ def find_file(path: str | Path) -> Path:
         InputError: there is no such regular, readable, non-empty file.
     """
     path = Path(path)
-    if path.is_dir() and (path / "checkpoint.pt").is_file():
-        path = path / "checkpoint.pt"
     try:
+        if (path / "checkpoint.pt").is_file():
+            path = path / "checkpoint.pt"
         mode = path.stat()
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", error)
@@ -195,7 +191,9 @@ def _read(path: Path) -> tuple[str, Any]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols and torch's own storages: nothing to act on
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage through more than a dozen types
         raise InputError(f"{path}: {_why(error)}") from None
 
@@ -222,23 +220,25 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
             metadata = file.metadata() or {}
         about = json.loads(metadata.get("coprobe", "{}"))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged safetensors file ({error}); copy or download it again") from None
     return {**(about if isinstance(about, dict) else {}), "state_dict": weights}
 
 
 def _unwrap(path: Path, payload: Any) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """What the file says about itself, its weights by plain names, and the layout in words."""
-    about: dict[str, Any] = {}
+    description: Mapping[str, Any] = {}
     layout = ["bare state dict"]
     if isinstance(payload, Mapping) and not _is_weights(payload):
         key = next((key for key in WRAPPERS if _is_weights(payload.get(key))), None)
         if key is None:
             held = ", ".join(f"{str(k)[:40]!r}" for k in list(payload)[:_SHOWN]) or "nothing"
             raise InputError(f"{path}: no weights under {', '.join(WRAPPERS)} (it holds {held}); save a state_dict")
-        ours = payload.get("format") == FORMAT
-        about = {k: v for k, v in payload.items() if k != key} if ours else {}
-        layout = [FORMAT if ours else f"state dict under '{key}'"]
+        written = payload.get("format")
+        if written != FORMAT and str(written).startswith("coprobe/"):
+            raise InputError(f"{path}: has the format {str(written)[:40]} of a newer coprobe; upgrade coprobe")
+        description = payload if written == FORMAT else {}
+        layout = [FORMAT if description else f"state dict under '{key}'"]
         payload = payload[key]
     if not _is_weights(payload):
         raise InputError(f"{path}: holds a {type(payload).__name__}, not weights by name; save a state_dict")
@@ -246,7 +246,21 @@ def _unwrap(path: Path, payload: Any) -> tuple[dict[str, Any], dict[str, Tensor]
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None):
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
         layout.append(f"prefix '{prefix}' removed")
-    return about, weights, ", ".join(layout)
+    return _described(path, description), weights, ", ".join(layout)
+
+
+def _described(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """What one of our files says about itself, of the right types; empty values for what it does not say."""
+    about: dict[str, Any] = {k: description.get(k) or {} for k in ("arch_args", "preprocess", "recipe", "metrics")}
+    wrong = [key for key, value in about.items() if not isinstance(value, dict)]
+    arch, shape = description.get("arch"), description.get("image_shape")
+    if not isinstance(arch, str | None):
+        wrong.append("arch")
+    if shape is not None and not (isinstance(shape, list | tuple) and [type(n) for n in shape] == [int] * 3):
+        wrong.append("image_shape")
+    if wrong:
+        raise InputError(f"{path}: damaged description ({', '.join(wrong)}); save it again, or its state_dict alone")
+    return {**about, "arch": arch, "image_shape": tuple(shape) if shape else None}
 
 
 def _is_weights(value: Any) -> bool:
@@ -256,18 +270,36 @@ def _is_weights(value: Any) -> bool:
     return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
 
 
-def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+def _network(path: Path, arch: str, arch_args: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network with its weights in it, once they are known to fit and to be numbers."""
+    try:
+        with torch.device("meta"):  # takes no memory, whatever size the file or --arch-arg asks for
+            differences = mismatches(build(arch, **arch_args), weights)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (RuntimeError, TypeError, OverflowError):
+        raise InputError(f"{path}: no {arch} can have the arguments {arch_args}; give others") from None
+    if differences:
+        shown = ", ".join(differences[:_SHOWN]) + (", …" if len(differences) > _SHOWN else "")
+        raise InputError(f"{path}: {len(differences)} weights don't fit {arch} ({shown}); name another --arch")
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized or tensor.is_meta:
+            raise InputError(
+                f"{path}: weight '{name[:80]}' is no plain tensor of real numbers; save a dense state_dict"
+            )
+        if not torch.isfinite(tensor.float()).all():
             raise InputError(f"{path}: weight '{name[:80]}' is not finite (NaN or infinite); the training diverged")
+    network = build(arch, **arch_args)
+    network.load_state_dict(weights, strict=False)  # strictness is `mismatches`, which forgives old BN counters
+    return network
 
 
 def _architecture(
     path: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor], arch: str | None, given: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the architecture: what the person says, else the file, else the weights."""
-    if arch is None and "arch" in about:
-        return str(about["arch"]), {**(about.get("arch_args") or {}), **given}
+    if arch is None and about["arch"]:
+        return about["arch"], {**about["arch_args"], **given}
     try:
         if arch is None:
             arch, read = infer(weights)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -42,28 +44,31 @@ def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ())
 
     Raises:
         InputError: `path` is a directory, has a suffix outside `suffixes`, or its nearest existing parent
-            is no directory that may be written to.
+            is no directory that can be written to.
     """
     path = Path(path)
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise InputError(f"{path}: can't write '{path.suffix}' files here; use {', '.join(suffixes)}")
+    check_writable_directory(path.parent)
     if path.is_dir():
         raise InputError(f"{path}: is a directory; name a file")
-    check_writable_directory(path.parent)
+    if suffixes and path.suffix not in suffixes:
+        raise InputError(f"{path}: the name must end in {' or '.join(suffixes)}")
     return path
 
 
 def check_writable_directory(directory: str | os.PathLike[str]) -> Path:
     """Check that files can be created in `directory`, which need not exist yet (see `check_writable`)."""
     directory = Path(directory)
-    existing = directory
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"{existing}: is not a directory; choose another output directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{existing}: no permission to write there; choose another output directory")
-    return directory
+    try:
+        existing = next(place for place in (directory, *directory.parents) if os.path.lexists(place))
+        if not existing.is_dir():
+            raise InputError(f"{existing}: is not a directory; choose another output directory")
+        # Only a try tells: permissions say nothing about read-only and virtual file systems.
+        with tempfile.TemporaryFile(dir=existing):
+            return directory
+    except OSError as error:
+        raise InputError(
+            f"{directory}: can't write there ({error.strerror}); choose another output directory"
+        ) from None
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
@@ -97,5 +102,7 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of `frame` as plain values that strict JSON can hold (NaN and infinities become None)."""
-    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=15))
+    rows = [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    for row in rows:
+        row.update({key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)})
     return rows

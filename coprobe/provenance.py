@@ -57,9 +57,11 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
     Two files that hold the same weights have the same digest, whatever their container.
     """
+    import torch
+
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode("utf-8", "backslashreplace"))
-        sha.update(tensor.flatten().view(tensor.dtype).numpy().tobytes() if tensor.numel() else b"")
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return sha.hexdigest()[:16]

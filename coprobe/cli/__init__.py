@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -13,7 +14,7 @@ import click
 
 from coprobe._version import __version__
 from coprobe.cli import commands
-from coprobe.errors import CoprobeError
+from coprobe.errors import CoprobeError, unknown
 
 _ORDER = ("demo", "train", "inspect", "nodes", "activations", "mask", "evaluate", "diagnose", "figure")
 _LONGEST = 300
@@ -26,9 +27,9 @@ class _Commands(click.Group):
         found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
         return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in self.list_commands(ctx):
-            return None
+            raise unknown("command", cmd_name, self.list_commands(ctx))
         command: click.Command = importlib.import_module(f"coprobe.cli.commands.{cmd_name}").command
         return command
 
@@ -51,6 +52,9 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × and a file name that is no text are no errors
     if "--debug" in arguments:
         return int(cli.main(arguments, prog_name="coprobe", standalone_mode=False) or 0)
     try:
@@ -80,5 +84,5 @@ def _fail(message: str, code: int) -> int:
     line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in message).split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST - 1]}…"
-    click.echo(f"coprobe: error: {line}".encode(errors="replace").decode(), err=True)
+    click.echo(f"coprobe: error: {line}", err=True)
     return code

@@ -42,6 +42,25 @@ class Budget(click.ParamType):
         return number
 
 
+class Number(click.ParamType):
+    """A number for which `holds` is true, which `rule` says in words; NaN never is such a number."""
+
+    name = "NUMBER"
+
+    def __init__(self, rule: str, holds: Callable[[float], bool]) -> None:
+        self.rule = rule
+        self.holds = holds
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not self.holds(number):
+            raise InputError(f"{param.opts[0] if param else 'number'} {value}: must be {self.rule}")
+        return number
+
+
 class Limit(click.ParamType):
     """A number of images, at least 1, or `all`."""
 
@@ -50,7 +69,7 @@ class Limit(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value is None or isinstance(value, int):
             return value
-        if value == "all":
+        if str(value).lower() == "all":
             return None
         if not str(value).isdecimal() or int(value) < 1:
             flag = param.opts[0] if param else "limit"
@@ -124,7 +143,10 @@ probing_options = _stack(
 )
 
 attack_option = click.option(
-    "--attack", default="pgd:10", show_default=True, help="One attack, as in --attacks of 'coprobe evaluate'."
+    "--attack",
+    default="pgd:10:rule=always",
+    show_default=True,
+    help="The attack behind T_act, as in --attacks of 'coprobe evaluate'.",
 )
 
 
@@ -165,7 +187,7 @@ class ProbingOptions:
         data = self.data or checkpoint.recipe.get("data")
         if not data:
             raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
-        dataset = load(data, self.split, limit=self.limit)
+        dataset = load(str(data), self.split, limit=self.limit)
         run = Path(path) if Path(path).is_dir() else None
         probe = Probe(
             checkpoint,

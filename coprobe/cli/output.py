@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def message(text: str) -> None:
     """A line for people, on stderr."""
-    click.echo(text.encode(errors="replace").decode(), err=True)
+    click.echo(text, err=True)
 
 
 @contextmanager
@@ -93,12 +93,16 @@ class Output:
             message(f"wrote {self.plot}")
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+plot_option = click.option("--plot", type=click.Path(path_type=Path), help="Write the picture (.png, .pdf, .svg).")
+_out_option = click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the full table (.parquet, .csv, .json)."
+)
+
+
 def output_options(function: F) -> F:
-    """`--json`, `--out`, `--plot`; become one argument `output`."""
-    path = click.Path(path_type=Path)
-    function = click.option("--plot", type=path, help="Write the picture (.png, .pdf, .svg).")(function)
-    function = click.option("--out", type=path, help="Write the full table (.parquet, .csv, .json).")(function)
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+    """`--json`, `--out`, `--plot`: the arguments of `Output`."""
+    return json_option(_out_option(plot_option(function)))
 
 
 def print_table(
@@ -113,13 +117,23 @@ def print_table(
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     table = Table(show_header=any(header), box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(header):
-        table.add_column(escape(name), justify="left" if place < left else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if place < left else "right"
+        # In a narrow terminal, headings of several words and the last column give way, never a number.
+        wraps = place > 0 and (" " in name or place == len(header) - 1)
+        table.add_column(escape(name), justify=justify, overflow="fold", no_wrap=not wraps)
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(escape(title), style="bold")
     console.print(table)
     if note:
         console.print(escape(note), style="dim")
+
+
+def print_text(text: str) -> None:
+    """A paragraph on stdout, wrapped at the width of the terminal (80 where there is none)."""
+    from rich.console import Console
+
+    Console(file=sys.stdout, highlight=False, markup=False).print(text)
 
 
 def percent(fraction: float) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
 
-from coprobe.cli.options import ProbingOptions, attack_option, debug_option, probing_options
+from coprobe.cli.options import Number, ProbingOptions, attack_option, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, print_table
 
 
@@ -14,8 +15,14 @@ from coprobe.cli.output import Output, output_options, print_table
 @click.argument("checkpoint")
 @click.option("--node", "nodes", multiple=True, help="A…E or a module path; repeatable.  [default: A…E]")
 @attack_option
-@click.option("--alpha", type=float, default=100.0, show_default=True, help="Factor inside tanh of Eq. 6.")
-@click.option("--reading", default="R2", show_default=True, help="Reading of Eq. 6: R1, R2 or R3.")
+@click.option(
+    "--alpha",
+    type=Number("a finite number above 0", lambda number: 0 < number < math.inf),
+    default=100,
+    show_default=True,
+    help="Factor inside tanh of Eq. 6.",
+)
+@click.option("--reading", default="mean", show_default=True, help="How Eq. 6 sums over images: mean, sum or mse.")
 @click.option("--top", type=click.IntRange(1), default=8, show_default=True, help="Channels to list per node.")
 @probing_options
 @output_options
@@ -71,6 +78,6 @@ def command(
 
         label = probe.checkpoint.path.name if probe.checkpoint.path else "model"
         about = f"{probe.dataset.name}, n = {len(probe.dataset)}, ε = {probe.epsilon * 255:g}/255, seed {probe.seed}"
-        return fig03.draw(table.assign(run=label, kind="CO-affected"), about=about)
+        return fig03.draw(table.assign(run=label, kind=""), about=about)
 
     output.give(table, show, draw, v_act=v_act)

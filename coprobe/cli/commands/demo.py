@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from coprobe.cli.options import debug_option
-from coprobe.cli.output import message, percent, print_table, progress
+from coprobe.cli.output import message, percent, print_table, print_text, progress
 
 
 @click.command(short_help="See it all on a laptop: two small models, probed and masked.")
@@ -96,4 +96,4 @@ def _tell(story: Any) -> None:
     header = ["", "mask", "channels", "clean", "FGSM", "PGD-10"]
     print_table("3. Mask them (node A), and as many others", header, rows, left=2)
     for name, diagnosis in story.diagnoses.items():
-        click.echo(f"{name} – {diagnosis.sentence}\n")
+        print_text(f"{name} – {diagnosis.sentence}\n")

@@ -14,7 +14,7 @@ from coprobe.cli.options import (
     probing_options,
     read_checkpoint,
 )
-from coprobe.cli.output import Output, output_options, percent, print_table
+from coprobe.cli.output import Output, output_options, percent, print_table, print_text
 
 
 @click.command(short_help="Is a checkpoint CO-affected? A verdict in a sentence.")
@@ -63,7 +63,7 @@ def command(
             for node, channels in diagnosis.salient.items()
         ]
         print_table("channels with T_act > 0.5", ["node", "of", "salient", "which"], salient)
-        click.echo(diagnosis.sentence)
+        print_text(diagnosis.sentence)
 
     def draw() -> Any:
         from coprobe.figures import fig03

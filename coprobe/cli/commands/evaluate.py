@@ -48,13 +48,16 @@ def command(
     output = Output(as_json, out, plot)
     drawn_from = [Noise.parse(spec) for spec in noises] or [NO_NOISE]
     options = ProbingOptions(**probing)
+    probes = {path: options.probe(path) for path in checkpoints}  # all before the first attack
     parts = []
-    for path in checkpoints:
-        probe = options.probe(path)
+    for path, probe in probes.items():
         evaluation = probe.evaluate(attacks, drawn_from)
         parts.append(readable_attacks(evaluation, probe.epsilon).assign(model=path))
     frame = pd.concat(parts, ignore_index=True)
-    frame.attrs.update(parts[-1].attrs)
+    frame.attrs = {
+        key: value if all(part.attrs[key] == value for part in parts) else [part.attrs[key] for part in parts]
+        for key, value in parts[0].attrs.items()
+    }
 
     def show() -> None:
         for path in checkpoints:

@@ -46,8 +46,7 @@ def command(checkpoint: str, as_json: bool, out: Any, plot: Any, **reading: Any)
         **{f"measured: {key}": value for key, value in loaded.metrics.items()},
     }
     frame = pd.DataFrame(
-        {"weight": name, "shape": str(tuple(t.shape)), "rms": t.square().mean().sqrt().item()}
-        for name, t in floating.items()
+        {"weight": name, "shape": list(t.shape), "rms": t.square().mean().sqrt().item()} for name, t in floating.items()
     )
     frame.attrs.update(provenance(**loaded.facts()))
 

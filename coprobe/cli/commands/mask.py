@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from coprobe.cli import memory
-from coprobe.cli.options import ProbingOptions, attack_option, comma_separated, debug_option, probing_options
+from coprobe.cli.options import Number, ProbingOptions, attack_option, comma_separated, debug_option, probing_options
 from coprobe.cli.output import Output, message, output_options, percent, print_table
 
 
@@ -15,9 +15,17 @@ from coprobe.cli.output import Output, message, output_options, percent, print_t
 @click.argument("checkpoint", required=False)
 @click.option("--node", default="A", show_default=True, help="A…E or a module path.")
 @click.option(
-    "--alpha2", type=float, multiple=True, help="Mask channels with T_act above this; repeatable.  [default: 0.5]"
+    "--alpha2",
+    type=Number("between 0 and 1", lambda number: 0 <= number <= 1),
+    multiple=True,
+    help="Mask channels with T_act above this; repeatable.  [default: 0.5]",
 )
-@click.option("--percent", "share", type=float, help="Mask this share of the channels instead, by T_act.")
+@click.option(
+    "--percent",
+    "share",
+    type=Number("above 0 and at most 100", lambda number: 0 < number <= 100),
+    help="Mask this share of the channels instead, by T_act.",
+)
 @click.option(
     "--compare",
     default="variance,random,attribution",

@@ -39,7 +39,7 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     if side < smallest:
         raise InputError(f"--image-size {side}: {loaded.arch} needs at least {smallest} pixels")
     found = places(loaded.model, (loaded.in_channels, side, side))
-    frame = pd.DataFrame(asdict(place) for place in found)
+    frame = pd.DataFrame({**asdict(place), "shape": list(place.shape)} for place in found)
     frame.attrs.update(provenance(**loaded.facts()))
 
     def show() -> None:

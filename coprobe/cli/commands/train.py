@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
-from coprobe.cli.options import Assignment, Budget, Limit, debug_option
-from coprobe.cli.output import Output, message, output_options, percent, print_table, progress
+from coprobe.cli.options import Assignment, Budget, Limit, Number, debug_option
+from coprobe.cli.output import Output, json_option, message, percent, plot_option, print_table, progress
 
 
 @click.command(short_help="Train a checkpoint.")
@@ -32,11 +34,17 @@ from coprobe.cli.output import Output, message, output_options, percent, print_t
 @click.option("--augment", default="crop-flip", show_default=True, help="none, crop or crop-flip.")
 @click.option("--stable-node", help="Node of L_stable (Eq. 8).")
 @click.option("--stable-weight", type=float, default=0.0, help="alpha_3 of L_stable; 200 in the paper.")
-@click.option("--logit-weight", type=float, help="Factor of the logit term (Eq. 10).  [default: the method's]")
+@click.option(
+    "--logit-weight",
+    type=Number("a finite number, at least 0", lambda number: 0 <= number < math.inf),
+    help="Factor of the logit term (Eq. 10).  [default: the method's]",
+)
+@click.option("--stop-at-collapse", is_flag=True, help="End after an epoch with PGD-10 ≤ 2 % and FGSM 30 points above.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
-@output_options
+@json_option
+@plot_option
 @debug_option
 def command(
     directory: Path,
@@ -56,6 +64,7 @@ def command(
       coprobe train --method fgsm --eps-train 16 --data cifar10 --width 16 \\
         --limit-train 10000 --epochs 10 --out runs/co
     """
+    from coprobe.checkpoint import load as load_checkpoint
     from coprobe.data import load
     from coprobe.engine import choose_device
     from coprobe.files import check_writable_directory
@@ -72,6 +81,8 @@ def command(
             recipe, directory, device=chosen, data=data, overwrite=overwrite, on_batch=advance, on_epoch=_report(recipe)
         )
     history = run.history
+    made = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))["provenance"]
+    history.attrs.update({**made, **load_checkpoint(run.checkpoint).facts()})
 
     def show() -> None:
         rows = [

@@ -1,0 +1,291 @@
+"""Every command end to end: what goes to stdout, to stderr, and into files."""
+
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import click
+import pandas as pd
+import pytest
+from rich.cells import cell_len
+
+import coprobe as package
+from coprobe.cli import cli, main
+from coprobe.training import METHODS
+
+COMMANDS = cli.list_commands(click.Context(cli))
+#: A quick command line of each command that gives a table, and the columns of its rows.
+TABLES = {
+    "inspect tiny.pt": {"weight", "shape", "rms"},
+    "nodes tiny.pt": {"path", "letter", "shape"},
+    "activations tiny.pt --limit 20 --attack pgd:2": {"node", "channel", "t_act", "v_act", "mean_change"},
+    "mask tiny.pt --limit 20 --attack pgd:2 --attacks fgsm": {"attack", "mask", "masked", "n", "accuracy"},
+    "evaluate tiny.pt --limit 20 --attacks fgsm --noise none --noise uniform:16": {"attack", "noise", "low", "high"},
+    "diagnose tiny.pt --limit 20 --attack pgd:2": {"attack", "accuracy", "low", "high", "n"},
+}
+PROBING = [line for line in TABLES if "--limit" in line]
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def parse(text):
+    """Strictly: no NaN, no infinity."""
+    return json.loads(text, parse_constant=refuse_constant)
+
+
+def check_same(read, rows):
+    """The same numbers and words in a file as in the JSON on stdout."""
+    assert len(read) == len(rows)
+    for mine, theirs in zip(read, rows, strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():  # Parquet gives lists back as arrays: left out
+            if isinstance(value, float):
+                assert value == pytest.approx(theirs[key], rel=1e-12, abs=0)
+            elif isinstance(value, str | int):
+                assert str(value) == str(theirs[key])
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_a_table_for_people(here, coprobe, line):
+    result = coprobe(line)
+    assert result.code == 0
+    assert result.err == ""  # the progress bar is for terminals
+    assert max(map(cell_len, result.out.splitlines())) <= 80
+    assert len(result.out.splitlines()) > 4 and "\x1b" not in result.out
+    assert list(here.iterdir()) == [here / "tiny.pt"]
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_json_for_programs_and_the_same_in_files(here, coprobe, line):
+    tables = {}
+    for suffix in ("parquet", "csv", "json"):
+        result = coprobe(f"{line} --json --out results/t.{suffix}")
+        assert (result.code, result.err) == (0, f"wrote results/t.{suffix}\n")
+        tables[suffix] = parse(result.out)
+    given = tables["json"]
+    assert set(given["rows"][0]) >= TABLES[line]
+    about = given["provenance"]
+    assert about["coprobe"] == package.__version__
+    assert about["command"] and about["checkpoint"].endswith("tiny.pt") and len(about["checkpoint_digest"]) == 16
+    if line in PROBING:
+        assert (about["seed"], about["device"], about["images"], about["data"]) == (0, "cpu", 20, "digits")
+        assert len(about["data_digest"]) == 16
+        assert about["epsilon"] == (26 if line.startswith("diagnose") else 16)
+
+    check_same(pd.read_parquet("results/t.parquet").to_dict("records"), given["rows"])
+    check_same(pd.read_csv("results/t.csv", keep_default_na=False).to_dict("records"), given["rows"])
+    written = parse((here / "results" / "t.json").read_text())
+    check_same(written["rows"], given["rows"])
+    digest = about["checkpoint_digest"]
+    assert written["checkpoint_digest"] == digest
+    assert pd.read_parquet("results/t.parquet").attrs["checkpoint_digest"] == digest
+    assert parse((here / "results" / "t.provenance.json").read_text())["checkpoint_digest"] == digest
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_pictures(here, coprobe, line):
+    kinds = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+    suffixes = kinds if line == "nodes tiny.pt" else [".png"]
+    for suffix in suffixes:
+        result = coprobe(f"{line} --json --plot picture{suffix}")
+        assert (result.code, result.err) == (0, f"wrote picture{suffix}\n")
+        content = (here / f"picture{suffix}").read_bytes()
+        assert content.startswith(kinds[suffix]) and len(content) > 3000
+    assert sorted(path.name for path in here.iterdir()) == sorted(["tiny.pt", *(f"picture{s}" for s in suffixes)])
+
+
+@pytest.mark.parametrize("line", PROBING)
+def test_the_same_seed_gives_the_same_numbers(here, coprobe, line):
+    first, second = (parse(coprobe(f"{line} --json").out)["rows"] for _ in range(2))
+    assert first == second
+
+
+def test_inspect_says_how_it_was_read_and_trained(here, coprobe):
+    facts = parse(coprobe("inspect tiny.pt --json").out)["facts"]
+    assert facts["architecture"] == "resnet18" and facts["container"] == "zip" and facts["width"] == 4
+    assert facts["trained: data"] == "digits" and facts["nodes"].startswith("A relu, B layer1")
+
+
+def test_nodes_marks_the_five(here, coprobe):
+    rows = parse(coprobe("nodes tiny.pt --json --image-size 16").out)["rows"]
+    assert [row["letter"] for row in rows if row["letter"]] == list("ABCDE")
+    assert rows[0]["path"] == "relu" and list(rows[0]["shape"]) == [4, 16, 16]
+
+
+def test_activations_lists_the_most_salient_first(here, coprobe):
+    given = parse(coprobe("activations tiny.pt --limit 20 --attack pgd:2 --node B --node A --json").out)
+    rows = given["rows"]
+    assert [row["node"] for row in rows] == ["B"] * 4 + ["A"] * 4
+    assert all(a["t_act"] >= b["t_act"] for a, b in itertools.pairwise(rows) if a["node"] == b["node"])
+    assert set(given["v_act"]) == {"A", "B"} and given["v_act"]["A"] > 0
+
+
+def test_mask_counts_what_it_masks(here, coprobe):
+    line = "mask tiny.pt --limit 20 --attack pgd:2 --attacks fgsm --percent 50 --compare random,variance --json"
+    given = parse(coprobe(line).out)
+    assert {row["mask"]: row["masked"] for row in given["rows"]} == {
+        "none": 0, "top 50 %": 2, "random": 2, "variance": 2,
+    }  # fmt: skip
+    assert len(given["masks"]["variance"]) == 2
+    assert {row["attack"] for row in given["rows"]} == {"clean", "FGSM"}
+
+
+def test_mask_takes_the_checkpoint_probed_last(here, store, coprobe):
+    shutil.copytree(store / "co", here / "runs" / "co")
+    assert coprobe("evaluate tiny.pt --limit 20 --attacks fgsm").code == 0
+    result = coprobe("mask --limit 20 --alpha2 0.5 --attack fgsm --attacks fgsm --json")
+    assert (result.code, result.err) == (0, f"{here}/tiny.pt (probed last)\n")
+    assert parse(result.out)["provenance"]["checkpoint"] == f"{here}/tiny.pt"
+
+
+def test_mask_takes_the_newest_run(here, store, coprobe):
+    for age, name in enumerate(("co", "stable")):
+        shutil.copytree(store / name, here / "runs" / name)
+        os.utime(here / "runs" / name / "checkpoint.pt", (1e9 - age, 1e9 - age))
+    line = "mask --limit 20 --attack fgsm --attacks fgsm"
+    result = coprobe(line)
+    assert (result.code, result.err) == (0, f"{here}/runs/co/checkpoint.pt (newest run)\n")
+    shutil.rmtree(here / "runs" / "co")  # what was probed last is gone
+    assert coprobe(line).err == f"{here}/runs/stable/checkpoint.pt (newest run)\n"
+
+
+def test_what_was_probed_last_is_kept_per_directory(here, store, coprobe, monkeypatch):
+    coprobe("evaluate tiny.pt --limit 20 --attacks fgsm")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert coprobe("mask --limit 20").code == 2
+
+
+def test_nowhere_to_remember_is_no_error(here, coprobe, monkeypatch):
+    (here / "file").touch()
+    monkeypatch.setenv("COPROBE_STATE", str(here / "file"))
+    assert coprobe("evaluate tiny.pt --limit 20 --attacks fgsm").code == 0
+    assert coprobe("mask").code == 2
+
+
+def test_evaluate_takes_several_checkpoints(here, store, coprobe):
+    result = coprobe(f"evaluate tiny.pt {store / 'co'} --limit 20 --attacks fgsm")
+    assert result.code == 0 and result.out.count("accuracy (%)") == 2
+    given = parse(coprobe(f"evaluate tiny.pt {store / 'co'} --limit 20 --attacks fgsm --json").out)
+    assert len({row["model"] for row in given["rows"]}) == 2
+    assert len(set(given["provenance"]["checkpoint_digest"])) == 2 and given["provenance"]["seed"] == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train(here, coprobe, method):
+    line = (
+        f"train --method {method} --data digits --limit-train 64 --held-out 20 --width 4 --batch-size 32 --epochs 1 "
+        "--eps-train 26 --out runs/new"
+    )
+    result = coprobe(f"{line} --json --plot history.png")
+    assert result.code == 0
+    assert "epoch   1/1  loss " in result.err and "wrote history.png" in result.err
+    given = parse(result.out)
+    assert len(given["rows"]) == 1 and given["run"] == "runs/new" and given["recipe"]["method"] == method
+    assert given["provenance"]["images"] == 64 and len(given["provenance"]["checkpoint_digest"]) == 16
+    files = sorted(path.name for path in (here / "runs" / "new").iterdir())
+    assert files == ["best.pt", "checkpoint.pt", "history.csv", "recipe.json"]
+    history = pd.read_csv(here / "runs" / "new" / "history.csv")
+    assert {"epoch", "lr", "train_loss", "train_accuracy", "clean", "fgsm", "pgd10", "v_act_A"} <= set(history.columns)
+    assert math.isfinite(history["train_loss"][0])
+    again = coprobe(line)
+    assert again.code == 2 and "holds a run already" in again.err
+    again = coprobe(f"{line} --overwrite")
+    assert again.code == 0 and max(map(cell_len, again.out.splitlines())) <= 80 and "PGD-10" in again.out
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_figure_and_its_second_time_without_an_attack(here, store, coprobe, monkeypatch, number):
+    for name in ("co", "stable"):
+        shutil.copytree(store / name, here / name)
+    line = f"figure {number} co stable --limit 20 --out figures"
+    first = coprobe(line)
+    names = [f"figures/fig0{number}{suffix}" for suffix in (".png", ".pdf", ".csv")]
+    assert first.code == 0 and first.out.split() == names
+    assert all((here / name).stat().st_size > 300 for name in names)
+    numbers = (here / names[2]).read_text()
+    assert len(numbers.splitlines()) > 4
+    monkeypatch.setattr("coprobe.attacks.Attack.__call__", None)
+    second = coprobe(f"{line} --json")
+    assert second.code == 0
+    assert parse(second.out)["files"] == names
+    assert (here / names[2]).read_text() == numbers
+
+
+def test_a_figure_of_changed_settings_is_made_anew(here, store, coprobe, monkeypatch):
+    shutil.copytree(store / "co", here / "co")
+    assert coprobe("figure 3 co --limit 20").code == 0
+    monkeypatch.setattr("coprobe.attacks.Attack.__call__", None)
+    assert coprobe("figure 3 co --limit 20 --eps 8").code == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(coprobe, name):
+    result = coprobe(f"{name} --help")
+    assert (result.code, result.err) == (0, "")
+    assert "Example:\n" in result.out and f"    coprobe {name}" in result.out
+    command = cli.get_command(click.Context(cli), name)
+    assert command.short_help in coprobe("--help").out  # not cut off
+    for parameter in command.params:
+        assert isinstance(parameter, click.Argument) or parameter.help or parameter.show_default, parameter.name
+    assert {"--json", "--debug"} <= {flag for parameter in command.params for flag in parameter.opts}
+    flags = [flag for parameter in command.params for flag in parameter.opts]
+    assert len(flags) == len(set(flags))
+
+
+def test_help_fits_a_terminal(coprobe):
+    lines = coprobe("--help").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == COMMANDS
+
+
+def test_no_command_shows_the_help(coprobe):
+    result = coprobe("")
+    assert result.code == 2 and "Usage: coprobe" in result.err
+
+
+def run_python(code, **options):
+    command = [sys.executable, *code]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from coprobe.cli import main; main(['--help']); print(*sys.modules)"
+    result = run_python(["-c", code])
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert "coprobe.cli" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "matplotlib", "sklearn", "torchvision", "captum"}
+
+
+def test_python_dash_m():
+    result = run_python(["-m", "coprobe", "--version"])
+    assert (result.returncode, result.stdout) == (0, f"coprobe, version {package.__version__}\n")
+
+
+def test_a_reader_that_goes_is_no_traceback():
+    code = (
+        "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
+        "from coprobe.cli import main; sys.exit(main(['--help']))"
+    )
+    result = run_python(["-c", code])
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_terminal_without_the_marks_is_no_error(here, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["nodes", "tiny.pt"]) == 0
+    terminal.flush()
+    assert b"4?32?32" in terminal.buffer.getvalue()
+
+
+def test_main_reads_the_command_line_of_the_process(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["coprobe", "--version"])
+    assert main() == 0 and capsys.readouterr().out.startswith("coprobe, version")

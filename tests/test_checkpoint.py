@@ -1,0 +1,362 @@
+"""Checkpoints: what is read, what is refused, and that nothing in a file is ever run."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import re
+import threading
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import coprobe.files
+from coprobe.checkpoint import PREFIXES, WRAPPERS, Checkpoint, load
+from coprobe.errors import InputError
+from coprobe.models import Classifier, build, defaults
+
+ARGS = {"width": 2, "num_classes": 3, "in_channels": 1}
+
+
+def make(arch="resnet18", mean=None, std=None, **arch_args):
+    torch.manual_seed(0)
+    arch_args = {**ARGS, **arch_args}
+    model = Classifier(build(arch, **arch_args), mean, std).eval()
+    return Checkpoint(model, arch, arch_args, {"data": "digits", "eps_train": 8.0}, {"epoch": 3}, (1, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return make(mean=(0.4,), std=(0.3,))
+
+
+@pytest.fixture(scope="module")
+def weights(ours):
+    return {name: tensor.clone() for name, tensor in ours.model.network.state_dict().items()}
+
+
+def logits(checkpoint):
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return checkpoint.model(images)
+
+
+def refusal(path, **options):
+    """The one line with which `path` is refused, without torch's warnings beside it."""
+    with warnings.catch_warnings(), pytest.raises(InputError) as caught:
+        warnings.simplefilter("error")
+        load(path, **options)
+    line = str(caught.value)
+    assert str(path) in line and "\n" not in line and len(line) < 600 and "weights_only" not in line
+    return line
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_ours_round_trips_with_everything_that_is_known(ours, tmp_path, suffix):
+    ours.save(tmp_path / f"c{suffix}")
+    read = load(tmp_path / f"c{suffix}")
+    assert torch.equal(logits(read), logits(ours))
+    assert (read.arch, read.arch_args, read.recipe, read.metrics) == (ours.arch, ARGS, ours.recipe, ours.metrics)
+    assert (read.model.mean, read.model.std, read.image_shape) == ((0.4,), (0.3,), (1, 32, 32))
+    assert (read.num_classes, read.in_channels, read.layout) == (3, 1, "coprobe/1")
+    assert read.container == {".pt": "zip", ".safetensors": "safetensors"}[suffix]
+    assert not read.model.training
+
+
+def test_a_run_directory_stands_for_its_last_checkpoint(ours, tmp_path):
+    ours.save(tmp_path / "checkpoint.pt")
+    assert load(tmp_path).path == tmp_path / "checkpoint.pt"
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("prefix", ["", *PREFIXES, "module._orig_mod.", "_orig_mod.module.module."])
+@pytest.mark.parametrize("key", ["", *WRAPPERS])
+def test_public_layouts(ours, weights, tmp_path, key, prefix, legacy):
+    named = {prefix + name: tensor for name, tensor in weights.items()}
+    payload = {"epoch": 7, key: named, "optimizer": {"state": {}}} if key else named
+    torch.save(payload, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
+    read = load(tmp_path / "c.pth", mean=(0.4,), std=(0.3,))
+    assert torch.equal(logits(read), logits(ours))
+    assert read.container == ("legacy pickle" if legacy else "zip")
+    assert read.layout.count("removed") == prefix.count(".")
+    assert (f"'{key}'" if key else "bare") in read.layout
+    assert read.recipe == {} and read.image_shape is None
+
+
+def test_a_bare_safetensors_file(ours, weights, tmp_path):
+    save_file(weights, tmp_path / "c.safetensors")
+    assert torch.equal(logits(load(tmp_path / "c.safetensors", mean=(0.4,), std=(0.3,))), logits(ours))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(ours, weights, tmp_path, dtype):
+    torch.save({k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}, tmp_path / "c.pt")
+    read = load(tmp_path / "c.pt", mean=(0.4,), std=(0.3,))
+    assert {p.dtype for p in read.model.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits(read), logits(ours), rtol=0.05, atol=0.05)
+
+
+def test_files_without_batch_counters_are_read(ours, weights, tmp_path):
+    torch.save({k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}, tmp_path / "c.pt")
+    assert torch.equal(logits(load(tmp_path / "c.pt", mean=(0.4,), std=(0.3,))), logits(ours))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "preact-resnet18", "vgg11", "wrn-28-10"])
+def test_architecture_width_and_classes_are_inferred(tmp_path, arch):
+    saved = make(arch, width=2, num_classes=7)
+    torch.save(saved.model.network.state_dict(), tmp_path / "c.pt")
+    read = load(tmp_path / "c.pt")
+    assert (read.arch, read.arch_args["num_classes"], read.arch_args["width"]) == (arch, 7, 2)
+    assert torch.equal(logits(read), logits(saved))
+
+
+def test_what_weights_cannot_tell_is_assumed_aloud_and_can_be_said(tmp_path):
+    saved = make("preact-resnet18")
+    torch.save(saved.model.network.state_dict(), tmp_path / "c.pt")
+    assert "assumed" in load(tmp_path / "c.pt").layout
+    shortcut = next(name for name in defaults("preact-resnet18") if name not in ARGS)
+    value = defaults("preact-resnet18")[shortcut]
+    told = load(tmp_path / "c.pt", arch_args={shortcut: value})
+    assert told.arch_args[shortcut] == value and "assumed" not in told.layout
+
+
+def test_the_digest_does_not_depend_on_the_container(ours, weights, tmp_path):
+    ours.save(tmp_path / "a.pt")
+    ours.save(tmp_path / "a.safetensors")
+    torch.save({"net": {f"module.{k}": v for k, v in weights.items()}}, tmp_path / "b.pt")
+    assert {load(tmp_path / name).digest for name in ("a.pt", "a.safetensors", "b.pt")} == {ours.digest}
+    changed = {**weights, "linear.bias": weights["linear.bias"] + 1e-6}
+    torch.save(changed, tmp_path / "c.pt")
+    assert load(tmp_path / "c.pt").digest != ours.digest
+
+
+class Bomb:
+    """Unpickled carelessly, calls `function` with `argument`."""
+
+    def __init__(self, function, argument):
+        self.call = function, (argument,)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", ["system", "eval"])
+def test_a_hostile_pickle_never_fires(weights, tmp_path, kind, legacy):
+    sentinel = tmp_path / "fired"
+    bomb = {
+        "system": Bomb(os.system, f"touch '{sentinel}'"),
+        "eval": Bomb(eval, f"__import__('pathlib').Path({str(sentinel)!r}).touch()"),
+    }[kind]
+    path = tmp_path / "c.pt"
+    torch.save({"state_dict": weights, "extra": bomb}, path, _use_new_zipfile_serialization=not legacy)
+    line = refusal(path)
+    assert "holds more than weights" in line and kind in line
+    assert not sentinel.exists()
+    torch.load(path, weights_only=False)  # the control: it would have fired
+    assert sentinel.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("thing", "named"),
+    [
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+    ],
+    ids=["module", "namespace"],
+)
+def test_objects_are_refused_by_name(weights, tmp_path, thing, named, legacy):
+    torch.save({"state_dict": weights, "args": thing}, tmp_path / "c.pt", _use_new_zipfile_serialization=not legacy)
+    assert f"'{named}'" in refusal(tmp_path / "c.pt")
+
+
+def test_a_plain_pickle_of_a_bomb_never_fires(tmp_path):
+    sentinel = tmp_path / "fired"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "c.pt").write_bytes(pickle.dumps(Bomb(os.system, f"touch '{sentinel}'"), protocol))
+        refusal(tmp_path / "c.pt")
+        assert not sentinel.exists()
+
+
+def saved_bytes(ours, container):
+    buffer = io.BytesIO()
+    state = ours.model.network.state_dict()
+    if container == "safetensors":
+        from safetensors.torch import save
+
+        return save(state)
+    torch.save(state, buffer, _use_new_zipfile_serialization=container == "zip")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
+def test_a_file_cut_anywhere_is_refused(ours, tmp_path, container):
+    whole = saved_bytes(ours, container)
+    path = tmp_path / "c.pt"
+    cuts = {*range(1, 12), 63, 64, 65, len(whole) - 1, len(whole) - 2, len(whole) - 9, len(whole) - 30}
+    cuts |= {len(whole) * k // 25 for k in range(1, 25)}
+    for cut in sorted(cuts):
+        path.write_bytes(whole[:cut])
+        refusal(path)
+    path.write_bytes(whole)
+    load(path)
+
+
+@pytest.mark.parametrize("head", [b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x05", (500).to_bytes(8, "little") + b"{"])
+def test_garbage_is_refused(tmp_path, head):
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 9, 70, 2000):
+        noise = bytes(torch.randint(0, 256, (size,), generator=generator).tolist())
+        (tmp_path / "c.pt").write_bytes(head + noise)
+        refusal(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"epoch,loss\n1,2\n", "is no checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+    ],
+    ids=["empty", "text", "lfs", "html"],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, content, said):
+    (tmp_path / "c.pt").write_bytes(content)
+    assert said in refusal(tmp_path / "c.pt")
+
+
+def test_a_torchscript_archive_is_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1)), str(tmp_path / "c.pt"))
+    assert "TorchScript" in refusal(tmp_path / "c.pt")
+
+
+def test_a_missing_file_a_folder_and_a_loop_of_links(tmp_path):
+    assert "no such file" in refusal(tmp_path / "none.pt")
+    assert "directory without a checkpoint.pt" in refusal(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "check the path" in refusal(tmp_path / "loop")
+    with pytest.raises(InputError, match="check the path"):
+        load("x" * 5000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    lines = []
+    reader = threading.Thread(target=lambda: lines.append(refusal(tmp_path / "pipe")), daemon=True)
+    reader.start()
+    reader.join(10)
+    assert lines and "no regular file" in lines[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(weights, tmp_path, value):
+    poisoned = weights["layer1.0.conv1.weight"].clone()
+    poisoned.view(-1)[3] = value
+    torch.save({**weights, "layer1.0.conv1.weight": poisoned}, tmp_path / "c.pt")
+    assert "'layer1.0.conv1.weight' is not finite" in refusal(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "complex", "meta", "quantised"],
+)
+def test_weights_that_are_no_plain_tensors_are_refused(weights, tmp_path, change):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({**weights, "linear.weight": change(weights["linear.weight"])}, tmp_path / "c.pt")
+    refusal(tmp_path / "c.pt")
+
+
+def test_mismatches_are_counted_and_the_first_five_listed(weights, tmp_path):
+    torch.save(weights, tmp_path / "c.pt")
+    line = refusal(tmp_path / "c.pt", arch_args={"width": 3})
+    counted = int(re.search(r"(\d+) weights don't fit resnet18", line)[1])
+    assert counted > 50 and line.count(" instead of ") == 5 and ", …)" in line
+    rest = {name: tensor for name, tensor in weights.items() if name != "linear.bias"}
+    torch.save({**rest, "head.scale": torch.ones(1)}, tmp_path / "c.pt")
+    line = refusal(tmp_path / "c.pt", arch="resnet18")
+    assert "2 weights don't fit" in line and "missing linear.bias (3)" in line and "unexpected head.scale (1)" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"arch": "resnet81"}, "did you mean resnet18"),
+        ({"arch": "vgg11"}, "no vgg11"),
+        ({"arch_args": {"widht": 2}}, "has no argument 'widht'"),
+        ({"arch_args": {"width": 10**7}}, "don't fit resnet18"),
+        ({"arch_args": {"width": 10**30}}, "c.pt: "),
+        ({"mean": (0.1, 0.2)}, "one number per channel"),
+        ({"std": (0.0,)}, "not positive"),
+    ],
+    ids=["name", "other", "argument", "large", "overflow", "mean", "std"],
+)
+def test_options_that_do_not_fit_are_refused(ours, weights, tmp_path, options, said):
+    torch.save(weights, tmp_path / "c.pt")
+    assert said in refusal(tmp_path / "c.pt", **options)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("arch", 3),
+        ("arch", "resnet81"),
+        ("arch_args", "width"),
+        ("arch_args", {"width": "2"}),
+        ("arch_args", {**ARGS, "num_classes": 10**18}),
+        ("preprocess", [1]),
+        ("preprocess", {"mean": "grey"}),
+        ("preprocess", {"mean": [0.0], "std": [0.0]}),
+        ("recipe", "mine"),
+        ("metrics", [1]),
+        ("image_shape", "wide"),
+        ("image_shape", [1, 32]),
+        ("image_shape", [1, 32, -0.5]),
+        ("format", "coprobe/2"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_our_files_with_a_damaged_description_are_refused(ours, weights, tmp_path, suffix, key, value):
+    about = {"format": "coprobe/1", "arch": "resnet18", "arch_args": ARGS, key: value}
+    path = tmp_path / f"c{suffix}"
+    if suffix == ".pt":
+        torch.save({**about, "state_dict": weights}, path)
+    else:
+        save_file(weights, path, {"coprobe": json.dumps(about)})
+    refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(ours, tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"c{suffix}"
+    ours.save(path)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(coprobe.files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(width=3).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.real
+def test_a_public_checkpoint(example_checkpoint):
+    read = load(example_checkpoint)
+    assert read.arch == "resnet18" and read.num_classes == 10 and read.in_channels == 3
