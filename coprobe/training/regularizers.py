@@ -44,7 +44,7 @@ class Regularizer(Protocol):
 @dataclass(frozen=True)
 class FeatureStability:
     """L_stable (Eq. 8) at one node, without its factor: the mean over batch, channels and positions of the
-    squared difference of activations (the reading of spec O-6). Gradients flow through both passes.
+    squared difference of activations. Gradients flow through both passes.
 
     Args:
         node: B in the paper.

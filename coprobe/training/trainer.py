@@ -80,7 +80,7 @@ def train(
     training, held_out = hold_out(data or load(recipe.data, "train"), recipe.limit_train, recipe.held_out)
     torch.manual_seed(recipe.seed)
     state = _initial(recipe, training, device)
-    loop = _Loop(recipe, state.model, *_objective(recipe, state.model), _loader(recipe, training, device))
+    loop = TrainingLoop(recipe, state.model, *_objective(recipe, state.model), _loader(recipe, training, device))
     monitor = Monitor(held_out, recipe.evaluation_epsilon, device, recipe.seed)
     made = provenance(
         seed=recipe.seed,
@@ -104,6 +104,8 @@ def train(
         _save(run, state, rows)
         if on_epoch:
             on_epoch(row)
+        if recipe.stops_after(row["fgsm"], row["pgd10"]):
+            break
     return run
 
 
@@ -164,7 +166,7 @@ def _nodes(regularizers: Sequence[Regularizer]) -> list[str]:
 
 
 @dataclass
-class _Loop:
+class TrainingLoop:
     """The state of a run between epochs."""
 
     recipe: Recipe

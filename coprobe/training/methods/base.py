@@ -59,7 +59,7 @@ class Method(ABC):
 
     def begin_epoch(self, epoch: int, images: int, shape: tuple[int, ...], device: torch.device) -> None:
         """Called before every epoch with the size of the data set; extend it to keep or reset a memory."""
-        self.generator = generator_for(self.seed, epoch, device=device)
+        self.generator = generator_for(self.seed, "perturbation", epoch, device=device)
 
     @abstractmethod
     def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:

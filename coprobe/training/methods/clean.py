@@ -10,7 +10,7 @@ from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method, Perturbed
 
 
-@METHODS.register("clean", summary="no perturbation", source="spec 8.13 (the paper's Origin)", passes=1)
+@METHODS.register("clean", summary="no perturbation", source="the paper's Origin", passes=1)
 @dataclass(kw_only=True)
 class Clean(Method):
     """Cross-entropy on clean images."""

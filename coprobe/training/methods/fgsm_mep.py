@@ -16,7 +16,7 @@ from coprobe.training.methods.base import METHODS, SingleStep
 @METHODS.register(
     "fgsm-mep",
     summary="one step of size ε from a perturbation stored per image; logit term (Eq. 10) on by default",
-    source="Jia et al. 2022; spec 8.1",
+    source="Jia et al. 2022",
     passes=2,
 )
 @dataclass(kw_only=True)

@@ -12,9 +12,7 @@ from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, SingleStep
 
 
-@METHODS.register(
-    "fgsm-rs", summary="one step of size 1.25 ε from a random start", source="Wong et al. 2020; spec 8.5", passes=2
-)
+@METHODS.register("fgsm-rs", summary="one step of size 1.25 ε from a random start", source="Wong et al. 2020", passes=2)
 @dataclass(kw_only=True)
 class FGSMRS(SingleStep):
     """δ0 ~ U(±ε) with x + δ0 in [0, 1]; δ = clip_ε(δ0 + 1.25 ε · sign ∇), clamped; CE at x + δ."""
