@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from coprobe._version import __version__
 
 if TYPE_CHECKING:
     from coprobe.checkpoint import Checkpoint, load
+    from coprobe.probe import Probe
 
-__all__ = ["Checkpoint", "__version__", "load"]
+__all__ = ["Checkpoint", "Probe", "__version__", "load"]
+
+_HOMES = {"Checkpoint": "checkpoint", "load": "checkpoint", "Probe": "probe"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch only when it is asked for, so that `coprobe --help` is quick."""
-    if name in ("Checkpoint", "load"):
-        from coprobe import checkpoint
-
-        return getattr(checkpoint, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"coprobe.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'coprobe' has no attribute '{name}'")

@@ -23,16 +23,16 @@ COLLAPSING = Recipe(
     limit_train=1280,
     held_out=150,
     width=16,
-    eps_train=26,
+    eps_train=44,
     epochs=12,
-    batch_size=64,
+    batch_size=32,
     lr=0.05,
     schedule="constant",
-    augment="none",
+    augment="crop",
     stop_at_collapse=True,
 )
 #: The same with L_stable (Eq. 8); it does not collapse, and needs fewer epochs.
-STABILISED = replace(COLLAPSING, stable_node="B", stable_weight=20.0, epochs=8)
+STABILISED = replace(COLLAPSING, stable_node="B", stable_weight=20.0, epochs=7)
 
 #: Run directory to title and recipe.
 RECIPES = {"co": ("FGSM", COLLAPSING), "stable": ("FGSM with L_stable", STABILISED)}

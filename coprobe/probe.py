@@ -18,7 +18,7 @@ from coprobe.attacks import AdversarialExamples, Attack, parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint import Checkpoint
 from coprobe.data import Dataset
-from coprobe.errors import InputError
+from coprobe.errors import InputError, unknown
 from coprobe.evaluation import NO_NOISE, Evaluation, Noise, evaluate
 from coprobe.files import write_table
 from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, count_of_percent, select
@@ -36,6 +36,8 @@ PROBING_ATTACK = "pgd:10:rule=always"
 
 #: The attack whose accuracy is held against that of FGSM.
 JUDGING_ATTACK = "pgd:10"
+
+PRECISIONS = ("32", "bf16")
 
 #: T_act above which a channel counts as salient where no threshold is asked for.
 SALIENT = 0.5
@@ -85,6 +87,7 @@ class Probe:
         epsilon: radius of the attacks, a fraction.
         device: where to work.
         batch_size: images at once; None finds one that fits.
+        precision: `32` (exact) or `bf16` (faster where the hardware has it; results differ slightly).
         seed: of attacks, noise and random masks.
         cache: directory in which results are kept and looked up; None keeps nothing. A result is found again
             only for the same weights, images and settings.
@@ -99,13 +102,17 @@ class Probe:
     epsilon: float = 16 / 255
     device: torch.device | str = "cpu"
     batch_size: int | None = None
+    precision: str = "32"
     seed: int = 0
     cache: Path | None = None
     progress: Progress = field(default=silent, repr=False)
 
     def __post_init__(self) -> None:
         _check_fit(self.checkpoint, self.dataset)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         self.model = self.checkpoint.model.to(self.device)
+        self.model.precision = self.precision
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -123,7 +130,7 @@ class Probe:
             "epsilon": round(self.epsilon * 255, 6),
             "seed": self.seed,
             "device": str(self.device),
-            "precision": "32",
+            "precision": self.precision,
         }
 
     def activations(self, nodes: Sequence[str] = (), attack: str = PROBING_ATTACK) -> ChannelStatistics:

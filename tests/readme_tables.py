@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the registries: `make readme`. A test compares them."""
+"""Writes the tables of README.md from the registries and from result files: `make readme`. A test compares them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import pandas as pd
 
 from coprobe.attacks import ATTACKS
 from coprobe.cli import cli
@@ -17,6 +18,7 @@ from coprobe.registry import Registry
 from coprobe.training import METHODS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+SMALL = README.parent / "figures" / "small"
 
 
 def table(registry: Registry) -> str:
@@ -39,7 +41,33 @@ def commands() -> str:
     return "\n".join(["| command | does |", "|---|---|", *rows])
 
 
+def accuracies() -> str:
+    """Accuracy of both small models under every attack, from the file that `coprobe evaluate` wrote."""
+    frame = pd.read_csv(SMALL / "evaluation.csv")
+    wide = (100 * frame.pivot_table("accuracy", "model", "attack", sort=False)).round(1)
+    return markdown(wide.rename(index=lambda path: f"`{path}`"), "model")
+
+
+def masks() -> str:
+    """Accuracy of the CO-affected small model by mask, from the numbers of its Fig. 4."""
+    frame = pd.read_csv(SMALL / "fig04.csv", keep_default_na=False)
+    frame["masked channels of A"] = frame["mask"] + " (" + frame["masked"].astype(str) + ")"
+    wide = (100 * frame.pivot_table("accuracy", "masked channels of A", "attack", sort=False)).round(1)
+    return markdown(wide, "masked channels of A")
+
+
+def markdown(frame: pd.DataFrame, corner: str) -> str:
+    """A Markdown table with the index as its first column."""
+    lines = [f"| {corner} | {' | '.join(frame.columns)} |", "|---|" + "--:|" * frame.shape[1]]
+    lines += [
+        f"| {name} | {' | '.join(map(str, row))} |" for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "accuracies": accuracies,
+    "masks": masks,
     "commands": commands,
     "attacks": lambda: table(ATTACKS),
     "methods": lambda: table(METHODS),

@@ -17,6 +17,7 @@ from coprobe.data import Dataset
 from coprobe.errors import InputError
 from coprobe.evaluation import Noise
 from coprobe.masking import NO_MASK
+from coprobe.models import Classifier, build
 from coprobe.probe import Probe, verdict_of
 from tests.toys import EPSILON, WEAK, Overfitted, checkpoint, grey
 
@@ -258,3 +259,19 @@ class Colours(nn.Module):
 def test_images_that_do_not_fit(dataset: Dataset, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Probe(checkpoint(Colours(), image_shape=(3, 8, 9)), dataset)
+
+
+def test_bf16_is_close_to_float32_and_said_in_the_results() -> None:
+    torch.manual_seed(0)
+    model = Classifier(build("resnet18", width=8, in_channels=1)).eval()
+    images = torch.rand(6, 1, 32, 32)
+    exact = model(images)
+    model.precision = "bf16"
+    rough = model(images)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert torch.nn.functional.cosine_similarity(rough, exact).min() > 0.99
+    about = probe(precision="bf16").activations(attack="fgsm").frame.attrs
+    assert about["precision"] == "bf16"
+    with pytest.raises(InputError, match="unknown precision '16'; choose from 32, bf16"):
+        probe(precision="16")

@@ -139,6 +139,7 @@ probing_options = _stack(
     click.option("--eps", type=Budget(), default=DEFAULT_EPS, show_default=True, help="Attack radius, n of n/255."),
     click.option("--batch-size", type=int, help="Images at once. Default: found by itself."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    click.option("--precision", default="32", show_default=True, help="32 (exact) or bf16."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
 )
 
@@ -169,6 +170,7 @@ class ProbingOptions:
     eps: float
     batch_size: int | None
     device: str
+    precision: str
     seed: int
 
     def probe(self, path: str | Path, *, cache: bool = False) -> Probe:
@@ -195,6 +197,7 @@ class ProbingOptions:
             epsilon=self.eps / 255,
             device=device,
             batch_size=self.batch_size,
+            precision=self.precision,
             seed=self.seed,
             cache=run / "stats" if cache and run else None,
             progress=output.progress,

@@ -37,8 +37,11 @@ ATTACK_COLOURS = {"clean": "#777777", "fgsm": "#E69F00", "pgd10": "#D55E00"}
 def paper_style() -> Iterator[None]:
     """Matplotlib settings of the paper's figures inside the block; the caller's settings are as before afterwards."""
     import matplotlib as mpl
+    import seaborn as sns
 
     settings: dict[Any, Any] = {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("paper"),
         "font.size": 8,
         "axes.titlesize": 8,
         "axes.labelsize": 8,

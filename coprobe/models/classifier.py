@@ -24,6 +24,7 @@ class Classifier(nn.Module):
         network: as given; its weights are the only entries of the state dict.
         mean: as floats; None when neither was given.
         std: as floats; None when neither was given.
+        precision: `32`, or `bf16` to run the network under autocast to bfloat16; logits come out as float32.
 
     Raises:
         InputError: the number of channels is wrong, a mean is not finite or a std not positive.
@@ -37,6 +38,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        self.precision = "32"
         self.mean: tuple[float, ...] | None = None
         self.std: tuple[float, ...] | None = None
         self._normalises = False
@@ -53,8 +55,11 @@ class Classifier(nn.Module):
         """Images N×C×H×W in [0, 1] to logits N×classes."""
         if self._normalises:
             images = (images - self._mean) / self._std
-        logits: torch.Tensor = self.network(images)
-        return logits
+        if self.precision == "32":
+            logits: torch.Tensor = self.network(images)
+            return logits
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.network(images).float()
 
 
 def _check(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:

@@ -18,7 +18,7 @@ from coprobe.probe import Probe
 from coprobe.training import Run
 
 FIG4_ALPHA2 = (0.99, 0.5, 0.1)
-FIG4_ATTACKS = ("fgsm", "pgd:50", "cw", "apgd-ce")
+FIG4_ATTACKS = ("fgsm", "pgd:50", "cw", "aa")
 
 
 @dataclass(frozen=True)

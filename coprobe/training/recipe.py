@@ -38,7 +38,7 @@ class Recipe:
         stable_node, stable_weight: L_stable (Eq. 8) at this node with this alpha_3; weight 0 switches it off.
         logit_weight: factor of the logit term (Eq. 10); None takes the method's own.
         stop_at_collapse: end the run after the first epoch in which held-out PGD-10 accuracy is at most 2 % and FGSM
-            accuracy at least 30 points above it, so that the checkpoint is one of a collapsed model.
+            accuracy at least 40 points above it, so that the checkpoint is one of a collapsed model.
         seed: of weights, order, augmentation and perturbations.
     """
 
@@ -101,7 +101,7 @@ class Recipe:
 
     def stops_after(self, fgsm: float, pgd10: float) -> bool:
         """Whether an epoch with these held-out accuracies (fractions) is the last one."""
-        return self.stop_at_collapse and pgd10 <= 0.02 and fgsm >= pgd10 + 0.3
+        return self.stop_at_collapse and pgd10 <= 0.02 and fgsm >= pgd10 + 0.4
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON and for checkpoints."""

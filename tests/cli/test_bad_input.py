@@ -69,6 +69,7 @@ TABLE = [
     ("activations tiny.pt --limit 20 --node layer1.0.relu3", r"unknown node .*did you mean layer1\.0\.relu"),
     ("activations tiny.pt --limit 20 --attack pdg:10", r"unknown attack 'pdg'; did you mean pgd\?"),
     ("activations tiny.pt --limit 20 --attack pgd:10:restart=2", r"'restart=2' is no option of pgd; it takes"),
+    ("activations tiny.pt --limit 20 --precision half", r"unknown precision 'half'; choose from 32, bf16"),
     ("activations tiny.pt --limit 20 --attack fgsm --reading R9", r"'R9' .*mean, sum, mse"),
     ("mask tiny.pt --limit 20 --attack fgsm --compare varianc", r"unknown selector 'varianc'; did you mean variance"),
     ("mask tiny.pt --compare ,", r"--compare: name at least one"),

@@ -68,12 +68,12 @@ def test_figure_3_attacks_once_per_source_and_finds_it_again(tmp_path: Path, att
 def test_figure_4_is_found_again(tmp_path: Path, attacks: list[str]) -> None:
     sources = [Source("bad", probe(cache=tmp_path), None)]
     drawn = FIGURES[4](sources)
-    assert sorted(attacks) == ["apgd-ce", "cw:20", "fgsm", "pgd:10:rule=always", "pgd:50"]
+    assert sorted(attacks) == ["aa", "cw:20", "fgsm", "pgd:10:rule=always", "pgd:50"]
     again = draw(4, sources)
     assert len(attacks) == 5
     pd.testing.assert_frame_equal(drawn.frame, again.frame)
     frame = drawn.frame
-    assert list(frame["attack"].unique()) == ["clean", "FGSM", "PGD-50", "C&W", "APGD-CE"]
+    assert list(frame["attack"].unique()) == ["clean", "FGSM", "PGD-50", "C&W", "AA"]
     assert list(frame["mask"].unique()) == ["none", "T_act > 0.99", "T_act > 0.5", "T_act > 0.1", "variance", "random"]
     assert set(frame["run"]) == {"bad"} and set(frame["n"]) == {12}
     row = frame.query("attack == 'PGD-50' and mask == 'T_act > 0.5'").iloc[0]

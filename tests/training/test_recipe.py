@@ -41,9 +41,9 @@ def test_step_schedule_falls_at_epochs_100_and_105_of_110() -> None:
 def test_a_run_stops_at_the_collapse_only_when_asked() -> None:
     assert not Recipe().stops_after(fgsm=0.9, pgd10=0.0)
     recipe = Recipe(stop_at_collapse=True)
-    assert recipe.stops_after(fgsm=0.33, pgd10=0.02)
+    assert recipe.stops_after(fgsm=0.43, pgd10=0.02)
     assert not recipe.stops_after(fgsm=0.9, pgd10=0.03)
-    assert not recipe.stops_after(fgsm=0.29, pgd10=0.0)
+    assert not recipe.stops_after(fgsm=0.39, pgd10=0.0)
 
 
 def test_constant_schedule() -> None:

@@ -35,7 +35,7 @@ def command(out: Path, seed: int, device: str, as_json: bool) -> None:
     check_writable_directory(out)
     message(
         f"Two ResNet-18 of width {demo.COLLAPSING.width} on handwritten digits, trained with FGSM at "
-        f"{demo.COLLAPSING.eps_train:g}/255: 'co' as it is, 'stable' with L_stable at node B."
+        f"{demo.COLLAPSING.eps_train:g}/255: 'co' as it is, until it collapses, and 'stable' with L_stable at node B."
     )
 
     def report(name: str, row: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ from coprobe.cli.output import Output, json_option, message, percent, plot_optio
     type=Number("a finite number, at least 0", lambda number: 0 <= number < math.inf),
     help="Factor of the logit term (Eq. 10).  [default: the method's]",
 )
-@click.option("--stop-at-collapse", is_flag=True, help="End after an epoch with PGD-10 ≤ 2 % and FGSM 30 points above.")
+@click.option("--stop-at-collapse", is_flag=True, help="End after an epoch with PGD-10 ≤ 2 % and FGSM 40 points above.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
