@@ -273,5 +273,5 @@ def test_bf16_is_close_to_float32_and_said_in_the_results() -> None:
     assert torch.nn.functional.cosine_similarity(rough, exact).min() > 0.99
     about = probe(precision="bf16").activations(attack="fgsm").frame.attrs
     assert about["precision"] == "bf16"
-    with pytest.raises(InputError, match="unknown precision '16'; choose from 32, bf16"):
-        probe(precision="16")
+    with pytest.raises(InputError, match="unknown precision 'half'; choose from 32, bf16"):
+        probe(precision="half")
