@@ -17,7 +17,7 @@ from coprobe._version import __version__
 from coprobe.attacks import AdversarialExamples, Attack, parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint import Checkpoint
-from coprobe.data import Dataset
+from coprobe.data import Dataset, title
 from coprobe.errors import InputError, unknown
 from coprobe.evaluation import NO_NOISE, Evaluation, Noise, evaluate
 from coprobe.files import write_table
@@ -132,6 +132,12 @@ class Probe:
             "device": str(self.device),
             "precision": self.precision,
         }
+
+    @property
+    def caption(self) -> str:
+        """What results are from, in a few words for tables and figures: data, n, budget, seed."""
+        budget = f"ε = {self.epsilon * 255:g}/255"
+        return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}"
 
     def activations(self, nodes: Sequence[str] = (), attack: str = PROBING_ATTACK) -> ChannelStatistics:
         """Per-channel differences between clean and adversarial activations (Eqs. 5 and 6).

@@ -34,3 +34,14 @@ def example_checkpoint() -> Path:
     if not path.is_file():
         pytest.skip("this pyautoattack comes without its example checkpoint")
     return path
+
+
+@pytest.fixture
+def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The specs of the attacks in the order in which batches were attacked."""
+    from coprobe.attacks import Attack
+
+    calls: list[str] = []
+    attack = Attack.__call__
+    monkeypatch.setattr(Attack, "__call__", lambda self, *a, **k: calls.append(self.spec) or attack(self, *a, **k))
+    return calls

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from coprobe.attacks import Attack
 from coprobe.data import Dataset
 from coprobe.errors import InputError
 from coprobe.evaluation import Noise
@@ -24,15 +23,6 @@ from tests.toys import EPSILON, WEAK, Overfitted, checkpoint, grey
 
 def probe(network: nn.Module | None = None, **settings: Any) -> Probe:
     return Probe(checkpoint(network or Overfitted()), **{"dataset": grey(12), "epsilon": EPSILON, **settings})
-
-
-@pytest.fixture
-def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The specs of the attacks in the order in which batches were attacked."""
-    calls: list[str] = []
-    attack = Attack.__call__
-    monkeypatch.setattr(Attack, "__call__", lambda self, *a, **k: calls.append(self.spec) or attack(self, *a, **k))
-    return calls
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,12 @@
 To add a data set, add a module to this folder that registers a reader in `catalog.DATASETS`.
 """
 
-import importlib
-import pkgutil
-
 from coprobe.data.catalog import DATASETS, Request, Source, default_root, load
-from coprobe.data.dataset import Dataset, balanced_prefix, hold_out
+from coprobe.data.dataset import Dataset, balanced_prefix, hold_out, title
 from coprobe.data.loader import Batch, Loader, draw_augmentation
+from coprobe.registry import discover
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+discover(__name__)
 
 __all__ = [
     "DATASETS",
@@ -25,4 +22,5 @@ __all__ = [
     "draw_augmentation",
     "hold_out",
     "load",
+    "title",
 ]

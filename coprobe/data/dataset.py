@@ -77,6 +77,11 @@ class Dataset:
         return self._digest
 
 
+def title(name: str) -> str:
+    """The name of a data set as captions show it: `folder:DIR` and `parquet:DIR` without the way to DIR."""
+    return name.rstrip("/").rpartition("/")[2]
+
+
 def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
     """Raise `InputError`, naming the first bad row, unless there are labels and all are in 0 … num_classes - 1."""
     if len(labels) == 0:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN
+from coprobe.data import title
 from coprobe.errors import InputError, unknown
 from coprobe.evaluation import Evaluation
 from coprobe.figures import fig01, fig03, fig04
@@ -47,12 +48,6 @@ def readable_attacks(evaluation: Evaluation, epsilon: float) -> pd.DataFrame:
     return frame
 
 
-def about(sources: Sequence[Source]) -> str:
-    """What the figure was made from, for its corner."""
-    probe = sources[0].probe
-    return f"{probe.dataset.name}, n = {len(probe.dataset)}, ε = {probe.epsilon * 255:g}/255, seed {probe.seed}"
-
-
 def figure1(sources: Sequence[Source]) -> Drawn:
     """Accuracy and V_act over the epochs, from history.csv."""
     histories = []
@@ -62,7 +57,9 @@ def figure1(sources: Sequence[Source]) -> Drawn:
         histories.append(source.run.history.assign(run=source.label))
     frame = pd.concat(histories, ignore_index=True)
     recipe = sources[0].probe.checkpoint.recipe
-    trained = f"{recipe.get('data')}, trained at {recipe.get('eps_train', 0):g}/255, seed {recipe.get('seed')}"
+    trained = (
+        f"{title(str(recipe.get('data')))}, trained at {recipe.get('eps_train', 0):g}/255, seed {recipe.get('seed')}"
+    )
     return Drawn("fig01", fig01.draw(frame, about=trained), frame)
 
 
@@ -76,7 +73,7 @@ def figure3(sources: Sequence[Source], nodes: Sequence[str] = ("A",)) -> Drawn:
     frame = pd.concat(parts, ignore_index=True)
     if frame.empty:
         raise InputError(f"no statistics at node {', '.join(nodes)}")
-    return Drawn("fig03", fig03.draw(frame, about=about(sources)), frame)
+    return Drawn("fig03", fig03.draw(frame, about=sources[0].probe.caption), frame)
 
 
 def figure4(sources: Sequence[Source], attacks: Sequence[str] = FIG4_ATTACKS) -> Drawn:
@@ -84,7 +81,7 @@ def figure4(sources: Sequence[Source], attacks: Sequence[str] = FIG4_ATTACKS) ->
     probe = sources[0].probe
     masking = probe.mask("A", FIG4_ALPHA2, compare=("variance", "random"), attacks=attacks)
     frame = readable_attacks(masking.evaluation, probe.epsilon).assign(run=sources[0].label)
-    return Drawn("fig04", fig04.draw(frame, about=f"{sources[0].label}: {about(sources)}"), frame)
+    return Drawn("fig04", fig04.draw(frame, about=f"{sources[0].label}: {probe.caption}"), frame)
 
 
 FIGURES: dict[int, Callable[[Sequence[Source]], Drawn]] = {1: figure1, 3: figure3, 4: figure4}

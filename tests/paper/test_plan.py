@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from coprobe.attacks import Attack
 from coprobe.errors import InputError
 from coprobe.paper import FIGURES, Source, draw, readable_attacks, source
 from coprobe.probe import Probe
@@ -19,14 +18,6 @@ from tests.toys import EPSILON, Overfitted, checkpoint, grey
 def probe(robust: bool = False, cache: Path | None = None) -> Probe:
     recipe = {"data": "grey", "eps_train": 16.0, "seed": 0}
     return Probe(checkpoint(Overfitted(robust), recipe=recipe), grey(12), EPSILON, cache=cache)
-
-
-@pytest.fixture
-def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    calls: list[str] = []
-    attack = Attack.__call__
-    monkeypatch.setattr(Attack, "__call__", lambda self, *a, **k: calls.append(self.spec) or attack(self, *a, **k))
-    return calls
 
 
 @pytest.fixture

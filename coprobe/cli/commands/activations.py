@@ -77,7 +77,6 @@ def command(
         from coprobe.figures import fig03
 
         label = probe.checkpoint.path.name if probe.checkpoint.path else "model"
-        about = f"{probe.dataset.name}, n = {len(probe.dataset)}, ε = {probe.epsilon * 255:g}/255, seed {probe.seed}"
-        return fig03.draw(table.assign(run=label, kind=""), about=about)
+        return fig03.draw(table.assign(run=label, kind=""), about=probe.caption)
 
     output.give(table, show, draw, v_act=v_act)

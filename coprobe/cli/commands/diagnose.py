@@ -69,6 +69,6 @@ def command(
         from coprobe.figures import fig03
 
         table = diagnosis.statistics.table().assign(run=diagnosis.verdict, kind=diagnosis.verdict)
-        return fig03.draw(table, about=f"{probe.dataset.name}, n = {len(probe.dataset)}, seed {probe.seed}")
+        return fig03.draw(table, about=probe.caption)
 
     output.give(frame, show, draw, verdict=diagnosis.verdict, sentence=diagnosis.sentence, salient=diagnosis.salient)

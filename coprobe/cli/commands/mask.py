@@ -97,7 +97,6 @@ def command(
     def draw() -> Any:
         from coprobe.figures import fig04
 
-        about = f"{probe.dataset.name}, n = {len(probe.dataset)}, ε = {probe.epsilon * 255:g}/255, seed {probe.seed}"
-        return fig04.draw(frame, about=about)
+        return fig04.draw(frame, about=probe.caption)
 
     output.give(frame, show, draw, masks=chosen)
