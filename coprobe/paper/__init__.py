@@ -57,9 +57,8 @@ def figure1(sources: Sequence[Source]) -> Drawn:
         histories.append(source.run.history.assign(run=source.label))
     frame = pd.concat(histories, ignore_index=True)
     recipe = sources[0].probe.checkpoint.recipe
-    trained = (
-        f"{title(str(recipe.get('data')))}, trained at {recipe.get('eps_train', 0):g}/255, seed {recipe.get('seed')}"
-    )
+    data = title(str(recipe.get("data")))
+    trained = f"{data}, trained at {recipe.get('eps_train', 0):g}/255, seed {recipe.get('seed')}"
     return Drawn("fig01", fig01.draw(frame, about=trained), frame)
 
 
