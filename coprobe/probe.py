@@ -212,15 +212,11 @@ class Probe:
                 attack=choosing.spec,
                 seed=self.seed,
             )
-
-            def make() -> pd.DataFrame:
-                masks = [NO_MASK, *_masks(selection, alpha2, percent, compare)]
-                measured = [CLEAN, *settings["attacks"]]
-                frame = evaluate(self.model, examples, measured, masks=masks, seed=self.seed).frame
-                frame.attrs["masks"] = [asdict(mask) for mask in masks]
-                return frame
-
-            frame = self._cached("masking", settings, make)
+            frame = self._cached(
+                "masking",
+                settings,
+                lambda: self._masked(examples, settings["attacks"], _masks(selection, alpha2, percent, compare)),
+            )
         return Masking(Evaluation(frame), tuple(map(_mask_of, frame.attrs["masks"])), statistics)
 
     def diagnose(self, attack: str = PROBING_ATTACK) -> Diagnosis:
@@ -245,6 +241,13 @@ class Probe:
             f"{pgd:.1%} under {judging.label} (n = {len(self.dataset)}); channels with T_act > {SALIENT}: {where}"
         )
         return Diagnosis(verdict, sentence, evaluation, statistics, salient)
+
+    def _masked(self, examples: AdversarialExamples, attacks: Sequence[str], masks: list[ChannelMask]) -> pd.DataFrame:
+        """Accuracies without and with each mask; the masks stand in `attrs`, so that the cache keeps them."""
+        masks = [NO_MASK, *masks]
+        frame = evaluate(self.model, examples, [CLEAN, *attacks], masks=masks, seed=self.seed).frame
+        frame.attrs["masks"] = [asdict(mask) for mask in masks]
+        return frame
 
     def _table(self) -> tuple[str, ...]:
         nodes = tuple(node_table(self.model))
