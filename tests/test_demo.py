@@ -5,22 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from coprobe import demo
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
+def test_the_demo(tmp_path: Path) -> None:
+    """One test, so that the models are trained once however many processes share the suite."""
+    story = demo.run(tmp_path)
+    the_model_collapses_and_its_twin_does_not(story)
+    few_channels_carry_the_collapse_and_masking_them_undoes_it(story)
+    the_figures_show_the_numbers_of_the_story(story, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def story(out: Path) -> demo.Story:
-    return demo.run(out)
-
-
-def test_one_model_collapses_and_its_twin_does_not(story: demo.Story) -> None:
+def the_model_collapses_and_its_twin_does_not(story: demo.Story) -> None:
     co, stable = (story.diagnoses[name].evaluation for name in ("co", "stable"))
     assert co.accuracy("pgd:10") <= 0.05
     assert co.accuracy("fgsm") >= co.accuracy("pgd:10") + 0.20
@@ -29,7 +26,7 @@ def test_one_model_collapses_and_its_twin_does_not(story: demo.Story) -> None:
     assert story.diagnoses["stable"].verdict == "stable"
 
 
-def test_few_channels_carry_the_collapse_and_masking_them_undoes_it(story: demo.Story) -> None:
+def few_channels_carry_the_collapse_and_masking_them_undoes_it(story: demo.Story) -> None:
     assert 1 <= len(story.diagnoses["co"].salient["A"]) <= 8
     assert story.diagnoses["stable"].salient["A"] == []
     masked = story.maskings["co"].evaluation
@@ -38,7 +35,7 @@ def test_few_channels_carry_the_collapse_and_masking_them_undoes_it(story: demo.
     assert salient >= chance + 0.20
 
 
-def test_the_figures_show_the_numbers_of_the_story(story: demo.Story, out: Path) -> None:
+def the_figures_show_the_numbers_of_the_story(story: demo.Story, out: Path) -> None:
     names = {path.name for path in story.figures}
     assert names == {f"fig{number}.{suffix}" for number in ("01", "03", "04") for suffix in ("png", "pdf", "csv")}
     drawn = pd.read_csv(out / "figures" / "fig03.csv")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import ATTACK_COLOURS, COLUMN, NODE_COLOURS, PAGE, new_figure, paper_style, stamp, wrapped
+from coprobe.figures.style import (
+    ATTACK_COLOURS,
+    COLUMN,
+    NODE_COLOURS,
+    PAGE,
+    new_figure,
+    paper_style,
+    percent_limits,
+    stamp,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +57,8 @@ def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
             _mark_collapse(history, top, bottom)
             bottom.set_xlabel("epoch")
             bottom.xaxis.get_major_locator().set_params(integer=True)
-        axes[0][0].set(ylabel="held-out accuracy (%)", ylim=(0, 100))
+        highest = 100 * histories[list(_LABELS)].to_numpy().max()
+        axes[0][0].set(ylabel="held-out accuracy (%)", ylim=percent_limits(highest))
         axes[1][0].set(ylabel=r"$V_\mathrm{act}$", ylim=(0, None))
         for row, title in enumerate(("images", "node")):
             axes[row][-1].legend(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import PAGE, new_figure, paper_style, plain, stamp, whiskers
+from coprobe.figures.style import PAGE, new_figure, paper_style, percent_limits, plain, stamp, whiskers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,8 @@ def draw(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
             axis.bar(x, 100 * rows["accuracy"], width * 0.92, color=colours[mask], label=label)
             axis.errorbar(x, 100 * rows["accuracy"], whiskers(rows), fmt="none", ecolor="#333333", elinewidth=0.5)
             _say_zero(axis, x, rows)
-        axis.set(ylabel="accuracy (%)", ylim=(0, 100), xticks=range(len(attacks)), xticklabels=attacks)
+        limits = percent_limits(100 * accuracies["high"].max())
+        axis.set(ylabel="accuracy (%)", ylim=limits, xticks=range(len(attacks)), xticklabels=attacks)
         axis.tick_params(axis="x", length=0)
         axis.legend(title="masked (channels)", loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=7)
         stamp(figure, about)

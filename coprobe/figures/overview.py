@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import COLUMN, PAGE, new_figure, paper_style, plain, stamp, whiskers, wrapped
+from coprobe.figures.style import COLUMN, PAGE, new_figure, paper_style, percent_limits, plain, stamp, whiskers, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,8 @@ def draw_accuracies(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
             colour = colours[place % len(colours)]
             axis.bar(x, 100 * rows["accuracy"], width * 0.92, color=colour, label=label)
             axis.errorbar(x, 100 * rows["accuracy"], whiskers(rows), fmt="none", ecolor="#333333", elinewidth=0.5)
-        axis.set(ylabel="accuracy (%)", ylim=(0, 100), xticks=range(len(attacks)), xticklabels=attacks)
+        limits = percent_limits(100 * accuracies["high"].max())
+        axis.set(ylabel="accuracy (%)", ylim=limits, xticks=range(len(attacks)), xticklabels=attacks)
         axis.tick_params(axis="x", length=0)
         if len(noises) > 1:
             axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

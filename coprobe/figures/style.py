@@ -90,6 +90,11 @@ def whiskers(rows: pd.DataFrame) -> list[pd.Series]:
     return [100 * (rows["accuracy"] - rows["low"]).clip(lower=0), 100 * (rows["high"] - rows["accuracy"]).clip(lower=0)]
 
 
+def percent_limits(highest: float) -> tuple[float, float]:
+    """Limits of an axis of accuracies in percent that go up to `highest`: from 0, with some air, at most to 100."""
+    return 0, min(100, max(10, 1.1 * highest))
+
+
 def stamp(figure: Figure, text: str) -> None:
     """Say small, in the lower right corner, what the figure was made from (data, n, seed)."""
     if text:
