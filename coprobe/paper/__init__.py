@@ -19,6 +19,7 @@ from coprobe.probe import Probe
 from coprobe.training import Run
 
 FIG4_ALPHA2 = (0.99, 0.5, 0.1)
+FIG4_COMPARE = ("variance", "random")
 FIG4_ATTACKS = ("fgsm", "pgd:50", "cw", "aa")
 
 
@@ -78,7 +79,7 @@ def figure3(sources: Sequence[Source], nodes: Sequence[str] = ("A",)) -> Drawn:
 def figure4(sources: Sequence[Source], attacks: Sequence[str] = FIG4_ATTACKS) -> Drawn:
     """Accuracy of the first source with channels of node A masked."""
     probe = sources[0].probe
-    masking = probe.mask("A", FIG4_ALPHA2, compare=("variance", "random"), attacks=attacks)
+    masking = probe.mask("A", FIG4_ALPHA2, compare=FIG4_COMPARE, attacks=attacks)
     frame = readable_attacks(masking.evaluation, probe.epsilon).assign(run=sources[0].label)
     return Drawn("fig04", fig04.draw(frame, about=f"{sources[0].label}: {probe.caption}"), frame)
 
