@@ -87,7 +87,8 @@ def main() -> None:
 
     print(f"{arguments.images} images, {checkpoint.arch} {checkpoint.arch_args}, batch {BATCH}, float32,")
     print(f"{torch.get_num_threads()} threads of {processor()}, torch {torch.__version__}:")
-    print(f"`python -m benchmarks.overhead {' '.join(sys.argv[1:])}`\n")
+    made = f"--checkpoint {Path(arguments.checkpoint).name} --data {dataset.name}"
+    print(f"`python -m benchmarks.overhead {made} --images {arguments.images} --repeats {arguments.repeats}`\n")
     print("| what | median s | min – max | ratio |\n|---|---|---|---|")
     base = statistics.median(bare)
     print(row("PGD-10 (every image, every step) and two forward passes", bare, base))
