@@ -289,3 +289,8 @@ def test_a_terminal_without_the_marks_is_no_error(here, monkeypatch):
 def test_main_reads_the_command_line_of_the_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["coprobe", "--version"])
     assert main() == 0 and capsys.readouterr().out.startswith("coprobe, version")
+
+
+def test_mask_says_when_no_channel_is_salient(here, coprobe):
+    said = coprobe("mask tiny.pt --limit 20 --attack fgsm --attacks fgsm --alpha2 1 --compare none").out
+    assert "no channel is masked: the largest T_act at A is" in " ".join(said.split())

@@ -92,7 +92,16 @@ def command(
         title = (
             f"accuracy (%) with channels of node {node} masked, {probe.epsilon * 255:g}/255, n = {len(probe.dataset)}"
         )
-        print_table(title, ["mask", "channels", *wide.columns, "which"], rows)
+        largest = masking.statistics.t_act(node).max()
+        note = (
+            ""
+            if share or any(mask.count for mask in masking.masks)
+            else (
+                f"no channel is masked: the largest T_act at {node} is {largest:.2f}; lower --alpha2, or attack at the "
+                "training budget with --eps"
+            )
+        )
+        print_table(title, ["mask", "channels", *wide.columns, "which"], rows, note)
 
     def draw() -> Any:
         from coprobe.figures import fig04
