@@ -14,25 +14,12 @@ from coprobe.data import load as load_data
 from coprobe.figures.style import save_all
 from coprobe.paper import FIG4_ALPHA2, FIG4_COMPARE, Source, figure1, figure3, figure4
 from coprobe.probe import Diagnosis, Masking, Probe, Progress, silent
-from coprobe.training import Recipe, Run, train
+from coprobe.training import PRESETS, Listener, Recipe, Run, train
 
 ATTACKS = ("fgsm", "pgd:10")
 
 #: FGSM on scikit-learn's digits at a radius where it collapses.
-COLLAPSING = Recipe(
-    method="fgsm",
-    data="digits",
-    limit_train=1280,
-    held_out=150,
-    width=16,
-    eps_train=44,
-    epochs=12,
-    batch_size=32,
-    lr=0.05,
-    schedule="constant",
-    augment="crop",
-    stop_at_collapse=True,
-)
+COLLAPSING = Recipe(**PRESETS["demo"])
 #: The same with L_stable (Eq. 8); it does not collapse, and needs fewer epochs.
 STABILISED = replace(COLLAPSING, stable_node="B", stable_weight=20.0, epochs=6)
 
@@ -76,8 +63,7 @@ def run(
                 out / name,
                 device=device,
                 overwrite=True,
-                on_batch=advance,
-                on_epoch=lambda row, name=name: on_epoch(name, row),  # type: ignore[misc]
+                listener=Listener(advance, lambda row, name=name: on_epoch(name, row)),  # type: ignore[misc]
             )
         checkpoint = load_checkpoint(out / name)
         probe = Probe(

@@ -22,6 +22,14 @@ class RunError(CoprobeError, RuntimeError):
     """The input was fine but the work failed (diverged training, logits that are not finite). Exit code 1."""
 
 
+class InterruptedRunError(CoprobeError):
+    """The work was asked to stop by a signal, and did so in good order. Exit code 128 + the signal's number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among `known`, with the nearest names offered.
 

@@ -39,6 +39,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(directory: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left half-written in `directory` (see `atomic`); none may be at work there."""
+    for path in Path(directory).glob(".*.tmp*"):
+        path.unlink(missing_ok=True)
+
+
 def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> Path:
     """Check before the work that a file can be written at `path`.
 

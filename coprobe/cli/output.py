@@ -27,17 +27,30 @@ def message(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str, images: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr while the block runs; shown on terminals only. Yields a function that advances it."""
+def progress(what: str, images: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr while the block runs; shown on terminals only.
+
+    Yields a function that advances it by a number of images and, with a second argument, says something else.
+    """
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeLeft())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(escape(what), total=images)
-        yield lambda done: bar.advance(task, done)
+
+        def advance(done: int, now: str | None = None) -> None:
+            bar.update(task, advance=done, description=None if now is None else escape(now))
+
+        yield advance
 
 
 @dataclass(frozen=True)

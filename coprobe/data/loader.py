@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +16,37 @@ from coprobe.errors import InputError, unknown
 PADDING_MODES = ("zero", "reflect")
 
 
-class Batch(NamedTuple):
-    """One batch on the device.
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the device, or one process's part of it.
 
     Attributes:
         images: float32 in [0, 1], batch × channels × height × width.
         labels: int64, batch.
         indices: int64, batch; where in the data set each image stands.
+        whole: `indices` of the whole batch, of which several processes have a part each.
+        first: where in `whole` this part begins.
+        offsets: int64, batch × 2; top and left of each crop in the padded image. None without augmentation.
+        mirrored: bool, batch; which images are flipped left to right after the crop. None without augmentation.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    whole: Tensor
+    first: int = 0
+    offsets: Tensor | None = None
+    mirrored: Tensor | None = None
+
+    @property
+    def part(self) -> slice:
+        """Where in the whole batch this part is."""
+        return slice(self.first, self.first + len(self.indices))
+
+    @property
+    def fraction(self) -> float:
+        """How much of the whole batch this part is."""
+        return len(self.indices) / len(self.whole)
 
 
 def draw_augmentation(count: int, padding: int, flip: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -54,7 +72,7 @@ class Loader:
 
     The images stay on the device as uint8 (in host memory if they would fill more than half of a GPU's free memory);
     a batch is one gather. Order and augmentation of an epoch depend on `seed` and the epoch's number alone, not on
-    the device, the batch size or what ran before. Each `iter()` takes the current `epoch` and steps it on.
+    the device, the batch size, the number of processes or what ran before.
 
     Args:
         dataset: the images.
@@ -68,6 +86,8 @@ class Loader:
         drop_last: leave out the last batch if it is smaller.
         seed: 0 or more.
         channels_last: give images in `torch.channels_last` memory format.
+        part: rank and number of the processes that share every batch; each gets a contiguous part of it, and a last
+            batch of fewer images than processes is left out.
 
     Raises:
         InputError: a batch size below 1, a negative seed or padding, an unknown padding mode, or more padding than
@@ -88,6 +108,7 @@ class Loader:
         drop_last: bool = False,
         seed: int = 0,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, not {batch_size}")
@@ -101,9 +122,10 @@ class Loader:
         self.augment = augment
         self.flip = flip
         self.padding = padding
-        self.drop_last = drop_last
+        # A part must hold an image.
+        self._smallest = batch_size if drop_last else part[1]
+        self._part = part
         self.seed = seed
-        self.epoch = 0
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._labels = dataset.labels.to(self.device)
         # Channels innermost: a gathered pixel is one piece of memory, and channels_last costs nothing.
@@ -111,35 +133,46 @@ class Loader:
         self._pixels = _place(_pad(pixels, padding, padding_mode) if augment else pixels, self.device)
 
     def __len__(self) -> int:
-        batches = len(self.dataset) / self.batch_size
-        return math.floor(batches) if self.drop_last else math.ceil(batches)
+        batches, rest = divmod(len(self.dataset), self.batch_size)
+        return batches + (rest >= self._smallest and rest > 0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` (0 or more) the one that the next `iter()` gives, to go on where an earlier run stopped."""
-        self.epoch = epoch
+    @property
+    def images(self) -> int:
+        """How many images an epoch has, over all processes."""
+        return min(len(self) * self.batch_size, len(self.dataset))
 
-    def __iter__(self) -> Iterator[Batch]:
-        epoch = self.epoch
-        self.epoch += 1
-        return self._batches(epoch)
-
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (from 0), from the one with the number `first` (from 0) on."""
         total = len(self.dataset)
         generator = generator_for(self.seed, "loader", epoch)
         order = torch.randperm(total, generator=generator) if self.shuffle else torch.arange(total)
         order = order.to(self._pixels.device)
+        drawn = None
         if self.augment:
-            drawn = draw_augmentation(total, self.padding, self.flip, generator)
-            offsets, mirrored = (draw.to(self._pixels.device) for draw in drawn)
-        for number in range(len(self)):
-            here = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            indices = order[here]
-            pixels = self._crop(indices, offsets[here], mirrored[here]) if self.augment else self._pixels[indices]
-            if pixels.device.type != self.device.type:
-                pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-            images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
-            indices = indices.to(self.device)
-            yield Batch(images, self._labels[indices], indices)
+            offsets, mirrored = draw_augmentation(total, self.padding, self.flip, generator)
+            drawn = offsets.to(self._pixels.device), mirrored.to(self._pixels.device)
+        for number in range(first, len(self)):
+            yield self._batch(order, drawn, number * self.batch_size)
+
+    def _batch(self, order: Tensor, drawn: tuple[Tensor, Tensor] | None, start: int) -> Batch:
+        """This process's part of the batch that begins at `start` of the order."""
+        rank, processes = self._part
+        count = min(self.batch_size, len(order) - start)
+        first, stop = rank * count // processes, (rank + 1) * count // processes
+        here = slice(start + first, start + stop)
+        indices = order[here]
+        offsets = mirrored = None
+        if drawn is None:
+            pixels = self._pixels[indices]
+        else:
+            offsets, mirrored = (draw[here] for draw in drawn)
+            pixels = self._crop(indices, offsets, mirrored)
+            offsets, mirrored = offsets.to(self.device), mirrored.to(self.device)
+        if pixels.device.type != self.device.type:
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
+        whole = order[start : start + count].to(self.device)
+        return Batch(images, self._labels[whole[first:stop]], whole[first:stop], whole, first, offsets, mirrored)
 
     def _crop(self, indices: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
         """Gather crops from the padded pixels: uint8, batch × height × width × channels."""

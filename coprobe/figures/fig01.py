@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coprobe.collapse import collapse_epoch
 from coprobe.figures.style import (
     ATTACK_COLOURS,
     COLUMN,
@@ -32,7 +33,7 @@ def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
         about: what the runs were made from, shown small.
     """
     runs = list(dict.fromkeys(histories["run"]))
-    nodes = [column for column in histories.columns if column.startswith("v_act_")]
+    nodes = [column for column in histories.columns if column.startswith("v_act_") and not column.endswith("_16")]
     with paper_style():
         width = min(PAGE, COLUMN * len(runs))
         figure = new_figure(width, 3.6)
@@ -68,23 +69,11 @@ def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
     return figure
 
 
-def collapse_epoch(history: pd.DataFrame) -> int | None:
-    """The first epoch from which PGD-10 accuracy stays below half of its running maximum.
-
-    It must stay there for 3 epochs or to the end, and the maximum must have been worth losing (above 0.15).
-    """
-    accuracy = history["pgd10"].to_numpy()
-    for start in range(1, len(accuracy)):
-        highest = accuracy[:start].max()
-        if highest > 0.15 and (accuracy[start : start + 3] < highest / 2).all():
-            return int(history["epoch"].iloc[start])
-    return None
-
-
 def _mark_collapse(history: pd.DataFrame, *axes: Axes) -> None:
-    epoch = collapse_epoch(history)
-    if epoch is None:
+    place = collapse_epoch(list(history["pgd10"]))
+    if place is None:
         return
+    epoch = int(history["epoch"].iloc[place - 1])
     for axis in axes:
         axis.axvline(epoch, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
     axes[0].annotate(

@@ -1,7 +1,31 @@
 """Training: one loop, its recipe, the methods and the regularizers."""
 
-from coprobe.training.methods import METHODS, Method, make_method
-from coprobe.training.recipe import Recipe
-from coprobe.training.trainer import Run, train
+from __future__ import annotations
 
-__all__ = ["METHODS", "Method", "Recipe", "Run", "make_method", "train"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from coprobe.training.recipe import PRESETS, Recipe
+
+if TYPE_CHECKING:
+    from coprobe.training.methods import METHODS, Method, make_method
+    from coprobe.training.run import Run
+    from coprobe.training.trainer import Listener, train
+
+__all__ = ["METHODS", "PRESETS", "Listener", "Method", "Recipe", "Run", "make_method", "train"]
+
+_HOMES = {
+    "METHODS": "methods",
+    "Method": "methods",
+    "make_method": "methods",
+    "Run": "run",
+    "Listener": "trainer",
+    "train": "trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for, so that `coprobe train --help` is quick."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"coprobe.training.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'coprobe.training' has no attribute '{name}'")

@@ -1,8 +1,11 @@
-"""What is measured on the held-out images after every epoch."""
+"""What is measured after every epoch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,35 +18,61 @@ from coprobe.nodes import node_table
 from coprobe.statistics import collect
 
 ATTACKS = ("fgsm", "pgd:10")
+#: The radius at which every run is measured besides its own: the paper's.
+COMMON_RADIUS = 16 / 255
 
 
-@dataclass
+@dataclass(frozen=True)
 class Monitor:
     """Accuracy on clean, FGSM and PGD-10 images, and V_act (Eq. 5) at the nodes A…E, from one set of attacks.
 
     Args:
-        held_out: training images that are kept from training.
+        images: what is attacked, the same images every epoch.
         epsilon: radius of the attacks, a fraction.
         device: where the model is.
         seed: of the attacks; the same random starts every epoch, so that epochs can be compared.
     """
 
-    held_out: Dataset
+    images: Dataset
     epsilon: float
     device: torch.device
     seed: int
-    columns: tuple[str, ...] = field(default=("clean", "fgsm", "pgd10"), init=False)
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """The columns of history.csv: accuracies as fractions, `v_act_A` … `v_act_E`."""
-        attacks = [parse(spec, self.epsilon) for spec in ATTACKS]
+    def measure(self, model: nn.Module, progress: Callable[[int], None] | None = None) -> dict[str, float]:
+        """The columns of history.csv.
+
+        `clean`, `fgsm`, `pgd10`: accuracies, fractions. `v_act_A` … `v_act_E`: V_act between clean and PGD-10 images.
+        The same with `_16` at the end: at 16/255, the paper's radius of evaluation.
+        """
+        row = self._at(self.epsilon, model, progress)
+        common = row if self.epsilon == COMMON_RADIUS else self._at(COMMON_RADIUS, model, progress)
+        return row | {f"{column}_16": value for column, value in common.items() if column != "clean"}
+
+    def _at(self, epsilon: float, model: nn.Module, progress: Callable[[int], None] | None) -> dict[str, float]:
+        attacks = [parse(spec, epsilon) for spec in ATTACKS]
         examples = AdversarialExamples(
-            model, self.held_out, attacks, batch_size=250, device=self.device, seed=self.seed, keep=True
+            model,
+            self.images,
+            attacks,
+            batch_size=250,
+            device=self.device,
+            seed=self.seed,
+            keep=True,
+            progress=progress,
         )
         evaluation = evaluate(model, examples)
-        row = dict(zip(self.columns, map(evaluation.accuracy, (CLEAN, *ATTACKS)), strict=True))
+        clean, fgsm, pgd10 = map(evaluation.accuracy, (CLEAN, *ATTACKS))
+        row = {"clean": clean, "fgsm": fgsm, "pgd10": pgd10}
         nodes = list(node_table(model))
         if nodes:
             statistics = collect(model, examples, nodes, ATTACKS[-1])
             row |= {f"v_act_{node}": statistics.v_act(node) for node in nodes}
         return row
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in use so far, MiB: of the GPU, or of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Linux counts KiB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,50 +1,57 @@
-"""The one training loop: perturb, compare, update; measure; save."""
+"""A training run from a recipe to its directory: set up, watched, saved, interrupted and resumed."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from coprobe.checkpoint import Checkpoint
-from coprobe.data import Batch, Dataset, Loader, hold_out, load
-from coprobe.errors import InputError, RunError
-from coprobe.files import check_writable_directory, write_json, write_table
+from coprobe.checkpoint import load as load_checkpoint
+from coprobe.collapse import collapse_epoch, converged
+from coprobe.data import Dataset, Loader, hold_out, load
+from coprobe.errors import InputError, InterruptedRunError, RunError
+from coprobe.files import check_writable_directory
 from coprobe.models import Classifier, build, defaults
-from coprobe.nodes import record, resolve
+from coprobe.nodes import resolve
 from coprobe.provenance import provenance
-from coprobe.training.methods import METHODS, Method, make_method
-from coprobe.training.monitor import Monitor
+from coprobe.training.interruption import Interruption
+from coprobe.training.loop import TrainingLoop
+from coprobe.training.methods import Method, make_method
+from coprobe.training.monitor import Monitor, peak_memory
+from coprobe.training.parallel import ALONE, Processes, synchronise_batchnorm
 from coprobe.training.recipe import Recipe
-from coprobe.training.regularizers import FeatureStability, LogitStability, Pass, Regularizer
+from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability, Regularizer
+from coprobe.training.run import Run
+from coprobe.training.step import Setting
+
+#: Updates between two looks at whether the numbers are finite; each look waits for the device.
+_LOOK_EVERY = 50
+#: The state is saved after an epoch unless that would take more than this part of the time.
+_SAVING_SHARE = 0.1
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 @dataclass(frozen=True)
-class Run:
-    """A directory with `recipe.json`, `history.csv` (a row per epoch), `checkpoint.pt` (last) and `best.pt`."""
+class Listener:
+    """Who wants to know how far a run is.
 
-    directory: Path
+    Args:
+        on_batch: called with the number of images after every update.
+        on_epoch: called with the row of history.csv after every epoch.
+        on_message: called with a sentence when something happens: a collapse, the end, where it goes on.
+    """
 
-    @property
-    def history(self) -> pd.DataFrame:
-        """A row per epoch; raises `InputError` if there is none or it can't be read."""
-        path = self.directory / "history.csv"
-        try:
-            return pd.read_csv(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: no readable history; train again, or name another run") from error
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last checkpoint."""
-        return self.directory / "checkpoint.pt"
+    on_batch: Callable[[int], None] = _nothing
+    on_epoch: Callable[[dict[str, Any]], None] = _nothing
+    on_message: Callable[[str], None] = _nothing
 
 
 def train(
@@ -52,103 +59,345 @@ def train(
     out: str | Path,
     *,
     device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
     data: Dataset | None = None,
     overwrite: bool = False,
-    on_batch: Callable[[int], None] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    resume: bool = False,
+    save_minutes: float = 10.0,
+    compiled: bool = False,
+    listener: Listener | None = None,
 ) -> Run:
     """Train a checkpoint.
 
     Args:
         recipe: every knob.
         out: the run directory to make.
-        device: where to train.
+        device: where to train; of several processes, this one's own.
+        processes: those that train together (see `parallel.start`); one of them writes.
         data: the training set; None loads `recipe.data`.
         overwrite: replace the files of a run that is there already.
-        on_batch: called with the number of images after every update.
-        on_epoch: called with the row of history.csv after every epoch.
+        resume: go on with a run that was interrupted; one that is finished is left as it is, and a new one begins
+            where there is none.
+        save_minutes: the longest time between two saves of the state within an epoch.
+        compiled: run the passes through torch.compile.
+        listener: hears of batches, epochs and events.
 
     Raises:
-        InputError: a recipe that can't be followed, a run that is there already, a directory that can't be
-            written.
-        RunError: the loss is not finite; the checkpoints of the epochs before are kept.
+        InputError: a recipe that can't be followed, a run that is there already, another recipe than that of the run
+            to resume, a directory that can't be written.
+        InterruptedRunError: SIGTERM or SIGINT came; the state is saved, mid-epoch too.
+        RunError: losses or weights are not finite; the checkpoints of the epochs before are kept.
     """
     run = Run(check_writable_directory(out))
-    if run.checkpoint.exists() and not overwrite:
-        raise InputError(f"{out}: holds a run already; choose another --out, or pass --overwrite")
-    device = torch.device(device)
-    training, held_out = hold_out(data or load(recipe.data, "train"), recipe.limit_train, recipe.held_out)
-    torch.manual_seed(recipe.seed)
-    state = _initial(recipe, training, device)
-    loop = TrainingLoop(recipe, state.model, *_objective(recipe, state.model), _loader(recipe, training, device))
-    monitor = Monitor(held_out, recipe.evaluation_epsilon, device, recipe.seed)
-    made = provenance(
-        seed=recipe.seed,
-        device=str(device),
-        data_digest=training.digest(),
-        images=len(training),
-        held_out=len(held_out),
-    )
-    write_json(run.directory / "recipe.json", {**recipe.to_dict(), "provenance": made})
-    rows: list[dict[str, Any]] = []
-    for epoch in range(recipe.epochs):
-        began = time.perf_counter()
-        row = {"epoch": epoch + 1, "lr": loop.learning_rate(epoch), **loop.run_epoch(epoch, on_batch)}
-        if not math.isfinite(row["train_loss"]):
-            kept = "the checkpoints of the epochs before are kept" if rows else "no checkpoint was written"
-            raise RunError(f"training diverged in epoch {epoch + 1} (its loss is not finite); {kept}; lower --lr")
-        row["train_seconds"] = time.perf_counter() - began
-        row |= monitor.measure(state.model)
-        row["seconds"] = time.perf_counter() - began
-        rows.append(row)
-        _save(run, state, rows)
-        if on_epoch:
-            on_epoch(row)
-        if recipe.stops_after(row["fgsm"], row["pgd10"]):
-            break
+    listener = listener or Listener()
+    if resume and run.outcome:
+        listener.on_message(f"{out}: finished already, nothing to resume")
+        return run
+    if run.checkpoint.exists() and not (overwrite or resume):
+        raise InputError(f"{out}: holds a run already; choose another --out, or pass --resume or --overwrite")
+    job = _Job.of(recipe, run, torch.device(device), processes, data, compiled, listener, save_minutes)
+    if resume and run.resumable.exists():
+        job.take_up()
+    elif processes.leads:
+        run.begin(recipe, job.facts)
+    with Interruption() as job.interruption:
+        job.work()
     return run
 
 
-def _initial(recipe: Recipe, training: Dataset, device: torch.device) -> Checkpoint:
-    """The untrained model with its description."""
+class _AskedError(Exception):
+    """The interruption that was noted, on its way out of an evaluation."""
+
+
+@dataclass
+class _Job:
+    """A run in one process."""
+
+    recipe: Recipe
+    run: Run
+    loop: TrainingLoop
+    monitor: Monitor
+    checkpoint: Checkpoint
+    facts: dict[str, Any]
+    listener: Listener
+    save_minutes: float
+    interruption: Interruption = field(default_factory=Interruption)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    #: Accuracy under PGD-5 in training mode after the last epoch, for --early-stop.
+    watched: float = 0.0
+    _saved_at: float = field(default_factory=time.perf_counter)
+    _saving_took: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        run: Run,
+        device: torch.device,
+        processes: Processes,
+        data: Dataset | None,
+        compiled: bool,
+        listener: Listener,
+        save_minutes: float,
+    ) -> _Job:
+        """Everything that a recipe describes; whatever can't be followed is found here, before the work."""
+        training, held_out = hold_out(data or load(recipe.data, "train"), recipe.limit_train, recipe.held_out)
+        watched = held_out if recipe.watch == "held-out" else load(recipe.data, "test", limit=recipe.held_out)
+        torch.manual_seed(recipe.seed)
+        checkpoint = _untrained(recipe, training, device)
+        loader = _loader(recipe, training, device, processes)
+        setting = Setting(
+            training, device, recipe.batch_size, loader.padding if loader.augment else 0, recipe.epochs, recipe.phases,
+            processes,
+        )  # fmt: skip
+        method = _method(recipe)
+        terms = _regularizers(recipe, method, checkpoint.model)
+        if recipe.sync_batchnorm and processes.count > 1:
+            synchronise_batchnorm(checkpoint.model)
+        if compiled and (processes.count > 1 or recipe.co_node or not method.compiles):
+            raise InputError("--compile works with one process only, without --co-node, and not with gradalign")
+        loop = TrainingLoop(recipe, checkpoint.model, method, terms, loader, setting, compiled=compiled)
+        checkpoint = replace(checkpoint, model=cast(Classifier, loop.evaluated))
+        monitor = Monitor(watched, recipe.evaluation_epsilon, device, recipe.seed)
+        facts = provenance(
+            seed=recipe.seed,
+            device=str(device),
+            processes=processes.count,
+            threads=torch.get_num_threads(),
+            data_digest=training.digest(),
+            images=len(training),
+            held_out=len(held_out),
+            watched=f"{len(watched)} {'held-out training' if watched is held_out else 'test'} images",
+        )
+        return cls(recipe, run, loop, monitor, checkpoint, facts, listener, save_minutes)
+
+    @property
+    def processes(self) -> Processes:
+        return self.loop.setting.processes
+
+    def take_up(self) -> None:
+        """Go on from the run's saved state."""
+        state = self.run.load_state(self.recipe)
+        if state["data_digest"] != self.facts["data_digest"]:
+            raise InputError(f"{self.recipe.data}: other training images than when {self.run.directory} began")
+        self.loop.load(state["loop"])
+        self.rows, self.watched = state["rows"], state["watched"]
+        done = self.loop.epoch + self.loop.number / self.loop.updates
+        self.listener.on_message(f"{self.run.directory}: resumed after {done:.2f} of {self.recipe.epochs} epochs")
+        images = self.loop.loader.images * self.loop.method.updates_per_batch
+        self.listener.on_batch(round(done * images))
+
+    def work(self) -> None:
+        """Epoch after epoch, to the end or to an interruption."""
+        ended_by = self._ending() if self.rows else None
+        while ended_by is None:
+            ended_by = self._epoch()
+        if self.processes.leads:
+            self.run.finish(self._outcome(ended_by))
+
+    def _epoch(self) -> str | None:
+        """One epoch; why the run ends with it, if it does."""
+        for batch in self.loop.run_epoch():
+            self.listener.on_batch(len(batch.whole))
+            self._pause()
+        epoch = self.loop.epoch
+        self._check_finite()
+        row = self._measure()
+        if self.recipe.early_stop and self._drops():
+            self.listener.on_message(
+                f"epoch {epoch + 1}: PGD-5 accuracy on training images dropped; the weights before are kept"
+            )
+            return "early stop"
+        row = (
+            {"epoch": epoch + 1, "lr": self.recipe.learning_rate(epoch / self.recipe.epochs)}
+            | self.loop.end_epoch()
+            | row
+        )
+        row["peak_memory_mib"] = peak_memory(self.loop.setting.device)
+        self.rows.append(row)
+        if self.processes.leads:
+            self.run.save_epoch(self.checkpoint, self.rows)
+            self._announce()
+        self.listener.on_epoch(row)
+        ended_by = self._ending()
+        since = time.perf_counter() - self._saved_at
+        if ended_by is None and self.processes.share(since >= self._saving_took / _SAVING_SHARE):
+            self._save()
+        return ended_by
+
+    def _ending(self) -> str | None:
+        row = self.rows[-1]
+        if self.recipe.stops_after(row["fgsm"], row["pgd10"]):
+            return "collapse"
+        return "schedule" if row["epoch"] == self.recipe.epochs else None
+
+    def _pause(self) -> None:
+        """Between two updates: heed an interruption, save if it is time, see that the numbers are finite."""
+        look = self.loop.number % _LOOK_EVERY == 0
+        if look:
+            self._check_finite()
+        if self.processes.count == 1 or look:
+            asked = self.processes.any(self.interruption.signal is not None, self.loop.setting.device)
+            overdue = time.perf_counter() - self._saved_at > 60 * self.save_minutes
+            if asked or self.processes.share(overdue):
+                self._save()
+            if asked:
+                raise self._interrupted()
+
+    def _interrupted(self) -> InterruptedRunError:
+        again = f"'coprobe train --resume --out {self.run.directory}' goes on"
+        return InterruptedRunError(
+            f"stopped in epoch {self.loop.epoch + 1} and saved; {again}", self.interruption.signal or 15
+        )
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        state = {
+            "loop": self.loop.state(),
+            "rows": self.rows,
+            "watched": self.watched,
+            "data_digest": self.facts["data_digest"],
+        }
+        if self.processes.leads:
+            self.run.save_state(self.recipe, state)
+        self._saved_at = time.perf_counter()
+        self._saving_took = self._saved_at - began
+
+    def _check_finite(self) -> None:
+        if not self.loop.is_finite():
+            kept = "the checkpoints of the epochs before are kept" if self.rows else "no checkpoint was written"
+            raise RunError(
+                f"training diverged in epoch {self.loop.epoch + 1} (its losses or weights are not finite); {kept}; "
+                "lower --lr"
+            )
+
+    def _measure(self) -> dict[str, float]:
+        """The accuracies of the epoch, measured by process 0."""
+        began = time.perf_counter()
+        model = self.checkpoint.model
+        row: dict[str, float] = {}
+        if self.processes.leads:
+            try:
+                model.precision = "32"  # what anybody who reads the checkpoint will measure
+                row = self.monitor.measure(model, self._heed)
+            except _AskedError:
+                self._save()
+                raise self._interrupted() from None
+            finally:
+                model.precision = self.recipe.precision
+        row["seconds"] = self.loop.seconds + time.perf_counter() - began
+        return self.processes.share(row)
+
+    def _heed(self, images: int) -> None:
+        if self.interruption.signal is not None and self.processes.count == 1:
+            raise _AskedError
+
+    def _drops(self) -> bool:
+        """Whether accuracy under PGD-5 in training mode, on the epoch's first batch, fell by more than 0.2.
+
+        As in the public code of FGSM-RS; but what the passes do to the running statistics is undone.
+        """
+        batch = next(self.loop.loader.batches(self.loop.epoch))
+        buffers = {name: value.clone() for name, value in self.loop.model.named_buffers()}
+        self.loop.model.train()
+        attack = make_method("pgd-at", {"iterations": 5}, epsilon=self.recipe.eps_train / 255, seed=self.recipe.seed)
+        attack.prepare(self.loop.setting)
+        attack.begin_step(self.loop.epoch, 0)
+        images = attack.perturb(self.loop.model, batch, keep_graph=False).images
+        with torch.no_grad():
+            correct = (self.loop.model(images).argmax(1) == batch.labels).sum()
+            for name, value in self.loop.model.named_buffers():
+                value.copy_(buffers[name])
+        before, self.watched = self.watched, float(self.processes.sum(correct)) / len(batch.whole)
+        return self.watched < before - 0.2
+
+    def _announce(self) -> None:
+        """Say when the epochs so far show a collapse that those before did not."""
+        accuracies = [row["pgd10"] for row in self.rows]
+        epoch = collapse_epoch(accuracies)
+        if epoch is not None and collapse_epoch(accuracies[:-1]) is None:
+            self.listener.on_message(
+                f"catastrophic overfitting in epoch {epoch}: PGD-10 accuracy {100 * accuracies[epoch - 1]:.1f} %, "
+                f"at most {100 * max(accuracies):.1f} % before"
+            )
+
+    def _outcome(self, ended_by: str) -> dict[str, Any]:
+        accuracies = [row["pgd10"] for row in self.rows]
+        learnt = bool(self.rows) and converged(self.rows[-1]["clean"], self.checkpoint.num_classes)
+        if not learnt:
+            self.listener.on_message("did not converge: clean accuracy is no better than guessing; no result")
+        best = max(range(len(accuracies)), key=lambda place: (accuracies[place], place)) + 1
+        return {
+            "ended_by": ended_by,
+            "epochs": len(self.rows),
+            "best_epoch": best,
+            "collapse_epoch": collapse_epoch(accuracies),
+            "converged": learnt,
+        }
+
+
+def _untrained(recipe: Recipe, training: Dataset, device: torch.device) -> Checkpoint:
+    """The model to begin with, and its description."""
     arch_args = {**defaults(recipe.arch), "num_classes": training.num_classes, "in_channels": training.image_shape[0]}
     if recipe.width is not None:
         arch_args["width"] = recipe.width
-    model = Classifier(build(recipe.arch, **arch_args)).to(device).to(memory_format=torch.channels_last)
+    model = Classifier(build(recipe.arch, **arch_args))
+    if recipe.init is not None:
+        model.network.load_state_dict(_initial_weights(recipe.init, recipe.arch, arch_args))
+    model.precision = recipe.precision
+    model.to(device).to(memory_format=torch.channels_last)
     return Checkpoint(model, recipe.arch, arch_args, recipe.to_dict(), image_shape=training.image_shape)
 
 
-def _objective(recipe: Recipe, model: nn.Module) -> tuple[Method, list[Regularizer]]:
-    """The method and the regularizers; an unknown node is found here, before the work."""
-    method = make_method(
+def _initial_weights(path: str, arch: str, arch_args: dict[str, Any]) -> dict[str, torch.Tensor]:
+    initial = load_checkpoint(path)
+    if (initial.arch, initial.arch_args) != (arch, arch_args):
+        raise InputError(f"--init {path}: is a {initial.arch} {initial.arch_args}, not a {arch} {arch_args}")
+    return initial.model.network.state_dict()
+
+
+def _method(recipe: Recipe) -> Method:
+    return make_method(
         recipe.method,
         recipe.options,
         epsilon=recipe.eps_train / 255,
         step_size=None if recipe.step_size is None else recipe.step_size / 255,
         seed=recipe.seed,
     )
+
+
+def _regularizers(recipe: Recipe, method: Method, model: Classifier) -> list[Regularizer]:
     terms: list[Regularizer] = []
     if recipe.stable_node:
         resolve(model, recipe.stable_node)
-        terms.append(FeatureStability(recipe.stable_node, recipe.stable_weight))
+        terms.append(FeatureStability(recipe.stable_node, recipe.stable_weight, recipe.stable_detach))
     logit_weight = method.default_logit_weight if recipe.logit_weight is None else recipe.logit_weight
     if logit_weight:
         terms.append(LogitStability(logit_weight))
-    if terms and METHODS.entry(recipe.method).facts["passes"] < 2:
-        raise InputError(f"method {recipe.method} has no attack, so --stable-node and --logit-weight can't be used")
-    return method, terms
+    if recipe.co_node and recipe.co_top is not None:
+        resolve(model, recipe.co_node)
+        terms.append(
+            ChannelDivergence(
+                recipe.co_node,
+                recipe.co_weight,
+                recipe.co_top,
+                recipe.co_by,
+                recipe.co_select == "each-epoch",
+                recipe.co_images,
+                recipe.eps_train / 255,
+                recipe.seed,
+            )
+        )
+    if terms and not method.attacks:
+        raise InputError(
+            f"method {recipe.method} has no attack, so --stable-node, --logit-weight and --co-node can't be used"
+        )
+    return terms
 
 
-def _save(run: Run, state: Checkpoint, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the last checkpoint, the best one if this is it (ties: the later epoch), and the history."""
-    row = rows[-1]
-    if row["pgd10"] >= max(earlier["pgd10"] for earlier in rows):
-        replace(state, metrics={**row, "selected": "best held-out PGD-10"}).save(run.directory / "best.pt")
-    replace(state, metrics={**row, "selected": "last epoch"}).save(run.checkpoint)
-    write_table(pd.DataFrame(rows), run.directory / "history.csv")
-
-
-def _loader(recipe: Recipe, training: Dataset, device: torch.device) -> Loader:
+def _loader(recipe: Recipe, training: Dataset, device: torch.device, processes: Processes) -> Loader:
+    if processes.count > recipe.batch_size:
+        raise InputError(f"--batch-size {recipe.batch_size}: too small to be shared by {processes.count} processes")
     return Loader(
         training,
         recipe.batch_size,
@@ -156,69 +405,8 @@ def _loader(recipe: Recipe, training: Dataset, device: torch.device) -> Loader:
         shuffle=True,
         augment=recipe.augment != "none",
         flip=recipe.augment == "crop-flip",
+        padding_mode=recipe.padding,
         seed=recipe.seed,
         channels_last=True,
+        part=(processes.rank, processes.count),
     )
-
-
-def _nodes(regularizers: Sequence[Regularizer]) -> list[str]:
-    return sorted({node for term in regularizers for node in term.nodes})
-
-
-@dataclass
-class TrainingLoop:
-    """The state of a run between epochs."""
-
-    recipe: Recipe
-    model: nn.Module
-    method: Method
-    regularizers: Sequence[Regularizer]
-    loader: Loader
-
-    def __post_init__(self) -> None:
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.recipe.lr,
-            momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay,
-        )
-
-    def learning_rate(self, epoch: int, batch: int = 0) -> float:
-        """The learning rate at a batch of an epoch, both from 0."""
-        return self.recipe.learning_rate((epoch + batch / len(self.loader)) / self.recipe.epochs)
-
-    def run_epoch(self, epoch: int, on_batch: Callable[[int], None] | None) -> dict[str, float]:
-        """One pass over the training images; means of loss, accuracy and unweighted regularizers."""
-        shape, device = self.loader.dataset.image_shape, self.loader.device
-        self.model.train()
-        self.loader.set_epoch(epoch)
-        self.method.begin_epoch(epoch, len(self.loader.dataset), shape, device)
-        totals: dict[str, Tensor] = {}
-        for number, batch in enumerate(self.loader):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(epoch, number)
-            measured = self.step(batch)
-            for name, value in measured.items():
-                totals[name] = totals.get(name, torch.zeros((), device=device)) + value * len(batch.images)
-            if on_batch:
-                on_batch(len(batch.images))
-        seen = min(len(self.loader) * self.loader.batch_size, len(self.loader.dataset))
-        return {name: float(total) / seen for name, total in totals.items()}
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One update; batch means of loss, accuracy on the perturbed images and regularizers, on the device."""
-        with record(self.model, _nodes(self.regularizers)) as seen:
-            perturbed = self.method.perturb(self.model, batch, keep_graph=bool(self.regularizers))
-            start = dict(seen)
-            logits = self.model(perturbed.images)
-        loss = self.method.loss(logits, batch.labels)
-        measured = {"train_accuracy": (logits.argmax(1) == batch.labels).float().mean()}
-        for term in self.regularizers:
-            if perturbed.start_logits is not None:
-                value = term(Pass(logits, seen), Pass(perturbed.start_logits, start))
-                loss = loss + term.weight * value
-                measured[term.name] = value.detach()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return {"train_loss": loss.detach(), **measured}

@@ -230,7 +230,7 @@ def test_a_figure_of_changed_settings_is_made_anew(here, store, coprobe, monkeyp
 def test_help(coprobe, name):
     result = coprobe(f"{name} --help")
     assert (result.code, result.err) == (0, "")
-    assert "Example:\n" in result.out and f"    coprobe {name}" in result.out
+    assert ("Example:\n" in result.out or "Examples:\n" in result.out) and f"    coprobe {name}" in result.out
     command = cli.get_command(click.Context(cli), name)
     assert command.short_help in coprobe("--help").out  # not cut off
     for parameter in command.params:

@@ -15,9 +15,15 @@ def dataset(count=23, channels=3, height=6, width=5):
     return Dataset(images, labels, tuple("abcd"), "made", "train")
 
 
-def whole(loader):
+def together(batches):
+    """Images, labels and indices of all batches."""
+    batches = list(batches)
+    return tuple(torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "indices"))
+
+
+def epoch(loader, number=0):
     """One epoch as three tensors."""
-    return tuple(torch.cat(parts) for parts in zip(*loader, strict=True))
+    return together(loader.batches(number))
 
 
 def same(first, second):
@@ -27,9 +33,9 @@ def same(first, second):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_plain_batches_are_the_data_in_order(channels_last):
     data = dataset()
-    batches = list(Loader(data, 10, channels_last=channels_last))
+    batches = list(Loader(data, 10, channels_last=channels_last).batches())
     assert [len(batch.labels) for batch in batches] == [10, 10, 3]
-    images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    images, labels, indices = together(batches)
     assert images.dtype == torch.float32
     assert torch.equal(images, data.images / 255)
     assert torch.equal(labels, data.labels)
@@ -41,16 +47,16 @@ def test_plain_batches_are_the_data_in_order(channels_last):
 @pytest.mark.parametrize(("drop_last", "batches"), [(False, 3), (True, 2)])
 def test_length(drop_last, batches):
     loader = Loader(dataset(), 10, drop_last=drop_last)
-    assert len(loader) == len(list(loader)) == batches
+    assert len(loader) == len(list(loader.batches())) == batches
 
 
 def test_drop_last_of_less_than_a_batch():
-    assert list(Loader(dataset(), 24, drop_last=True)) == []
+    assert list(Loader(dataset(), 24, drop_last=True).batches()) == []
 
 
 def test_shuffle_is_a_permutation_and_indices_say_which():
     data = dataset()
-    images, labels, indices = whole(Loader(data, 10, shuffle=True))
+    images, labels, indices = epoch(Loader(data, 10, shuffle=True))
     assert sorted(indices.tolist()) == list(range(23))
     assert indices.tolist() != list(range(23))
     assert torch.equal(images, data.images[indices] / 255)
@@ -73,7 +79,7 @@ def test_augmentation_matches_one_image_at_a_time(padding, flip, mode, channels_
         data, 10, shuffle=True, augment=True, flip=flip, padding=padding, padding_mode=mode,
         channels_last=channels_last,
     )  # fmt: skip
-    images, _, indices = whole(loader)
+    images, _, indices = epoch(loader)
     offsets, mirrored = drawn[0]
     _, height, width = data.image_shape
     edge = [(0, 0), (padding, padding), (padding, padding)]
@@ -85,7 +91,7 @@ def test_augmentation_matches_one_image_at_a_time(padding, flip, mode, channels_
             crop = crop[:, :, ::-1]
         assert np.array_equal(images[position].numpy(), crop.astype(np.float32) / 255)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert next(iter(loader)).images.is_contiguous(memory_format=layout)
+    assert next(loader.batches()).images.is_contiguous(memory_format=layout)
 
 
 def test_draws_cover_their_range_evenly():
@@ -100,42 +106,57 @@ def test_draws_cover_their_range_evenly():
 
 def test_epochs_differ_and_repeat():
     first, again = (Loader(dataset(), 10, shuffle=True, augment=True, padding=2) for _ in range(2))
-    epochs = [whole(first) for _ in range(3)]
-    assert first.epoch == 3
+    epochs = [epoch(first, number) for number in range(3)]
     assert not any(torch.equal(a[2], b[2]) for a, b in itertools.combinations(epochs, 2))
-    assert all(same(epoch, whole(again)) for epoch in epochs)
+    assert all(same(epochs[number], epoch(again, number)) for number in (2, 0, 1))
 
 
-def test_resuming_gives_the_same_batches():
+def test_an_epoch_can_be_taken_up_at_any_batch():
     loader = Loader(dataset(), 10, shuffle=True, augment=True, padding=2, seed=5)
-    epochs = [whole(loader) for _ in range(3)]
-    resumed = Loader(dataset(), 10, shuffle=True, augment=True, padding=2, seed=5)
-    resumed.set_epoch(2)
-    assert same(whole(resumed), epochs[2])
+    batches = list(loader.batches(2))
+    for first in range(4):
+        rest = list(loader.batches(2, first))
+        assert len(rest) == 3 - first
+        assert all(torch.equal(a.images, b.images) for a, b in zip(rest, batches[first:], strict=True))
 
 
 def test_draws_ignore_the_batch_size_and_global_state():
     small, large = (Loader(dataset(), size, shuffle=True, augment=True, padding=2) for size in (4, 23))
-    expected = whole(small)
+    expected = epoch(small)
     torch.manual_seed(99)
-    assert same(whole(large), expected)
+    assert same(epoch(large), expected)
 
 
-def test_abandoned_epoch_counts_from_iter():
-    loader = Loader(dataset(), 10, shuffle=True)
-    next(iter(loader))
-    assert loader.epoch == 1
-    iter(loader)
-    assert loader.epoch == 2
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_every_batch(processes):
+    options = {"shuffle": True, "augment": True, "padding": 2}
+    alone = list(Loader(dataset(), 7, **options).batches(1))
+    parts = [list(Loader(dataset(), 7, **options, part=(rank, processes)).batches(1)) for rank in range(processes)]
+    assert [len(each) for each in parts] == [4 - (processes == 3)] * processes  # 23 = 3 · 7 + 2
+    for number, (batch, shares) in enumerate(zip(alone, zip(*parts, strict=True), strict=False)):
+        assert same(together(shares), (batch.images, batch.labels, batch.indices)), number
+        for share in shares:
+            assert torch.equal(share.whole, batch.indices)
+            assert torch.equal(share.whole[share.part], share.indices)
+            assert share.fraction == len(share.labels) / len(batch.labels)
+            assert torch.equal(share.offsets, batch.offsets[share.part])
+            assert torch.equal(share.mirrored, batch.mirrored[share.part])
+        sizes = [len(share.labels) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_images_of_an_epoch(processes):
+    loader = Loader(dataset(), 7, part=(0, processes))
+    seen = sum(len(batch.whole) for batch in loader.batches())
+    assert loader.images == seen == (23 if processes == 1 else 21)
 
 
 def test_seeds_and_epochs_do_not_trade_places():
-    def order(seed, epoch):
-        loader = Loader(dataset(), 10, shuffle=True, seed=seed)
-        loader.set_epoch(epoch)
-        return whole(loader)[2].tolist()
+    def order(seed, number):
+        return epoch(Loader(dataset(), 10, shuffle=True, seed=seed), number)[2].tolist()
 
-    orders = [order(seed, epoch) for seed, epoch in itertools.product(range(3), range(3))]
+    orders = [order(seed, number) for seed, number in itertools.product(range(3), range(3))]
     assert len({tuple(each) for each in orders}) == 9
 
 

@@ -77,24 +77,6 @@ def test_figure_1_marks_the_collapse(histories: pd.DataFrame) -> None:
     assert not [line for axis in (top_right, bottom_right) for line in axis.lines if line.get_linestyle() == ":"]
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "epoch"),
-    [
-        ([0.4] * 5, None),
-        ([0.4, 0.4, 0.1, 0.1, 0.1, 0.4], 2),
-        ([0.4, 0.4, 0.1, 0.1, 0.4, 0.4], None),  # came back within 3 epochs
-        ([0.4, 0.4, 0.1], 2),  # to the end
-        ([0.4, 0.3, 0.2, 0.2, 0.2], None),  # half is not below half
-        ([0.1, 0.1, 0.0, 0.0, 0.0], None),  # nothing to lose
-        ([0.4, 0.1, 0.4, 0.0, 0.0, 0.0], 3),
-        ([0.4], None),
-    ],
-)
-def test_collapse_epoch(accuracy: list[float], epoch: int | None) -> None:
-    history = pd.DataFrame({"epoch": np.arange(len(accuracy)) + 10, "pgd10": accuracy})
-    assert fig01.collapse_epoch(history) == (None if epoch is None else epoch + 10)
-
-
 def test_a_single_epoch_can_be_seen(histories: pd.DataFrame) -> None:
     top, bottom = fig01.draw(histories[:1]).axes
     assert {line.get_marker() for axis in (top, bottom) for line in axis.lines} == {"o"}

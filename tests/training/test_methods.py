@@ -1,122 +1,67 @@
-"""One step of every method equals a slow, literal reference written from its formula (float64)."""
+"""What holds for every training method: above all, one step equals a slow, literal reference (float64)."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import fields
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from coprobe.data import Batch, Dataset, Loader
+from coprobe.data import Batch, Loader
 from coprobe.errors import InputError
-from coprobe.training import METHODS, Recipe, make_method
-from coprobe.training.methods import Method
-from coprobe.training.regularizers import FeatureStability, LogitStability
-from coprobe.training.trainer import TrainingLoop
+from coprobe.registry import Entry
+from coprobe.training import METHODS, Method, Recipe, make_method
+from coprobe.training.loop import TrainingLoop
+from coprobe.training.memory import Memory
+from coprobe.training.regularizers import FeatureStability, LogitStability, Regularizer
+from tests.training.references import REFERENCES
+from tests.training.references.common import EPSILON, Tiny, make, make_batch, setting, tiny
 
-EPSILON = 16 / 255
-CLASSES = 5
 LR, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
-
-
-class Tiny(nn.Module):
-    """A convolution with batch norm, a ReLU and a linear layer, in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 3, 3, padding=1)
-        self.bn = nn.BatchNorm2d(3)
-        self.relu = nn.ReLU()
-        self.linear = nn.Linear(3 * 4 * 5, CLASSES)
-        self.double()
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.features(x).flatten(1))
+RECIPE = Recipe(lr=LR, momentum=MOMENTUM, weight_decay=DECAY, epochs=10, schedule="constant")
+ATTACKING = [name for name in METHODS if METHODS[name].attacks]
 
 
 @pytest.fixture
 def model() -> Tiny:
-    torch.manual_seed(3)
-    return Tiny().train()
+    return tiny()
 
 
 @pytest.fixture
 def batch() -> Batch:
-    generator = torch.Generator().manual_seed(4)
-    images = torch.rand(6, 2, 4, 5, generator=generator, dtype=torch.float64)
-    images[0, :, :2] = 0.0  # some pixels at the borders of the range, where the clamp bites
-    images[1, :, 2:] = 1.0
-    return Batch(images, torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([5, 2, 7, 0, 3, 6]))
+    return make_batch()
 
 
-def make(name: str, **common: float) -> Method:
-    method = make_method(name, {}, epsilon=EPSILON, seed=1, **common)
-    method.begin_epoch(0, images=8, shape=(2, 4, 5), device=torch.device("cpu"))
-    for field in fields(method):
-        if isinstance(value := getattr(method, field.name, None), Tensor):
-            setattr(method, field.name, value.double())
-    return method
+class OneBatch(Loader):
+    """Gives the same batch over and over."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(setting().dataset, 6)
+        self.batch = batch
+
+    def batches(self, epoch: int = 0, first: int = 0):  # type: ignore[no-untyped-def]
+        return iter([self.batch])
 
 
-def reference_clip(value: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    low, high = torch.as_tensor(low, dtype=value.dtype), torch.as_tensor(high, dtype=value.dtype)
-    return torch.minimum(torch.maximum(value, low), high)
+def loop_for(model: nn.Module, method: Method, batch: Batch, terms: list[Regularizer] | None = None) -> TrainingLoop:
+    return TrainingLoop(RECIPE, model, method, terms or [], OneBatch(batch), method.setting)
 
 
-def soft_cross_entropy(logits: Tensor, labels: Tensor, factor: float) -> Tensor:
-    total = torch.zeros((), dtype=logits.dtype)
-    for row, label in zip(logits, labels, strict=True):
-        log_p = row - torch.logsumexp(row, 0)
-        for k in range(CLASSES):
-            total = total - (factor if k == label else (1 - factor) / (CLASSES - 1)) * log_p[k]
-    return total / len(labels)
+def one_update(loop: TrainingLoop) -> None:
+    """The first update of the epoch at which the method stands, without beginning the epoch."""
+    loop.number = 0
+    for term in loop.regularizers:
+        term.begin_epoch(loop.epoch, loop.model, loop.setting)
+    method_begins = loop.method.begin_epoch
+    loop.method.begin_epoch = lambda epoch: None  # type: ignore[method-assign]
+    next(loop.run_epoch())
+    loop.method.begin_epoch = method_begins  # type: ignore[method-assign]
 
 
-Reference = Callable[[Tiny, Batch, Method], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
-
-
-def single_step(model: Tiny, batch: Batch, delta0: Tensor, step: float, factor: float) -> tuple[Tensor, Tensor]:
-    """(x + δ, gradient at x + δ0): δ = clip_ε(δ0 + step · sign g), then x + δ into [0, 1]."""
-    delta = delta0.clone().requires_grad_()
-    soft_cross_entropy(model(batch.images + delta), batch.labels, factor).backward()
-    assert delta.grad is not None
-    moved = reference_clip(delta0 + step * delta.grad.sign(), -EPSILON, EPSILON)
-    return reference_clip(batch.images + moved, 0, 1), delta.grad
-
-
-def reference_clean(model: Tiny, batch: Batch, method: Method) -> tuple[Tensor, Tensor, float]:
-    return batch.images, torch.zeros_like(batch.images), 1.0
-
-
-def reference_fgsm(model: Tiny, batch: Batch, method: Method) -> tuple[Tensor, Tensor, float]:
-    zero = torch.zeros_like(batch.images)
-    return single_step(model, batch, zero, EPSILON, 1.0)[0], zero, 1.0
-
-
-def reference_fgsm_rs(model: Tiny, batch: Batch, method: Method) -> tuple[Tensor, Tensor, float]:
-    generator = torch.Generator().set_state(method.generator.get_state())
-    draw = torch.rand(batch.images.shape, generator=generator)
-    delta0 = reference_clip(batch.images + (2 * draw - 1) * EPSILON, 0, 1) - batch.images
-    return single_step(model, batch, delta0, 1.25 * EPSILON, 1.0)[0], delta0, 1.0
-
-
-def reference_fgsm_mep(model: Tiny, batch: Batch, method: Method) -> tuple[Tensor, Tensor, float]:
-    delta0 = method._prior[batch.indices].clone()  # type: ignore[attr-defined]
-    return single_step(model, batch, delta0, EPSILON, 0.6)[0], delta0, 0.6
-
-
-REFERENCES = {
-    "clean": reference_clean,
-    "fgsm": reference_fgsm,
-    "fgsm-rs": reference_fgsm_rs,
-    "fgsm-mep": reference_fgsm_mep,
-}
+def assert_same_state(model: nn.Module, slow: nn.Module) -> None:
+    for (key, fast_value), slow_value in zip(model.state_dict().items(), slow.state_dict().values(), strict=True):
+        torch.testing.assert_close(fast_value, slow_value, rtol=0, atol=1e-8, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_every_method_has_a_reference() -> None:
@@ -124,87 +69,79 @@ def test_every_method_has_a_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "regularized"),
-    [(name, False) for name in REFERENCES] + [(name, True) for name in REFERENCES if name != "clean"],
+    ("name", "regularized"), [(name, False) for name in METHODS] + [(name, True) for name in ATTACKING]
 )
 def test_one_update_equals_the_reference(name: str, regularized: bool, model: Tiny, batch: Batch) -> None:
     slow = copy.deepcopy(model)
     method = make(name)
-    x_adv, delta0, factor = REFERENCES[name](copy.deepcopy(model), batch, method)
-
-    # Literal update: both passes in training mode, gradients through both, SGD with momentum from rest.
-    slow.zero_grad()
-    if name != "clean":
-        start_features = slow.features(batch.images + delta0)
-        start_logits = slow.linear(start_features.flatten(1))
-    features = slow.features(x_adv)
-    logits = slow.linear(features.flatten(1))
-    loss = soft_cross_entropy(logits, batch.labels, factor)
+    literal = REFERENCES[name](slow, batch, method)
+    loss = literal.loss
     if regularized:
-        loss = loss + 20.0 * ((features - start_features) ** 2).mean() + 10.0 * ((logits - start_logits) ** 2).mean()
-    loss.backward()
+        assert literal.start_features is not None
+        assert literal.start_logits is not None
+        loss = loss + 20.0 * ((literal.features - literal.start_features) ** 2).mean()
+        loss = loss + 10.0 * ((literal.logits - literal.start_logits) ** 2).mean()
+    # SGD with momentum from rest.
+    gradients = torch.autograd.grad(loss, list(slow.parameters()))
     with torch.no_grad():
-        for parameter in slow.parameters():
-            assert parameter.grad is not None
-            parameter.sub_(LR * (parameter.grad + DECAY * parameter))
+        for parameter, gradient in zip(slow.parameters(), gradients, strict=True):
+            parameter.sub_(LR * (gradient + DECAY * parameter))
 
-    loop = loop_for(model, method, regularized)
-    loop.step(batch)
-    for (key, fast_value), slow_value in zip(model.state_dict().items(), slow.state_dict().values(), strict=True):
-        torch.testing.assert_close(fast_value, slow_value, rtol=0, atol=1e-8, msg=lambda m, key=key: f"{key}: {m}")
-
-
-def loop_for(model: nn.Module, method: Method, regularized: bool) -> TrainingLoop:
-    terms = [FeatureStability("relu", 20.0), LogitStability(10.0)] if regularized else []
-    dataset = Dataset(
-        torch.zeros(8, 2, 4, 5, dtype=torch.uint8), torch.arange(8) % CLASSES, tuple("abcde"), "t", "train"
-    )
-    recipe = Recipe(lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
-    return TrainingLoop(recipe, model, method, terms, Loader(dataset, 6))
-
-
-def test_mep_memory_follows_the_formula(model: Tiny, batch: Batch) -> None:
-    method = make("fgsm-mep")
-    prior = method._prior.clone()  # type: ignore[attr-defined]
-    momentum = torch.rand(prior.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 1e-3
-    method._gradient = momentum.clone()  # type: ignore[attr-defined]
-    assert (prior.abs() - EPSILON).abs().max() < 1e-8  # the corners of the ball
-    assert prior.unique().numel() == 2
-    delta0 = prior[batch.indices]
-    _, gradient = single_step(copy.deepcopy(model), batch, delta0, EPSILON, 0.6)
-    method.perturb(model, batch, keep_graph=False)
-
-    expected_momentum = momentum.clone()
-    expected_prior = prior.clone()
-    norm = sum(abs(float(value)) for value in gradient.flatten())
-    for row, index in enumerate(batch.indices.tolist()):
-        expected_momentum[index] = gradient[row] / norm + 0.3 * momentum[index]
-        moved = reference_clip(delta0[row] + EPSILON * expected_momentum[index].sign(), -EPSILON, EPSILON)
-        expected_prior[index] = reference_clip(batch.images[row] + moved, 0, 1) - batch.images[row]
-    torch.testing.assert_close(method._gradient, expected_momentum, rtol=0, atol=1e-12)  # type: ignore[attr-defined]
-    torch.testing.assert_close(method._prior, expected_prior, rtol=0, atol=1e-12)  # type: ignore[attr-defined]
-
-
-def test_mep_memory_is_reset_every_reset_every_epochs() -> None:
-    method = make_method("fgsm-mep", {"reset-every": 3}, epsilon=EPSILON, seed=1)
-    where = torch.device("cpu")
-    method.begin_epoch(0, 4, (1, 2, 2), where)
-    method._gradient += 1  # type: ignore[attr-defined]
-    first = method._prior.clone()  # type: ignore[attr-defined]
-    method.begin_epoch(1, 4, (1, 2, 2), where)
-    assert method._gradient.sum() == 16  # type: ignore[attr-defined]
-    method.begin_epoch(3, 4, (1, 2, 2), where)
-    assert method._gradient.sum() == 0  # type: ignore[attr-defined]
-    assert not torch.equal(method._prior, first)  # type: ignore[attr-defined]
+    terms: list[Regularizer] = [FeatureStability("relu", 20.0), LogitStability(10.0)] if regularized else []
+    one_update(loop_for(model, method, batch, terms))
+    assert_same_state(model, slow)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_perturbation_stays_in_the_ball_and_the_range(name: str, model: Tiny, batch: Batch) -> None:
-    perturbed = make(name).perturb(model, batch, keep_graph=False)
-    assert (perturbed.images - batch.images).abs().max() <= EPSILON + 1e-12
-    assert perturbed.images.min() >= 0
-    assert perturbed.images.max() <= 1
-    assert (perturbed.start_logits is None) == (METHODS.entry(name).facts["passes"] == 1)
+    method = make(name)
+    perturbed = method.perturb(model, batch, keep_graph=False)
+    images = perturbed.images.detach()
+    if method.bounded:
+        assert (images - batch.images).abs().max() <= EPSILON + 1e-12
+    if method.clamped:
+        assert images.min() >= 0
+        assert images.max() <= 1
+    assert (perturbed.start is not None) == method.attacks
+    assert model.training
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_kept_is_all_that_outlasts_an_update(name: str, batch: Batch) -> None:
+    """A method that gets another's state does what the other does next, also in the middle of an epoch."""
+    first, second = tiny(), tiny()
+    method = make(name)
+    loop = loop_for(first, method, batch)
+    one_update(loop)
+    other = loop_for(second, make(name), batch)
+    other.method.kept.clear()
+    other.load(copy.deepcopy(loop.state()))
+    for each in (loop, other):
+        each.loader.batch = make_batch(5)
+        each.epoch, each.number = 1, 0
+        each.method.begin_epoch(1)
+        one_update(each)
+    assert_same_state(first, second)
+    assert set(method.kept) == set(other.method.kept)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_memories_can_be_held_in_half_precision(name: str, batch: Batch) -> None:
+    """An update with float16 memories differs from one in float64 by rounding only: nothing over- or underflows."""
+    results = []
+    for dtype in (torch.float64, torch.float16):
+        method = make(name)
+        values = {key: value for key, value in method.kept.items() if isinstance(value, Memory)}
+        for key, value in values.items():
+            method.kept[key] = Memory(value.gather(), dtype)
+        model = tiny()
+        one_update(loop_for(model, method, batch))
+        results.append({key: method.memory(key).gather().double() for key in values})
+    for key, exact in results[0].items():
+        assert results[1][key].isfinite().all()
+        agreeing = ((results[1][key] - exact).abs() <= 2e-3 * exact.abs() + 1e-6).double().mean()
+        assert agreeing > 0.98, key  # a gradient of nearly 0 may change its sign
 
 
 def test_step_size_replaces_the_default() -> None:
@@ -227,7 +164,9 @@ def test_wrong_options_are_refused(name: str, options: dict[str, object], messag
 
 
 @pytest.mark.parametrize("entry", METHODS.entries(), ids=lambda entry: entry.name)
-def test_every_method_says_what_it_is(entry: object) -> None:
-    assert entry.summary  # type: ignore[attr-defined]
-    assert entry.source  # type: ignore[attr-defined]
-    assert entry.value.__doc__  # type: ignore[attr-defined]
+def test_every_method_says_what_it_is_and_costs(entry: Entry[type[Method]]) -> None:
+    assert entry.summary
+    assert entry.source
+    assert entry.value.__doc__
+    assert entry.facts["cost"] > 0
+    assert all(not isinstance(value, Tensor) for value in entry.facts.values())

@@ -19,6 +19,8 @@ from coprobe.training import Recipe, Run, train
 TINY = Recipe(
     data="digits", limit_train=96, held_out=40, width=4, eps_train=26, epochs=2, batch_size=32, lr=0.05, augment="crop"
 )
+#: What depends on the machine's mood.
+MEASURED = ["seconds", "train_seconds", "images_per_second", "peak_memory_mib"]
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +40,20 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_the_run_directory_is_complete(run: Run) -> None:
     assert {p.name for p in run.directory.iterdir()} >= {"recipe.json", "history.csv", "checkpoint.pt", "best.pt"}
     assert not list(run.directory.glob(".*"))
+    assert not (run.directory / "resume.pt").exists()
     history = run.history
     assert list(history["epoch"]) == [1, 2]
     assert {f"v_act_{node}" for node in "ABCDE"} <= set(history.columns)
-    assert {"lr", "train_loss", "train_accuracy", "clean", "fgsm", "pgd10", "seconds"} <= set(history.columns)
+    assert {"lr", "train_loss", "train_accuracy", "clean", "fgsm", "pgd10", "fgsm_16", "pgd10_16", "v_act_A_16"} <= set(history.columns)
+    assert {"seconds", "train_seconds", "images_per_second", "peak_memory_mib"} <= set(history.columns)
     assert history.notna().all().all()
+    assert list(history["images_per_second"] * history["train_seconds"]) == pytest.approx([96, 96])
     saved = json.loads((run.directory / "recipe.json").read_text())
     assert saved["provenance"]["images"] == 96
-    assert Recipe.from_dict({k: v for k, v in saved.items() if k != "provenance"}) == TINY
+    assert run.recipe == TINY
+    assert saved["outcome"] == run.outcome
+    assert run.outcome is not None
+    assert {key: run.outcome[key] for key in ("ended_by", "epochs")} == {"ended_by": "schedule", "epochs": 2}
 
 
 def test_the_history_is_what_can_be_measured_again_from_the_checkpoint(run: Run, digits: Dataset) -> None:
@@ -58,6 +66,9 @@ def test_the_history_is_what_can_be_measured_again_from_the_checkpoint(run: Run,
     assert last["clean"] == pytest.approx(evaluation.accuracy("clean"))
     assert last["fgsm"] == pytest.approx(evaluation.accuracy("fgsm"))
     assert last["pgd10"] == pytest.approx(evaluation.accuracy("pgd:10"))
+    at_16 = AdversarialExamples(model, held_out, [parse("pgd:10", 16 / 255)], batch_size=250, seed=0)
+    assert last["pgd10_16"] == pytest.approx(evaluate(model, at_16).accuracy("pgd:10"))
+    assert last["v_act_B_16"] == pytest.approx(collect(model, at_16, ["B"], "pgd:10").v_act("B"), rel=1e-3)
     statistics = collect(model, examples, ["A", "E"], "pgd:10")
     assert last["v_act_A"] == pytest.approx(statistics.v_act("A"), rel=1e-3)
     assert last["v_act_E"] == pytest.approx(statistics.v_act("E"), rel=1e-3)
@@ -67,9 +78,7 @@ def test_the_same_recipe_gives_the_same_weights(run: Run, digits: Dataset, tmp_p
     again = train(TINY, tmp_path / "again", data=digits)
     first, second = weights(run.checkpoint), weights(again.checkpoint)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    pd.testing.assert_frame_equal(
-        run.history.drop(columns=["seconds", "train_seconds"]), again.history.drop(columns=["seconds", "train_seconds"])
-    )
+    pd.testing.assert_frame_equal(run.history.drop(columns=MEASURED), again.history.drop(columns=MEASURED))
 
 
 def test_another_seed_gives_other_weights(run: Run, digits: Dataset, tmp_path: Path) -> None:
@@ -81,7 +90,7 @@ def test_best_is_the_epoch_with_the_highest_held_out_pgd_accuracy(run: Run) -> N
     history = run.history
     best = coprobe.load(run.directory / "best.pt")
     assert best.metrics["pgd10"] == history["pgd10"].max()
-    assert best.metrics["selected"] == "best held-out PGD-10"
+    assert best.metrics["selected"] == "best PGD-10"
     last = coprobe.load(run.checkpoint)
     assert last.metrics["epoch"] == 2
     assert last.metrics["selected"] == "last epoch"
@@ -111,7 +120,7 @@ def test_divergence_keeps_the_last_good_checkpoint(digits: Dataset, tmp_path: Pa
 
 def test_a_run_is_not_overwritten_unasked(run: Run, digits: Dataset) -> None:
     before = run.checkpoint.read_bytes()
-    with pytest.raises(InputError, match="holds a run already; choose another --out, or pass --overwrite"):
+    with pytest.raises(InputError, match="holds a run already; choose another --out, or pass --resume or --overwrite"):
         train(TINY, run.directory, data=digits)
     assert run.checkpoint.read_bytes() == before
 

@@ -2,87 +2,228 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from coprobe.cli.options import Assignment, Budget, Limit, Number, debug_option
+from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, debug_option
 from coprobe.cli.output import Output, json_option, message, percent, plot_option, print_table, progress
+from coprobe.errors import InputError, unknown
+from coprobe.training.recipe import PRESETS, Recipe, flag
+
+if TYPE_CHECKING:
+    from coprobe.training import Listener, Run
+
+_RUN = "Run"
+#: Of options with several choices, click's own words would be a traceback's; the recipe says it better.
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "str | None": str,
+    "int": int,
+    "int | None": int,
+    "float": float,
+    "float | None": float,
+    "tuple[int, ...] | None": str,
+}
 
 
-@click.command(short_help="Train a checkpoint.")
-@click.option("--out", "directory", type=click.Path(path_type=Path), required=True, help="Run directory to make.")
-@click.option("--method", default="fgsm", show_default=True, help="clean, fgsm, fgsm-rs, fgsm-mep, …")
-@click.option("--option", "options", type=Assignment(), multiple=True, help="The method's own option; repeatable.")
-@click.option("--data", default="cifar10", show_default=True, help="NAME, folder:DIR or parquet:DIR.")
-@click.option("--limit-train", type=Limit(), help="Class-balanced training images.  [default: all]")
-@click.option("--held-out", type=int, default=1000, show_default=True, help="Training images kept for accuracies.")
-@click.option("--arch", default="resnet18", show_default=True)
-@click.option("--width", type=click.IntRange(1), help="Channels of the first stage.  [default: the architecture's]")
-@click.option("--eps-train", type=Budget(), default=8.0, show_default=True, help="Training radius, n of n/255.")
-@click.option("--eps-eval", type=Budget(), help="Radius of the per-epoch attacks.  [default: eps-train]")
-@click.option("--step-size", type=Budget(), help="Attack step, n of n/255.  [default: the method's]")
-@click.option("--epochs", type=int, default=30, show_default=True)
-@click.option("--batch-size", type=int, default=128, show_default=True)
-@click.option("--lr", type=float, default=0.1, show_default=True, help="Peak learning rate.")
-@click.option("--schedule", default="one-cycle", show_default=True, help="constant, step or one-cycle.")
-@click.option("--momentum", type=float, default=0.9, show_default=True)
-@click.option("--weight-decay", type=float, default=5e-4, show_default=True)
-@click.option("--augment", default="crop-flip", show_default=True, help="none, crop or crop-flip.")
-@click.option("--stable-node", help="Node of L_stable (Eq. 8).")
-@click.option("--stable-weight", type=float, default=0.0, help="alpha_3 of L_stable; 200 in the paper.")
+def _option(knob: dataclasses.Field[Any]) -> Grouped:
+    """The command-line option of a knob of the recipe."""
+    rules = knob.metadata
+    choices = ", ".join(rules.get("choices", ()))
+    about = f"{rules['help']} {choices}{'.' if choices else ''}".strip()
+    names = [flag(knob.name)]
+    settings: dict[str, Any] = {}
+    if knob.name == "options":
+        names, settings = ["--option", "options"], {"type": Assignment(), "multiple": True}
+    elif knob.type == "bool":
+        names = [f"{flag(knob.name)}/{flag('no_' + knob.name)}"]
+    elif rules.get("in_255ths"):
+        settings = {"type": Budget()}
+    elif knob.name == "limit_train":
+        settings = {"type": Limit()}
+    else:
+        settings = {"type": _TYPES[str(knob.type)]}
+    if knob.type != "bool" and knob.default not in (None, dataclasses.MISSING):
+        shown = f"{knob.default:g}" if isinstance(knob.default, float) else knob.default
+        about += f"  [default: {shown}]"
+    return Grouped(names, group=rules["group"], help=about, default=None, **settings)
+
+
+def _knobs(function: Any) -> Any:
+    """An option per knob of the recipe."""
+    function.__click_params__ = getattr(function, "__click_params__", [])
+    function.__click_params__ += [_option(knob) for knob in reversed(dataclasses.fields(Recipe))]
+    return function
+
+
+@click.command(cls=GroupedCommand, short_help="Train a checkpoint.")
 @click.option(
-    "--logit-weight",
-    type=Number("a finite number, at least 0", lambda number: 0 <= number < math.inf),
-    help="Factor of the logit term (Eq. 10).  [default: the method's]",
+    "--out", "directory", cls=Grouped, group=_RUN, type=click.Path(path_type=Path), required=True, help="Run directory."
 )
-@click.option("--stop-at-collapse", is_flag=True, help="End after an epoch with PGD-10 ≤ 2 % and FGSM 40 points above.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--overwrite", is_flag=True, help="Replace a run that is there already.")
+@click.option("--preset", cls=Grouped, group=_RUN, help=f"Knobs to begin with: {', '.join(PRESETS)}.")
+@click.option(
+    "--recipe", "file", cls=Grouped, group=_RUN, type=click.Path(path_type=Path), help="JSON file with knobs."
+)
+@click.option("--resume", cls=Grouped, group=_RUN, is_flag=True, help="Go on with an interrupted run.")
+@click.option("--overwrite", cls=Grouped, group=_RUN, is_flag=True, help="Replace a run that is there already.")
+@click.option("--device", cls=Grouped, group=_RUN, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--devices", cls=Grouped, group=_RUN, type=click.IntRange(1), default=1, show_default=True,
+    help="Train data-parallel on so many.",
+)  # fmt: skip
+@click.option(
+    "--compile/--no-compile", "compiled", cls=Grouped, group=_RUN, default=False, help="Run through torch.compile."
+)
+@click.option(
+    "--save-minutes", cls=Grouped, group=_RUN, type=click.FloatRange(0, min_open=True), default=10.0,
+    show_default=True, help="Longest time between two saves of the state.",
+)  # fmt: skip
+@click.option("--tensorboard", cls=Grouped, group=_RUN, is_flag=True, help="Write events for TensorBoard as well.")
+@_knobs
 @json_option
 @plot_option
 @debug_option
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     directory: Path,
-    options: tuple[tuple[str, Any], ...],
-    device: str,
+    preset: str | None,
+    file: Path | None,
+    resume: bool,
     overwrite: bool,
+    device: str,
+    devices: int,
+    compiled: bool,
+    save_minutes: float,
+    tensorboard: bool,
     as_json: bool,
     plot: Any,
     **knobs: Any,
 ) -> None:
-    """Train a checkpoint; the run directory gets recipe.json, history.csv, checkpoint.pt and best.pt.
+    """Train a checkpoint; the run directory gets recipe.json, history.csv, checkpoint.pt (last) and best.pt.
 
-    Accuracies of each epoch are measured on held-out training images, never on the test set.
+    Accuracies of each epoch are measured on held-out training images, never on the test set unless asked
+    (--watch test). A run that was killed goes on with --resume; what it was trained with need not be repeated.
 
     \b
-    Example:
+    Examples:
       coprobe train --method fgsm --eps-train 16 --data cifar10 --width 16 \\
         --limit-train 10000 --epochs 10 --out runs/co
+      coprobe train --resume --out runs/co
+      coprobe train --preset paper --method fgsm-mep --eps-train 12 --logit-weight 0 \\
+        --stable-node B --stable-weight 200 --device cuda --precision bf16 --out runs/fd12
     """
-    from coprobe.checkpoint import load as load_checkpoint
     from coprobe.data import load
     from coprobe.engine import choose_device
     from coprobe.files import check_writable_directory
-    from coprobe.training import Recipe, train
+    from coprobe.training import Run, train
+    from coprobe.training.parallel import start
 
     output = Output(as_json, None, plot)
-    recipe = Recipe(options=dict(options), **knobs)
-    chosen = choose_device(device)
-    check_writable_directory(directory)
+    given = {key: knobs[key] for key in knobs if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
+    run = Run(check_writable_directory(directory))
+    recipe = _recipe(run if resume else None, preset, file, given)
+    processes, chosen = start(devices, choose_device(device))
     data = load(recipe.data, "train")
     images = recipe.limit_train or max(1, len(data) - recipe.held_out)
+    events = _events(directory) if tensorboard and processes.leads else None
     with progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs) as advance:
         run = train(
-            recipe, directory, device=chosen, data=data, overwrite=overwrite, on_batch=advance, on_epoch=_report(recipe)
+            recipe,
+            directory,
+            device=chosen,
+            processes=processes,
+            data=data,
+            overwrite=overwrite,
+            resume=resume,
+            save_minutes=save_minutes,
+            compiled=compiled,
+            listener=_listener(recipe, advance, events) if processes.leads else None,
         )
+    if processes.leads:
+        _give(output, run, recipe)
+
+
+def _recipe(run: Run | None, preset: str | None, file: Path | None, given: dict[str, Any]) -> Recipe:
+    """The recipe: of the run to resume, else the preset, else the defaults; over it the file and then the options."""
+    if "options" in given:
+        given["options"] = dict(given["options"])
+    if given.get("milestones") is not None:
+        try:
+            given["milestones"] = tuple(int(epoch) for epoch in given["milestones"].split(","))
+        except ValueError:
+            raise InputError(f"--milestones {given['milestones']}: write epochs separated by commas") from None
+    if preset is not None and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    if run is not None and (run.directory / "recipe.json").exists():
+        saved = {**run.recipe.to_dict()}
+        return Recipe.from_dict({**saved, **PRESETS.get(preset or "", {}), **_read(file), **given})
+    return Recipe.from_dict({**PRESETS.get(preset or "", {}), **_read(file), **given})
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    """The knobs in a JSON file; a run's own recipe.json will do."""
+    if file is None:
+        return {}
+    try:
+        knobs = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"is no JSON ({error})"
+        raise InputError(f"{file}: {reason}; name a JSON file with knobs, like a run's recipe.json") from None
+    if not isinstance(knobs, dict):
+        raise InputError(f"{file}: holds no knobs by name; name a JSON file like a run's recipe.json")
+    return {key: value for key, value in knobs.items() if key not in ("provenance", "outcome")}
+
+
+def _events(directory: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes each row of the history for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs TensorBoard; run 'pip install coprobe[tensorboard]'") from None
+    writer = SummaryWriter(str(directory / "events"))
+
+    def write(row: dict[str, Any]) -> None:
+        for column, value in row.items():
+            if column != "epoch":
+                writer.add_scalar(column, value, row["epoch"])
+        writer.flush()
+
+    return write
+
+
+def _listener(
+    recipe: Recipe, advance: Callable[..., None], events: Callable[[dict[str, Any]], None] | None
+) -> Listener:
+    from coprobe.training import Listener
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        accuracies = f"clean {percent(row['clean'])}  FGSM {percent(row['fgsm'])}  PGD-10 {percent(row['pgd10'])}"
+        message(
+            f"epoch {row['epoch']:>3}/{recipe.epochs}  loss {row['train_loss']:.3f}  {accuracies}"
+            f"  {row['seconds']:.1f} s"
+        )
+        advance(0, f"epoch {row['epoch'] + 1}/{recipe.epochs}  {accuracies}")
+        if events:
+            events(row)
+
+    return Listener(advance, on_epoch, message)
+
+
+def _give(output: Output, run: Run, recipe: Recipe) -> None:
+    from coprobe.checkpoint import load as load_checkpoint
+
     history = run.history
-    made = json.loads((directory / "recipe.json").read_text(encoding="utf-8"))["provenance"]
-    history.attrs.update({**made, **load_checkpoint(run.checkpoint).facts()})
+    about = run.about()
+    outcome = about["outcome"]
+    history.attrs.update({**about["provenance"], **load_checkpoint(run.checkpoint).facts()})
 
     def show() -> None:
         rows = [
@@ -94,21 +235,23 @@ def command(
             for row in history.tail(5).to_dict("records")
         ]
         header = ["epoch", "loss", "train %", "clean %", "FGSM %", "PGD-10 %"]
-        print_table(f"{directory}: the last epochs", header, rows, f"held-out images: {recipe.held_out}")
+        print_table(f"{run.directory}: the last epochs", header, rows, _note(about["provenance"], outcome))
 
     def draw() -> Any:
         from coprobe.figures import fig01
 
-        return fig01.draw(history.assign(run=directory.name))
+        return fig01.draw(history.assign(run=run.directory.name))
 
-    output.give(history, show, draw, run=str(directory), recipe=recipe.to_dict())
+    output.give(history, show, draw, run=str(run.directory), recipe=recipe.to_dict(), outcome=outcome)
 
 
-def _report(recipe: Any) -> Any:
-    def report(row: dict[str, Any]) -> None:
-        message(
-            f"epoch {row['epoch']:>3}/{recipe.epochs}  loss {row['train_loss']:.3f}  clean {percent(row['clean'])}"
-            f"  FGSM {percent(row['fgsm'])}  PGD-10 {percent(row['pgd10'])}  {row['seconds']:.1f} s"
-        )
-
-    return report
+def _note(made: dict[str, Any], outcome: dict[str, Any]) -> str:
+    collapse = outcome["collapse_epoch"]
+    said = [
+        f"on {made['watched']}; ended by {outcome['ended_by']}",
+        "no collapse" if collapse is None else f"catastrophic overfitting in epoch {collapse}",
+        f"checkpoint.pt is of epoch {outcome['epochs']}, best.pt (PGD-10) of epoch {outcome['best_epoch']}",
+    ]
+    if not outcome["converged"]:
+        said.append("did not converge: no result")
+    return "; ".join(said)

@@ -1,8 +1,8 @@
 """The training methods, one file each; a new file registers itself."""
 
 from coprobe.registry import discover
-from coprobe.training.methods.base import METHODS, Method, Perturbed, SingleStep, make_method
+from coprobe.training.methods.base import METHODS, Method, SingleStep, make_method
 
 discover(__name__)
 
-__all__ = ["METHODS", "Method", "Perturbed", "SingleStep", "make_method"]
+__all__ = ["METHODS", "Method", "SingleStep", "make_method"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -16,23 +16,12 @@ from coprobe.data import Batch
 from coprobe.engine import generator_for
 from coprobe.errors import InputError
 from coprobe.registry import Registry
+from coprobe.training.memory import Memory
+from coprobe.training.step import Pass, Perturbed, Setting, Step, uniform
 
-#: Every training method by name. Facts: `passes`, forward and backward passes per update.
+#: Every training method by name. Facts: `cost`, the time of an update relative to FGSM's, counted in forward and
+#: backward passes through the network (FGSM: one of each for δ, one of each for the weights).
 METHODS: Registry[type[Method]] = Registry("training method")
-
-
-@dataclass(frozen=True)
-class Perturbed:
-    """What a method trains on.
-
-    Attributes:
-        images: x + δ, float (batch, channels, height, width).
-        start_logits: logits at the attack's starting point x + δ0, with their graph if it was kept;
-            None for a method without an attack.
-    """
-
-    images: Tensor
-    start_logits: Tensor | None
 
 
 @dataclass(kw_only=True)
@@ -43,6 +32,14 @@ class Method(ABC):
         epsilon: radius of the perturbation, a fraction.
         step_size: of the attack, a fraction; None takes `default_step` × epsilon.
         seed: of the method's own randomness.
+
+    Attributes:
+        kept: what must outlast an update, by name: tensors, and memories of the images. An interrupted run gets
+            it back; a method keeps no state anywhere else.
+        generator: of this update's random numbers; a new one for every update, on the device.
+        setting: of the run.
+        observe: makes the `start` of a `Perturbed` from the logits of the pass at x + δ0; to be called right after
+            that pass, when the activations seen last are those of it.
     """
 
     epsilon: float
@@ -50,20 +47,44 @@ class Method(ABC):
     seed: int = 0
     default_step: ClassVar[float] = 1.0
     default_logit_weight: ClassVar[float] = 0.0
+    #: Whether there is an attack, whose pass at x + δ0 the regularizers compare with.
+    attacks: ClassVar[bool] = True
+    #: Whether x + δ stays within epsilon of x.
+    bounded: ClassVar[bool] = True
+    #: Whether x + δ stays in [0, 1].
+    clamped: ClassVar[bool] = True
+    #: Whether torch.compile can take its passes (it knows no second derivatives).
+    compiles: ClassVar[bool] = True
+    kept: dict[str, Tensor | Memory] = field(init=False, repr=False, default_factory=dict)
     generator: torch.Generator = field(init=False, repr=False)
+    setting: Setting = field(init=False, repr=False)
+    observe: Callable[[Tensor], Pass] = field(init=False, repr=False, default_factory=lambda: _unobserved)
 
     @property
     def alpha(self) -> float:
         """The step size in force, a fraction."""
         return self.default_step * self.epsilon if self.step_size is None else self.step_size
 
-    def begin_epoch(self, epoch: int, images: int, shape: tuple[int, ...], device: torch.device) -> None:
-        """Called before every epoch with the size of the data set; extend it to keep or reset a memory."""
-        self.generator = generator_for(self.seed, "perturbation", epoch, device=device)
+    @property
+    def updates_per_batch(self) -> int:
+        """How often each batch is used in a row."""
+        return 1
+
+    def prepare(self, setting: Setting) -> None:
+        """Called once, before the first epoch; raises `InputError` for a setting that the method can't work in."""
+        self.setting = setting
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before every epoch (from 0); extend it to make or reset what is kept."""
+        self.generator = generator_for(self.seed, "memory", epoch, device=self.setting.device)
+
+    def begin_step(self, epoch: int, number: int) -> None:
+        """Called before every update with its number in the epoch, both from 0."""
+        self.generator = generator_for(self.seed, "perturbation", epoch, number, device=self.setting.device)
 
     @abstractmethod
     def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
-        """The images to train on; the model is in training mode.
+        """The images to train on; the model is in training mode and must be left so.
 
         Args:
             model: images to logits.
@@ -74,6 +95,41 @@ class Method(ABC):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The classification loss (scalar, mean over the batch) of attack and update."""
         return cross_entropy(logits, labels)
+
+    def objective(self, step: Step) -> Tensor:
+        """What the update lowers, regularizers aside (scalar); may make passes of its own and add to `measured`."""
+        return self.loss(step.final.logits, step.batch.labels)
+
+    def after_backward(self, step: Step) -> None:  # noqa: B027 (most methods need none)
+        """Called between the update's backward pass and the optimizer's step."""
+
+    def memory(self, name: str) -> Memory:
+        """The memory of the images that is kept under this name."""
+        memory = self.kept[name]
+        assert isinstance(memory, Memory)
+        return memory
+
+    def remember(self, rows: Tensor) -> Memory:
+        """A memory of every training image, with these values (images, …) to begin with."""
+        return Memory(rows, self.setting.memory_dtype, self.setting.processes)
+
+    def state(self) -> dict[str, Any]:
+        """`kept` as plain tensors, for `load`."""
+        return {
+            name: {"rows": value.gather()} if isinstance(value, Memory) else value for name, value in self.kept.items()
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        device = self.setting.device
+        self.kept = {
+            name: value.to(device) if isinstance(value, Tensor) else self.remember(value["rows"].to(device))
+            for name, value in state.items()
+        }
+
+
+def _unobserved(logits: Tensor) -> Pass:
+    return Pass(logits, {})
 
 
 class SingleStep(Method):
@@ -95,8 +151,23 @@ class SingleStep(Method):
         """One pass at x + δ0, its gradient with respect to δ0, and `step`."""
         delta = self.start(batch).requires_grad_()
         logits = model(batch.images + delta)
-        (gradient,) = torch.autograd.grad(self.loss(logits, batch.labels), delta, retain_graph=keep_graph)
-        return Perturbed(self.step(delta.detach(), gradient, batch), logits)
+        start = self.observe(logits)
+        # The gradient of the mean over the whole batch, of which this process may have but a part.
+        loss = self.loss(logits, batch.labels) * batch.fraction
+        (gradient,) = torch.autograd.grad(loss, delta, retain_graph=keep_graph)
+        return Perturbed(self.step(delta.detach(), gradient, batch), start, gradient)
+
+
+def soft_cross_entropy(logits: Tensor, labels: Tensor, factor: float) -> Tensor:
+    """Cross-entropy (scalar, mean over the batch) with `factor` on the true class, the rest spread over the others."""
+    classes = logits.shape[1]
+    return cross_entropy(logits, labels, label_smoothing=(1 - factor) * classes / (classes - 1))
+
+
+def random_start(batch: Batch, radius: float, generator: torch.Generator) -> Tensor:
+    """δ0 ~ U(±radius), like the images, such that x + δ0 stays in [0, 1]."""
+    x = batch.images
+    return (x + radius * uniform(batch, generator)).clamp_(0, 1) - x
 
 
 def make_method(name: str, options: Mapping[str, Any], **common: Any) -> Method:

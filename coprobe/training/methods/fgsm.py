@@ -12,7 +12,7 @@ from coprobe.training.methods.base import METHODS, SingleStep
 
 
 @METHODS.register(
-    "fgsm", summary="one step of size ε from a zero start", source="Goodfellow et al. 2015; Eq. 3", passes=2
+    "fgsm", summary="one step of size ε from a zero start", source="Goodfellow et al. 2015; Eq. 3", cost=1.0
 )
 @dataclass(kw_only=True)
 class FGSM(SingleStep):

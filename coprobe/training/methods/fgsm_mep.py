@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from coprobe.data import Batch
-from coprobe.training.methods.base import METHODS, SingleStep
+from coprobe.training.methods.base import METHODS, SingleStep, soft_cross_entropy
 
 
 @METHODS.register(
     "fgsm-mep",
     summary="one step of size ε from a perturbation stored per image; logit term (Eq. 10) on by default",
     source="Jia et al. 2022",
-    passes=2,
+    cost=1.0,
 )
 @dataclass(kw_only=True)
 class FGSMMEP(SingleStep):
@@ -37,29 +36,30 @@ class FGSMMEP(SingleStep):
     label_factor: float = 0.6
     reset_every: int = 40
     default_logit_weight: ClassVar[float] = 10.0
-    _prior: Tensor = field(init=False, repr=False)
-    _gradient: Tensor = field(init=False, repr=False)
 
-    def begin_epoch(self, epoch: int, images: int, shape: tuple[int, ...], device: torch.device) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Reset the memory in epochs 0, reset_every, 2 · reset_every and so on."""
-        super().begin_epoch(epoch, images, shape, device)
+        super().begin_epoch(epoch)
         if epoch % self.reset_every == 0:
-            draw = torch.rand((images, *shape), generator=self.generator, device=device)
-            self._prior = self.epsilon * (2 * draw - 1).sign()
-            self._gradient = torch.zeros_like(self._prior)
+            data, device = self.setting.dataset, self.setting.device
+            draw = torch.rand((len(data), *data.image_shape), generator=self.generator, device=device)
+            self.kept["prior"] = self.remember(self.epsilon * (2 * draw - 1).sign())
+            self.kept["momentum"] = self.remember(torch.zeros_like(draw))
 
     def start(self, batch: Batch) -> Tensor:
         """The stored priors."""
-        return self._prior[batch.indices]
+        return self.memory("prior").read(batch)
 
     def step(self, delta: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
         """Update the memory, then take the sign step."""
-        index = batch.indices
-        self._gradient[index] = gradient / gradient.abs().sum() + self.mep_momentum * self._gradient[index]
-        self._prior[index] = super().step(delta, self._gradient[index], batch) - batch.images
+        norm = self.setting.processes.sum(gradient.abs().sum())
+        # Only the sign of m is used: as many times as large, it fits into half precision.
+        scale = self.setting.batch_size * gradient[0].numel()
+        momentum = scale * gradient / norm + self.mep_momentum * self.memory("momentum").read(batch)
+        self.memory("momentum").write(batch, momentum)
+        self.memory("prior").write(batch, super().step(delta, momentum, batch) - batch.images)
         return super().step(delta, gradient, batch)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with `label_factor` on the true class."""
-        classes = logits.shape[1]
-        return cross_entropy(logits, labels, label_smoothing=(1 - self.label_factor) * classes / (classes - 1))
+        return soft_cross_entropy(logits, labels, self.label_factor)

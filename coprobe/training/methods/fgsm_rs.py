@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from coprobe.data import Batch
-from coprobe.training.methods.base import METHODS, SingleStep
+from coprobe.training.methods.base import METHODS, SingleStep, random_start
 
 
-@METHODS.register("fgsm-rs", summary="one step of size 1.25 ε from a random start", source="Wong et al. 2020", passes=2)
+@METHODS.register("fgsm-rs", summary="one step of size 1.25 ε from a random start", source="Wong et al. 2020", cost=1.0)
 @dataclass(kw_only=True)
 class FGSMRS(SingleStep):
     """δ0 ~ U(±ε) with x + δ0 in [0, 1]; δ = clip_ε(δ0 + 1.25 ε · sign ∇), clamped; CE at x + δ."""
@@ -21,6 +20,4 @@ class FGSMRS(SingleStep):
 
     def start(self, batch: Batch) -> Tensor:
         """Uniform in the ball, such that the image stays in [0, 1]."""
-        x = batch.images
-        draw = torch.rand(x.shape, generator=self.generator, device=x.device)
-        return (x + (2 * draw - 1) * self.epsilon).clamp_(0, 1) - x
+        return random_start(batch, self.epsilon, self.generator)

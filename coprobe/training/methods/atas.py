@@ -1,0 +1,123 @@
+"""Fast adversarial training with adaptive step sizes (ATAS)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from coprobe.attacks import project
+from coprobe.data import Batch
+from coprobe.errors import InputError
+from coprobe.training.methods.base import METHODS, Method
+from coprobe.training.modes import evaluating
+from coprobe.training.step import Perturbed
+
+
+@METHODS.register(
+    "atas",
+    summary="one step, the smaller the larger the image's gradient, from a perturbation that follows crop and flip",
+    source="Huang et al. 2023",
+    cost=1.0,
+)
+@dataclass(kw_only=True)
+class ATAS(Method):
+    """ATAS as in its public code.
+
+    Every image has a perturbation P of the padded image, drawn from U(±ε), which is cropped and flipped as the image
+    is. From x0 = x + P, clamped to [0, 1], with the gradient g of the cross-entropy there in evaluation mode:
+    x + δ = clip_ε(x0 + step · sign g), clamped; δ goes back to where the crop was taken from. The step is ε for
+    `warm_up` epochs; then v ← gradient_decay · v + (1 − gradient_decay) · ‖g‖₂² per image, from v = 0, and the step
+    is full_step / (1 + √v / c), clipped to [smallest_step, largest_step]. g is that of the mean over the batch, so c
+    suits batches of 128. Update: cross-entropy at x + δ.
+
+    Args:
+        warm_up: epochs with step ε (`step_size`, where given).
+        c: √v at which the step is half of `full_step`.
+        gradient_decay: of v.
+        full_step: of an image without a gradient, in 255ths; like the two that follow it does not grow with ε.
+        smallest_step: in 255ths.
+        largest_step: in 255ths.
+        reset_every: P is drawn anew before epochs reset_every, 2 · reset_every and so on (from 1), but not before the
+            last epoch.
+
+    Raises:
+        InputError: c not above 0, or reset_every below 1.
+    """
+
+    warm_up: int = 5
+    c: float = 0.01
+    gradient_decay: float = 0.5
+    full_step: float = 16.0
+    smallest_step: float = 4.0
+    largest_step: float = 14.0
+    reset_every: int = 10
+    adaptive: bool = field(init=False, repr=False, default=False)
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise InputError(f"option c of method atas must be above 0, not {self.c:g}")
+        if self.reset_every < 1:
+            raise InputError(f"option reset_every of method atas must be at least 1, not {self.reset_every}")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the perturbations where they are due; v starts at 0 and is never reset."""
+        super().begin_epoch(epoch)
+        data, device, ordinal = self.setting.dataset, self.setting.device, epoch + 1
+        if epoch == 0:
+            self.kept["gradient"] = self.remember(torch.zeros(len(data), device=device))
+        if epoch == 0 or (ordinal % self.reset_every == 0 and ordinal != self.setting.epochs):
+            channels, *sides = data.image_shape
+            # Channels innermost, as in the batches: a pixel of a crop is one piece of memory.
+            shape = (len(data), *(side + 2 * self.setting.padding for side in sides), channels)
+            draw = torch.rand(shape, generator=self.generator, device=device)
+            self.kept["perturbation"] = self.remember(self.epsilon * (2 * draw - 1))
+
+    def begin_step(self, epoch: int, number: int) -> None:
+        """See whether the step adapts to the image in this epoch."""
+        super().begin_step(epoch, number)
+        self.adaptive = epoch >= self.warm_up
+
+    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+        """One pass in evaluation mode at the stored perturbation, and a step from there, which is stored."""
+        stored, window = self.memory("perturbation").read(batch), _window(batch)
+        start = (batch.images + stored[window].permute(0, 3, 1, 2)).clamp_(0, 1).requires_grad_()
+        with evaluating(model, keep_graph=keep_graph) as call:
+            logits = call(start)
+            observed = self.observe(logits)
+        # The gradient of the mean over the whole batch, of which this process may have but a part.
+        loss = self.loss(logits, batch.labels) * batch.fraction
+        (gradient,) = torch.autograd.grad(loss, start, retain_graph=keep_graph)
+        size = self._adapted(gradient, batch) if self.adaptive else self.alpha
+        images = project(start.detach() + size * gradient.sign(), batch.images, self.epsilon)
+        stored[window] = (images - batch.images).permute(0, 2, 3, 1)
+        self.memory("perturbation").write(batch, stored)
+        return Perturbed(images, observed, gradient)
+
+    def _adapted(self, gradient: Tensor, batch: Batch) -> Tensor:
+        """Update v, and give the step sizes (fractions): (batch, 1, 1, 1)."""
+        # Kept is √v times the batch size, the size of the gradient of the image's own loss. v itself is around c²,
+        # 1e-4, and falls far below: half precision has no digits left there.
+        scale = self.setting.batch_size
+        squared = (scale * gradient).square().sum((1, 2, 3))
+        before = self.memory("gradient").read(batch)
+        root = (self.gradient_decay * before.square() + (1 - self.gradient_decay) * squared).sqrt()
+        self.memory("gradient").write(batch, root)
+        size = self.full_step / (1 + root / (scale * self.c))
+        return size.clamp(self.smallest_step, self.largest_step).view(-1, 1, 1, 1) / 255
+
+
+def _window(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Where in the batch's padded images (batch, height, width) each pixel is from; broadcast to the batch's size.
+
+    Without augmentation, each pixel is from its own place.
+    """
+    sides = (len(batch.images), *batch.images.shape[2:])
+    image, row, column = (torch.arange(side, device=batch.images.device) for side in sides)
+    image, row = image[:, None, None], row[:, None]
+    if batch.offsets is not None and batch.mirrored is not None:
+        top, left = batch.offsets[:, :, None, None].unbind(1)
+        column = torch.where(batch.mirrored[:, None, None], len(column) - 1 - column, column)
+        row, column = top + row, left + column
+    return image, row, column

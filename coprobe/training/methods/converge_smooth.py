@@ -1,0 +1,159 @@
+"""ConvergeSmooth: the clean loss is kept from jumping between epochs; with the step of FGSM-MEP or of FGSM-RS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from coprobe.data import Batch
+from coprobe.errors import InputError
+from coprobe.training.methods.base import METHODS, Method, soft_cross_entropy
+from coprobe.training.methods.fgsm_mep import FGSMMEP
+from coprobe.training.step import Perturbed, Setting, Step, uniform
+
+
+@dataclass(kw_only=True)
+class ConvergeSmooth(Method):
+    """The convergence term, for a method that makes the perturbation (Zhao et al. 2023, as in the public code).
+
+    ℓ is the method's loss on the clean images of the batch, ℓ̄ its mean over the epoch before, β the change of that
+    mean from the epoch before it. Where |ℓ − ℓ̄| > min(max(gamma / ratio, β), gamma), weight · ℓ is added to the loss
+    if ℓ is above ℓ̄ and subtracted if it is below. So in epoch e (from 0) only if first + 1 < e < end − 1 of a stretch
+    of constant learning rate; ℓ is measured in every epoch.
+
+    history.csv has ℓ as `clean_loss`, and how often the term was there (a fraction of the updates) as
+    `smooth_active`.
+
+    Args:
+        gamma: the largest tolerated deviation.
+        ratio: gamma over the smallest tolerated one; 1 makes gamma the threshold whatever β is.
+        weight: of the term.
+        initialize: 1 takes ℓ at the attack's start x + δ0, without a pass of its own; 0 on clean images.
+
+    Raises:
+        InputError: by `prepare`, for gamma below 0, or ratio not above 0.
+    """
+
+    gamma: float = 0.03
+    ratio: float = 1.0
+    weight: float = 1.0
+    initialize: int = 0
+    active: bool = field(init=False, repr=False, default=False)
+
+    def prepare(self, setting: Setting) -> None:
+        """Check the options; begin with means of 0, which no epoch looks at."""
+        if not self.gamma >= 0:
+            raise InputError(f"option gamma of the convergence term must be at least 0, not {self.gamma:g}")
+        if not self.ratio > 0:
+            raise InputError(f"option ratio of the convergence term must be above 0, not {self.ratio:g}")
+        super().prepare(setting)
+        self.kept["clean_totals"] = torch.zeros(2, device=setting.device)
+        self.kept["clean_means"] = torch.zeros(2, device=setting.device)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Turn the sum of ℓ over the last epoch's images into its mean."""
+        super().begin_epoch(epoch)
+        (total, images), (latest, _) = self._pair("clean_totals"), self._pair("clean_means")
+        self.kept["clean_means"] = torch.stack([total / images.clamp(min=1), latest])
+        self.kept["clean_totals"] = torch.zeros_like(self._pair("clean_totals"))
+
+    def begin_step(self, epoch: int, number: int) -> None:
+        """See whether the term may be used in this epoch."""
+        super().begin_step(epoch, number)
+        self.active = any(first + 1 < epoch < end - 1 for first, end in self.setting.phases)
+
+    def objective(self, step: Step) -> Tensor:
+        """The method's objective with the convergence term."""
+        batch = step.batch
+        # The public code, too, makes this pass after the update's, in training mode: running statistics see it.
+        logits = step.start.logits if self.initialize else step.model(batch.images)
+        loss = self.loss(logits, batch.labels)
+        clean = self.setting.processes.sum(loss.detach() * batch.fraction)
+        images = torch.full_like(clean, len(batch.whole))
+        self.kept["clean_totals"] = self._pair("clean_totals") + torch.stack([clean * images, images])
+        direction = self._direction(clean)
+        step.measured.update(clean_loss=clean, smooth_active=direction.abs())
+        return super().objective(step) + self.weight * direction * loss
+
+    def _direction(self, clean: Tensor) -> Tensor:
+        """1 to add the term, −1 to subtract it, 0 to leave it out; a tensor, so that nothing waits for the device."""
+        if not self.active:
+            return torch.zeros_like(clean)
+        latest, before = self._pair("clean_means")
+        threshold = (latest - before).clamp(min=self.gamma / self.ratio).clamp(max=self.gamma)
+        jump = clean - latest
+        return torch.where(jump.abs() > threshold, jump.sign(), 0.0)
+
+    def _pair(self, name: str) -> Tensor:
+        """`clean_totals`: the sum of ℓ over this epoch's images so far, and their number.
+
+        `clean_means`: ℓ̄, and that of the epoch before.
+        """
+        pair = self.kept[name]
+        assert isinstance(pair, Tensor)
+        return pair
+
+
+# Cost: three forward and three backward passes, the third for the term; where it is left out, its gradient is
+# multiplied by 0, because skipping it would have to wait for the device.
+@METHODS.register(
+    "cs-mep",
+    summary="FGSM-MEP with a clean loss that is kept from jumping (ConvergeSmooth); logit term off by default",
+    source="Zhao et al. 2023",
+    cost=1.5,
+)
+@dataclass(kw_only=True)
+class ConvergeSmoothMEP(ConvergeSmooth, FGSMMEP):
+    """The perturbation, memory and soft labels of FGSM-MEP, with the convergence term.
+
+    Args:
+        gamma, ratio, weight, initialize: of the convergence term; 0.03, 1, 1 and 0.
+        mep_momentum, label_factor, reset_every: of FGSM-MEP; 0.3, 0.6 and 40.
+    """
+
+    default_logit_weight: ClassVar[float] = 0.0
+
+    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+        """As FGSM-MEP; the graph at x + δ0 is kept for the convergence term, too."""
+        return super().perturb(model, batch, keep_graph=keep_graph or bool(self.initialize))
+
+
+@METHODS.register(
+    "cs-rs",
+    summary="a random start, one step of size ε not projected to the ball, and ConvergeSmooth's clean loss",
+    source="Zhao et al. 2023",
+    cost=1.5,
+)
+@dataclass(kw_only=True)
+class ConvergeSmoothRS(ConvergeSmooth):
+    """The step that the public code means to take, whose script does not run, with the convergence term.
+
+    x' = x + U(±ε), clamped to [0, 1]; g is the gradient of plain cross-entropy there. x + δ = x' + ε · sign g,
+    clamped to [0, 1] but not projected: |δ| goes up to 2 ε. The update's loss and the convergence term have soft
+    labels.
+
+    Args:
+        gamma, ratio, weight, initialize: of the convergence term; 0.03, 1, 1 and 0.
+        label_factor: target mass of the true class in the update; the rest is spread evenly over the others.
+    """
+
+    label_factor: float = 0.6
+    bounded: ClassVar[bool] = False
+
+    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+        """One pass at x', and a sign step from there."""
+        start = (batch.images + self.epsilon * uniform(batch, self.generator)).clamp_(0, 1).requires_grad_()
+        logits = model(start)
+        observed = self.observe(logits)
+        # The gradient of the mean over the whole batch, of which this process may have but a part.
+        loss = cross_entropy(logits, batch.labels) * batch.fraction
+        (gradient,) = torch.autograd.grad(loss, start, retain_graph=keep_graph or bool(self.initialize))
+        return Perturbed((start.detach() + self.alpha * gradient.sign()).clamp_(0, 1), observed, gradient)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with `label_factor` on the true class."""
+        return soft_cross_entropy(logits, labels, self.label_factor)

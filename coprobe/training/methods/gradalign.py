@@ -1,0 +1,89 @@
+"""GradAlign: FGSM with a penalty on input gradients that turn within the ball."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from coprobe.errors import InputError
+from coprobe.training.methods.base import METHODS
+from coprobe.training.methods.fgsm import FGSM
+from coprobe.training.step import Step, uniform
+
+#: A gradient of this norm or less counts as zero: float32 can't hold the squares of its entries.
+_ZERO = 1e-18
+
+
+@METHODS.register(
+    "gradalign",
+    summary="FGSM of step 1.25 ε, and a penalty on the angle between the gradients at x and in the ball",
+    source="Andriushchenko & Flammarion 2020",
+    # The penalty has a forward and a backward pass, and the backward pass through both counts as two more.
+    cost=2.0,
+)
+@dataclass(kw_only=True)
+class GradAlign(FGSM):
+    """GradAlign as in its public code, but for one pass.
+
+    δ = clip_ε(1.25 ε · sign g(x)) with g the input gradient of CE, x + δ clamped to [0, 1]; CE at x + δ, plus
+    λ · (1 − mean cos(g(x), g(x + η))) with η ~ U(±ε), not clamped. The mean is over the images of which neither
+    gradient is zero, and only g(x + η) is differentiated. Both gradients are taken in training mode; g(x) is the
+    attack's, for which the public code makes a fresh pass (which moves the batch-norm running statistics once more).
+    Of several processes each takes the mean over its own part of the batch, weighted in the update like its CE.
+
+    The mean cosine is the column `alignment`. The penalty needs a second derivative, which torch.compile can't give.
+
+    Args:
+        weight: λ; None takes the public 0.02 · 10^(n/8) at ε = n/255, that is 0.2 at 8, 0.632 at 12, 2 at 16.
+
+    Raises:
+        InputError: weight below 0 or not finite.
+    """
+
+    weight: float | None = None
+    default_step: ClassVar[float] = 1.25
+    compiles: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 <= self.weight < math.inf:
+            raise InputError(
+                f"option weight of method gradalign must be a finite number, at least 0, not {self.weight:g}"
+            )
+
+    @property
+    def penalty_weight(self) -> float:
+        """λ in force."""
+        return 0.02 * 10 ** (self.epsilon * 255 / 8) if self.weight is None else self.weight
+
+    def objective(self, step: Step) -> Tensor:
+        """CE at x + δ plus the weighted penalty (scalar); makes the pass at x + η."""
+        assert step.perturbed.gradient is not None
+        images = step.batch.images + self.epsilon * uniform(step.batch, self.generator)
+        images.requires_grad_()
+        loss = self.loss(step.model(images), step.batch.labels)
+        (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
+        penalty = misalignment(step.perturbed.gradient, gradient)
+        step.measured["alignment"] = 1 - penalty.detach()
+        return super().objective(step) + self.penalty_weight * penalty
+
+
+def misalignment(first: Tensor, second: Tensor) -> Tensor:
+    """1 − cosine of the angle between two gradients of each image, meaned over the images where neither is zero.
+
+    Args:
+        first: batch × …
+        second: like `first`.
+
+    Returns:
+        A scalar from 0 to 2; 0 if no image is left. Zero gradients don't spoil its derivative.
+    """
+    first, second = first.flatten(1), second.flatten(1)
+    first_norm, second_norm = first.norm(dim=1), second.norm(dim=1)
+    counted = (first_norm > _ZERO) & (second_norm > _ZERO)
+    first = first / torch.where(counted, first_norm, 1)[:, None]
+    second = second / torch.where(counted, second_norm, 1)[:, None]
+    return torch.where(counted, 1 - (first * second).sum(1), 0).sum() / counted.sum().clamp(min=1)

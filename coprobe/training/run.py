@@ -1,0 +1,123 @@
+"""The directory of a training run: what is in it, and how it is written and taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from coprobe.checkpoint import Checkpoint
+from coprobe.errors import InputError
+from coprobe.files import atomic, sweep, write_json, write_table
+from coprobe.training.recipe import Recipe
+
+_FORMAT = "coprobe-resume/1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A directory with `recipe.json`, `history.csv` (a row per epoch), `checkpoint.pt` (last) and `best.pt`.
+
+    While the run is not finished, `resume.pt` holds what it needs to go on.
+    """
+
+    directory: Path
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row per epoch; raises `InputError` if there is none or it can't be read."""
+        path = self.directory / "history.csv"
+        try:
+            return pd.read_csv(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: no readable history; train again, or name another run") from error
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint."""
+        return self.directory / "checkpoint.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest PGD-10 accuracy on the watched images; of equals the later."""
+        return self.directory / "best.pt"
+
+    @property
+    def resumable(self) -> Path:
+        """The state of an unfinished run."""
+        return self.directory / "resume.pt"
+
+    def about(self) -> dict[str, Any]:
+        """`recipe.json`: the knobs, and under `provenance` and `outcome` what became of them."""
+        path = self.directory / "recipe.json"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(about, dict):
+                return about
+        except (OSError, ValueError):
+            pass
+        raise InputError(f"{path}: no readable recipe; train again with --overwrite, or name another run")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe; raises `InputError` if there is none or it can't be read."""
+        return Recipe.from_dict({k: v for k, v in self.about().items() if k not in ("provenance", "outcome")})
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """How the run ended: epochs, collapse_epoch, converged, best_epoch, ended_by; None while it is not finished."""
+        return self.about().get("outcome") if (self.directory / "recipe.json").exists() else None
+
+    def begin(self, recipe: Recipe, provenance: dict[str, Any]) -> None:
+        """Make the directory ready for a new run; what an earlier one left there goes."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        sweep(self.directory)
+        for path in (self.resumable, self.checkpoint, self.best, self.directory / "history.csv"):
+            path.unlink(missing_ok=True)
+        write_json(self.directory / "recipe.json", {**recipe.to_dict(), "provenance": provenance})
+
+    def save_epoch(self, checkpoint: Checkpoint, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the last checkpoint, the best one if this is it, and the history."""
+        row = rows[-1]
+        if row["pgd10"] >= max(earlier["pgd10"] for earlier in rows):
+            replace(checkpoint, metrics={**row, "selected": "best PGD-10"}).save(self.best)
+        replace(checkpoint, metrics={**row, "selected": "last epoch"}).save(self.checkpoint)
+        write_table(pd.DataFrame(rows), self.directory / "history.csv")
+
+    def save_state(self, recipe: Recipe, state: dict[str, Any]) -> None:
+        """Write `resume.pt`."""
+        random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        with atomic(self.resumable) as temporary, temporary.open("wb") as file:
+            torch.save({"format": _FORMAT, "recipe": recipe.to_dict(), "random": random, **state}, file)
+
+    def load_state(self, recipe: Recipe) -> dict[str, Any]:
+        """What `save_state` was given, on the CPU; the random generators are as they were then.
+
+        Raises:
+            InputError: the file can't be read, or it is of another recipe.
+        """
+        sweep(self.directory)
+        try:
+            state = torch.load(self.resumable, map_location="cpu", weights_only=True)
+            if state["format"] != _FORMAT:
+                raise ValueError(state["format"])
+        except Exception as error:  # torch reports damage through more than a dozen types
+            raise InputError(f"{self.resumable}: can't be read; start again with --overwrite") from error
+        differences = recipe.differences(Recipe.from_dict(state.pop("recipe")))
+        if differences:
+            raise InputError(f"{self.directory}: can't resume with {', '.join(differences)}; leave them out")
+        random = state.pop("random")
+        torch.set_rng_state(random["cpu"])
+        if len(random["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(random["cuda"])
+        return {key: value for key, value in state.items() if key != "format"}
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        """Write how the run ended; nothing is left to resume."""
+        write_json(self.directory / "recipe.json", {**self.about(), "outcome": outcome})
+        self.resumable.unlink(missing_ok=True)

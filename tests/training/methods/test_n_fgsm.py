@@ -1,0 +1,42 @@
+"""Where N-FGSM's perturbation may go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coprobe.errors import InputError
+from coprobe.training import make_method
+from tests.training.references.common import EPSILON, make, make_batch, tiny
+
+
+def test_it_leaves_the_ball_but_not_the_pixel_range() -> None:
+    method, batch = make("n-fgsm"), make_batch()
+    images = method.perturb(tiny(), batch, keep_graph=False).images
+    size = (images - batch.images).abs().max()
+    assert not method.bounded
+    assert 2.5 * EPSILON < size <= 3 * EPSILON
+    assert images.min() == 0.0
+    assert images.max() == 1.0
+
+
+def test_it_starts_from_a_clamped_image() -> None:
+    method, batch = make("n-fgsm"), make_batch()
+    start = method.start(batch)  # type: ignore[attr-defined]
+    assert (batch.images + start).min() >= 0.0
+    assert (batch.images + start).max() <= 1.0
+    assert start.abs().max() > 1.9 * EPSILON
+    # Black pixels: half of the noise would leave the range.
+    assert 0.25 < (start[0, :, :2] == 0).double().mean() < 0.75
+
+
+def test_without_noise_it_is_fgsm() -> None:
+    batch = make_batch()
+    quiet = make("n-fgsm", options={"k": 0}).perturb(tiny(), batch, keep_graph=False).images
+    torch.testing.assert_close(quiet, make("fgsm").perturb(tiny(), batch, keep_graph=False).images)
+
+
+@pytest.mark.parametrize("k", ["-1", "nan", "inf"])
+def test_impossible_noise_is_refused(k: str) -> None:
+    with pytest.raises(InputError, match="option k of method n-fgsm must be a finite number, at least 0"):
+        make_method("n-fgsm", {"k": k}, epsilon=EPSILON)
