@@ -26,6 +26,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps the suffix, since writers choose the format by it. The data reach the disk
     before the rename, so a crash leaves either the old file or the new one.
+
+    Raises:
+        OSError: what the system said when the block or the rename failed, a full disk for example; it names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +38,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch says of a full disk no more than "unexpected pos 64 vs 0".
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

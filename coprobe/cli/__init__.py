@@ -16,7 +16,7 @@ from coprobe._version import __version__
 from coprobe.cli import commands
 from coprobe.errors import CoprobeError, unknown
 
-_ORDER = ("demo", "train", "inspect", "nodes", "activations", "mask", "evaluate", "diagnose", "figure")
+_ORDER = ("demo", "train", "methods", "inspect", "nodes", "activations", "mask", "evaluate", "diagnose", "figure")
 _LONGEST = 300
 
 

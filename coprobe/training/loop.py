@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,13 @@ class TrainingLoop:
         self.nodes = sorted({node for term in regularizers for node in term.nodes})
         # Passes whose gradient goes to the images alone use `local`; the update's pass uses `synced`, whose backward
         # pass averages the gradients of all processes.
-        self.local: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+        self.compiled = compiled
+        self.keeps_graph = bool(regularizers) or method.keeps_graph
+        if compiled:
+            torch._functorch.config.donated_buffer = False  # a kept graph runs twice
+        # On a GPU with CUDA graphs, whose launch as a whole is what counts at these sizes.
+        mode = "reduce-overhead" if setting.device.type == "cuda" else None
+        self.local = cast(nn.Module, torch.compile(model, mode=mode, dynamic=False)) if compiled else model
         self.synced = self.local if setting.processes.count == 1 else setting.processes.spread(model)
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -88,15 +95,19 @@ class TrainingLoop:
         self.model.train()
         replays = self.method.updates_per_batch
         first, replayed = divmod(self.number, replays)
+        began = time.perf_counter()
         with record(self.model, self.nodes) as seen:
             for batch in self.loader.batches(self.epoch, first):
                 for _ in range(replayed, replays):
-                    began = time.perf_counter()
                     self._update(batch, seen)
                     self.number += 1
                     self.seconds += time.perf_counter() - began
                     yield batch
+                    began = time.perf_counter()
                 replayed = 0
+        if self.setting.device.type == "cuda":
+            torch.cuda.synchronize(self.setting.device)  # for the clock
+        self.seconds += time.perf_counter() - began
 
     def end_epoch(self) -> dict[str, float]:
         """The means of this epoch by column of history.csv, over all images and processes; on to the next one."""
@@ -115,6 +126,8 @@ class TrainingLoop:
         return not self.setting.processes.any(not checks.all(), self.setting.device)
 
     def _update(self, batch: Batch, seen: dict[str, Tensor]) -> None:
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         step, loss = self.objective(batch, seen)
@@ -133,9 +146,9 @@ class TrainingLoop:
         """The update in the making and its whole loss (scalar); `seen` receives the recorded activations."""
         self.method.begin_step(self.epoch, self.number)
         self.method.observe = lambda logits: Pass(logits, dict(seen))
-        perturbed = self.method.perturb(self.local, batch, keep_graph=bool(self.regularizers))
-        noise = generator_for(self.recipe.seed, "noise", self.epoch, self.number, device=self.setting.device)
-        *others, images = noisy_versions(self.recipe.noise, perturbed.images, batch, self.method.epsilon, noise)
+        with self._images_only():
+            perturbed = self.method.perturb(self.local, batch, keep_graph=self.keeps_graph)
+        *others, images = self._seen(perturbed.images, batch)
         losses = [self.method.loss(self.local(other), batch.labels) for other in others]
         final = Pass(self.synced(images), dict(seen))
         step = Step(self.local, batch, perturbed, images, final, self.method.loss)
@@ -144,6 +157,26 @@ class TrainingLoop:
         for term in self.regularizers:
             loss = loss + term(step)
         return step, loss
+
+    def _seen(self, images: Tensor, batch: Batch) -> list[Tensor]:
+        """What the update sees: x + δ, or its noisy versions."""
+        if self.recipe.noise == "none":
+            return [images]
+        place = (self.epoch, self.number)
+        generator = generator_for(self.recipe.seed, "noise", *place, device=self.setting.device)
+        return noisy_versions(self.recipe.noise, images, batch, self.method.epsilon, generator)
+
+    @contextmanager
+    def _images_only(self) -> Iterator[None]:
+        """Compiled passes compute the weights' gradients too, wanted or not, unless the weights need none."""
+        frozen = list(self.model.parameters()) if self.compiled and not self.keeps_graph else []
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     @torch.no_grad()
     def _move_average(self) -> None:

@@ -34,7 +34,7 @@ class Memory:
         """The rows of this process's part of the batch, in the type of its images."""
         if self.processes.count == 1:
             return self._rows[batch.indices].to(batch.images.dtype)
-        whole = self.processes.sum(self._rows[self._places(batch)] * self._owned(batch))
+        whole = self.processes.sum(torch.where(self._owned(batch), self._rows[self._places(batch)], 0))
         return whole[batch.part].to(batch.images.dtype)
 
     def write(self, batch: Batch, values: Tensor) -> None:

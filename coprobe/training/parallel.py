@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -11,9 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from coprobe.errors import InputError
+from coprobe.errors import CoprobeError, InputError, RunError
 
 T = TypeVar("T")
+
+#: Environment variable with the id of the process that started the others.
+_LEADER = "COPROBE_LEADER"
+#: Seconds that a process which failed leaves to process 0, which mostly failed for the same reason, to say so.
+_PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,14 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """The values that all processes gave, by rank."""
+        if self.count == 1:
+            return [value]
+        values = [value] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process."""
         if self.count == 1:
@@ -57,20 +77,51 @@ class Processes:
 
     def spread(self, model: nn.Module) -> nn.Module:
         """The same model, with the same parameters, whose backward pass averages gradients over the processes."""
-        return model if self.count == 1 else cast(nn.Module, self.fabric.setup_module(model))
+        if self.fabric is None:
+            return model
+        with warnings.catch_warnings():
+            # Its successor came with torch 2.15 and works otherwise.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            return cast(nn.Module, self.fabric.setup_module(model))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block after which only process 0 goes on: no other outlives it, and if it fails, process 0 says why.
+
+        Raises:
+            RunError: in process 0, if another one broke down.
+        """
+        if self.fabric is None:
+            yield
+        elif self.leads:
+            with _outliving(self.fabric.strategy.launcher.procs):
+                yield
+        else:
+            try:
+                yield
+            except BaseException:
+                time.sleep(_PATIENCE)
+                raise
 
 
 ALONE = Processes()
 
 
-def start(devices: int, device: torch.device) -> tuple[Processes, torch.device]:
+def start(
+    devices: int, device: torch.device, check: Callable[[], object] = lambda: None
+) -> tuple[Processes, torch.device]:
     """Begin a run on this many devices: this process's place among them, and its own device.
 
     One device without torchrun is this process alone. Otherwise lightning-fabric starts the other processes, by
-    running this program's command line again in each, or finds those that torchrun started.
+    running this program's command line again in each, or finds those that torchrun started, whose number counts.
+
+    Args:
+        devices: how many.
+        device: of which type.
+        check: called before other processes are started, so that a mistake that it finds is reported once.
 
     Raises:
-        InputError: lightning-fabric is not installed, or there are fewer devices.
+        InputError: lightning-fabric is not installed, there are fewer devices, or they are neither CPU nor CUDA.
     """
     world = int(os.environ.get("WORLD_SIZE", devices))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
@@ -78,7 +129,12 @@ def start(devices: int, device: torch.device) -> tuple[Processes, torch.device]:
         return ALONE, device
     if device.type == "cuda" and local > torch.cuda.device_count():
         raise InputError(f"--devices {local}: this machine has {torch.cuda.device_count()} GPUs")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--devices {local}: only cuda and cpu train data-parallel, not {device.type}")
     fabric_of, strategy = _fabric()
+    if "LOCAL_RANK" not in os.environ:
+        check()
+    _follow_leader()
     # Buffers are batch-norm statistics, each process its own; to send them would also touch graphs still in use.
     fabric = fabric_of(
         accelerator=device.type,
@@ -95,10 +151,59 @@ def _fabric() -> tuple[Any, Any]:
     for package in ("lightning_fabric", "lightning.fabric"):
         try:
             strategies = importlib.import_module(f"{package}.strategies")
+            logging.getLogger(f"{package}.utilities").setLevel(logging.WARNING)  # else it greets every process
             return importlib.import_module(package).Fabric, strategies.DDPStrategy
         except ImportError:
             continue
     raise InputError("several devices need lightning-fabric; run 'pip install lightning-fabric'")
+
+
+def _follow_leader() -> None:
+    """End this process when the one that started it is gone, in whatever way; else it would wait half an hour."""
+    leader = int(os.environ.setdefault(_LEADER, str(os.getpid())))
+
+    def follow() -> None:
+        while os.getppid() == leader:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if leader != os.getpid():
+        threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def _outliving(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """The children that are left after the block are killed: they wait for this process, and hold nothing of their own.
+
+    Raises:
+        RunError: the connection broke, and a child has failed.
+    """
+    try:
+        yield
+    except CoprobeError:
+        raise
+    except RuntimeError as error:
+        codes = [_exit_code(child) for child in children]
+        if any(codes):
+            failed = next(rank for rank, code in enumerate(codes, 1) if code)
+            raise RunError(
+                f"process {failed} of the run ended with code {codes[failed - 1]}; pass --resume to go on"
+            ) from error
+        raise
+    finally:
+        left = children.copy()
+        children.clear()  # in this list lightning-fabric looks for failed children, to kill this process
+        for child in left:
+            child.kill()
+            child.wait()
+
+
+def _exit_code(child: subprocess.Popen[bytes]) -> int | None:
+    """None while it runs; its connections break a moment before it is gone."""
+    try:
+        return child.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -111,13 +216,16 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         """Normalise (batch, channels, height, width)."""
         if not self.training:
             return super().forward(images)
-        count = cast(Tensor, _Sum.apply(images.new_tensor(images.numel() / images.shape[1])))
-        mean = cast(Tensor, _Sum.apply(images.sum((0, 2, 3)))) / count
-        centred = images - mean[:, None, None]
+        exact = images.to(torch.promote_types(images.dtype, torch.float32))  # as torch's own does under autocast
+        own = torch.cat([exact.sum((0, 2, 3)), exact.new_full((1,), images.numel() // images.shape[1])])
+        whole = cast(Tensor, _Sum.apply(own))
+        count = whole[-1].detach()
+        mean = whole[:-1] / count
+        centred = exact - mean[:, None, None]
         variance = cast(Tensor, _Sum.apply(centred.square().sum((0, 2, 3)))) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -12,6 +12,16 @@ from coprobe.errors import InputError, unknown
 
 #: The steps of the paper's schedule, as fractions of the run: epochs 100 and 105 of 110.
 _MILESTONES = (100 / 110, 105 / 110)
+
+#: What is accepted for a knob of each annotation, and how people call that.
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "str": (str, "text"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "tuple[int, ...]": (tuple, "a list of epochs"),
+    "Mapping[str, Any]": (Mapping, "options by name"),
+}
 
 
 def _knob(default: Any, group: str, about: str, **rules: Any) -> Any:
@@ -72,7 +82,7 @@ class Recipe:
     precision: str = _knob("32", _SGD, "Of the passes; weights stay float32.", choices=("32", "bf16"))
     sync_batchnorm: bool = _knob(False, _SGD, "Batch-norm statistics over all processes, not each its own.")
 
-    stable_node: str | None = _knob(None, _STABLE, "Node of L_stable (Eq. 8); B in the paper.")
+    stable_node: str | None = _knob(None, _STABLE, "Node of L_stable (Eq. 8), B in the paper; no such term if unset.")
     stable_weight: float = _knob(0.0, _STABLE, "alpha_3 of L_stable; 200 in the paper.", least=0)
     stable_detach: bool = _knob(False, _STABLE, "No gradient of L_stable through the pass at x + δ0.")
     logit_weight: float | None = _knob(
@@ -86,9 +96,9 @@ class Recipe:
         choices=("none", "added", "both"),
     )
 
-    co_node: str | None = _knob(None, _CO, "Node of L_co; B in the paper.")
+    co_node: str | None = _knob(None, _CO, "Node of L_co, B in the paper; no such term if unset.")
     co_top: float | None = _knob(
-        None, _CO, "Percent of the node's channels in C_p%; 10 in the paper.", above=0, most=100
+        None, _CO, "Percent of the node's channels in C_p%; 10 in the paper; unset without L_co.", above=0, most=100
     )
     co_weight: float = _knob(200.0, _CO, "alpha_3 of the feature difference in L_co.", least=0)
     co_by: str = _knob("t-act", _CO, "What ranks the channels.", choices=("t-act", "variance"))
@@ -108,11 +118,14 @@ class Recipe:
     seed: int = _knob(0, _WATCH, "Of weights, order, augmentation and perturbations.", least=0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.milestones, Sequence):  # JSON knows lists only
-            object.__setattr__(self, "milestones", tuple(self.milestones))
+        milestones: Any = self.milestones
+        if isinstance(milestones, list):  # JSON knows no tuples
+            object.__setattr__(self, "milestones", tuple(milestones))
         for knob in dataclasses.fields(self):
             value = getattr(self, knob.name)
-            if value is not None:
+            kind, _, optional = str(knob.type).partition(" | ")
+            if value is not None or not optional:
+                _check_kind(flag(knob.name), value, kind)
                 _check(flag(knob.name), value, knob.metadata)
         self._check_together()
 
@@ -136,7 +149,7 @@ class Recipe:
         if self.milestones is not None:
             if self.schedule != "step":
                 raise InputError("--milestones needs --schedule step")
-            if list(self.milestones) != sorted({*self.milestones} & {*range(1, self.epochs)}):
+            if list(self.milestones) != [epoch for epoch in range(1, self.epochs) if epoch in self.milestones]:
                 raise InputError(f"--milestones must rise and lie between 1 and {self.epochs - 1}, the last epoch")
 
     @property
@@ -192,13 +205,20 @@ class Recipe:
 
 def flag(knob: str) -> str:
     """The option of a knob on the command line."""
-    return "--" + knob.replace("_", "-")
+    return "--option" if knob == "options" else "--" + knob.replace("_", "-")
+
+
+def _check_kind(name: str, value: Any, kind: str) -> None:
+    """Raise `InputError` for a value, perhaps from JSON, that is not of the kind that a knob's annotation names."""
+    wanted, words = _KINDS[kind]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
+        raise InputError(f"{name} {value!r}: must be {words}")
 
 
 def _check(name: str, value: Any, rules: Mapping[str, Any]) -> None:
     """Raise `InputError` unless the value follows the rules; NaN never does."""
     if "choices" in rules and value not in rules["choices"]:
-        raise unknown(name.removeprefix("--"), str(value), rules["choices"])
+        raise unknown(name.removeprefix("--"), value, rules["choices"])
     if rules.get("in_255ths") and not 0 <= value <= 255:
         raise InputError(f"{name} {value:g}: must lie between 0 and 255 (in 255ths)")
     if not {"least", "above", "below", "most"} & set(rules):

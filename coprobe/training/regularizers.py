@@ -158,13 +158,11 @@ def noisy_versions(kind: str, images: Tensor, batch: Batch, radius: float, gener
     """What the update sees, of whose losses it takes the mean.
 
     Args:
-        kind: `none`: x + δ; `added`: x + δ + δ0 (Eq. 12); `both`: x + δ0 (Eq. 11) and x + δ + δ0, in two passes.
+        kind: `added`: x + δ + δ0 (Eq. 12); `both`: x + δ0 (Eq. 11) and x + δ + δ0, in two passes.
         images: x + δ.
         batch: with x.
         radius: of δ0 ~ U(±radius), fresh in every update; the sum is not projected or clamped.
         generator: of δ0.
     """
-    if kind == "none":
-        return [images]
     noise = radius * uniform(batch, generator)
     return [images + noise] if kind == "added" else [batch.images + noise, images + noise]

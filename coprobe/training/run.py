@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,14 +72,21 @@ class Run:
     @property
     def outcome(self) -> dict[str, Any] | None:
         """How the run ended: epochs, collapse_epoch, converged, best_epoch, ended_by; None while it is not finished."""
-        return self.about().get("outcome") if (self.directory / "recipe.json").exists() else None
+        return self.about().get("outcome") if self.begun else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run, finished or not."""
+        return (self.directory / "recipe.json").exists()
 
     def begin(self, recipe: Recipe, provenance: dict[str, Any]) -> None:
         """Make the directory ready for a new run; what an earlier one left there goes."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        sweep(self.directory)
-        for path in (self.resumable, self.checkpoint, self.best, self.directory / "history.csv"):
-            path.unlink(missing_ok=True)
+        # The old state goes first and the old recipe next: whenever this is cut short, what is left is the old run,
+        # or no run yet.
+        self.tidy()
+        for name in ("recipe.json", "checkpoint.pt", "best.pt", "history.csv"):
+            (self.directory / name).unlink(missing_ok=True)
         write_json(self.directory / "recipe.json", {**recipe.to_dict(), "provenance": provenance})
 
     def save_epoch(self, checkpoint: Checkpoint, rows: Sequence[dict[str, Any]]) -> None:
@@ -103,21 +111,33 @@ class Run:
         """
         sweep(self.directory)
         try:
+            with zipfile.ZipFile(self.resumable) as archive:
+                if damaged := archive.testzip():  # torch doesn't look at the checksums that it writes
+                    raise ValueError(damaged)
             state = torch.load(self.resumable, map_location="cpu", weights_only=True)
             if state["format"] != _FORMAT:
                 raise ValueError(state["format"])
         except Exception as error:  # torch reports damage through more than a dozen types
             raise InputError(f"{self.resumable}: can't be read; start again with --overwrite") from error
-        differences = recipe.differences(Recipe.from_dict(state.pop("recipe")))
-        if differences:
-            raise InputError(f"{self.directory}: can't resume with {', '.join(differences)}; leave them out")
+        self.refuse_other(recipe, Recipe.from_dict(state.pop("recipe")))
         random = state.pop("random")
         torch.set_rng_state(random["cpu"])
         if len(random["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(random["cuda"])
         return {key: value for key, value in state.items() if key != "format"}
 
+    def refuse_other(self, recipe: Recipe, begun: Recipe) -> None:
+        """Raise `InputError` if `recipe` differs from the one that the run began with."""
+        differences = recipe.differences(begun)
+        if differences:
+            raise InputError(f"{self.directory}: can't resume with {', '.join(differences)}; leave them out")
+
     def finish(self, outcome: dict[str, Any]) -> None:
         """Write how the run ended; nothing is left to resume."""
         write_json(self.directory / "recipe.json", {**self.about(), "outcome": outcome})
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished run needs, and what killed processes left half-written."""
+        sweep(self.directory)
         self.resumable.unlink(missing_ok=True)

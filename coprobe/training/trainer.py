@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -83,26 +84,39 @@ def train(
         listener: hears of batches, epochs and events.
 
     Raises:
-        InputError: a recipe that can't be followed, a run that is there already, another recipe than that of the run
-            to resume, a directory that can't be written.
+        InputError: a recipe that can't be followed, a run that is there already, another recipe or other images than
+            those of the run to resume, a directory that can't be written.
         InterruptedRunError: SIGTERM or SIGINT came; the state is saved, mid-epoch too.
-        RunError: losses or weights are not finite; the checkpoints of the epochs before are kept.
+        RunError: losses or weights are not finite, or a file can't be written; what was saved before is kept.
     """
     run = Run(check_writable_directory(out))
     listener = listener or Listener()
-    if resume and run.outcome:
-        listener.on_message(f"{out}: finished already, nothing to resume")
-        return run
-    if run.checkpoint.exists() and not (overwrite or resume):
+    if resume and run.begun:
+        run.refuse_other(recipe, run.recipe)
+        if run.outcome:
+            if processes.leads:
+                run.tidy()  # a kill may have come right before
+            listener.on_message(f"{out}: finished already, nothing to resume")
+            return run
+    if (run.checkpoint.exists() or run.resumable.exists()) and not (overwrite or resume):
         raise InputError(f"{out}: holds a run already; choose another --out, or pass --resume or --overwrite")
     job = _Job.of(recipe, run, torch.device(device), processes, data, compiled, listener, save_minutes)
     if resume and run.resumable.exists():
         job.take_up()
     elif processes.leads:
         run.begin(recipe, job.facts)
-    with Interruption() as job.interruption:
-        job.work()
+    try:
+        with Interruption() as job.interruption:
+            job.work()
+    except OSError as error:
+        if error.filename is None:  # not about a file: whoever listens has hung up
+            raise
+        raise RunError(f"{error.filename}: {error.strerror}; once that is mended, {_again(run)}") from error
     return run
+
+
+def _again(run: Run) -> str:
+    return f"'coprobe train --resume --out {shlex.quote(str(run.directory))}' goes on"
 
 
 class _AskedError(Exception):
@@ -240,14 +254,14 @@ class _Job:
             asked = self.processes.any(self.interruption.signal is not None, self.loop.setting.device)
             overdue = time.perf_counter() - self._saved_at > 60 * self.save_minutes
             if asked or self.processes.share(overdue):
+                self._check_finite()  # or a lost run would take the place of the state to go back to
                 self._save()
             if asked:
                 raise self._interrupted()
 
     def _interrupted(self) -> InterruptedRunError:
-        again = f"'coprobe train --resume --out {self.run.directory}' goes on"
         return InterruptedRunError(
-            f"stopped in epoch {self.loop.epoch + 1} and saved; {again}", self.interruption.signal or 15
+            f"stopped in epoch {self.loop.epoch + 1} and saved; {_again(self.run)}", self.interruption.signal or 15
         )
 
     def _save(self) -> None:
@@ -265,11 +279,14 @@ class _Job:
 
     def _check_finite(self) -> None:
         if not self.loop.is_finite():
-            kept = "the checkpoints of the epochs before are kept" if self.rows else "no checkpoint was written"
             raise RunError(
-                f"training diverged in epoch {self.loop.epoch + 1} (its losses or weights are not finite); {kept}; "
-                "lower --lr"
+                f"training diverged in epoch {self.loop.epoch + 1} (its losses or weights are not finite); "
+                f"{self._kept}; lower --lr"
             )
+
+    @property
+    def _kept(self) -> str:
+        return "the checkpoints of the epochs before are kept" if self.rows else "no checkpoint was written"
 
     def _measure(self) -> dict[str, float]:
         """The accuracies of the epoch, measured by process 0."""
@@ -283,6 +300,8 @@ class _Job:
             except _AskedError:
                 self._save()
                 raise self._interrupted() from None
+            except RunError as error:
+                raise RunError(f"epoch {self.loop.epoch + 1} can't be measured: {error}; {self._kept}") from error
             finally:
                 model.precision = self.recipe.precision
         row["seconds"] = self.loop.seconds + time.perf_counter() - began

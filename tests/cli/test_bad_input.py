@@ -88,6 +88,61 @@ TABLE = [
     ("train --data digits --out new --stable-node Q --stable-weight 1", r"unknown node 'Q'"),
     ("train --data digits --out new --eps-train 256", r"--eps-train 256: write n for n/255"),
     ("train --data cifar10 --out new", r"no cifar10 in .*put cifar-10-batches-py there"),
+    ("train --data digits --out new --batch-size 0", r"--batch-size 0: must be at least 1"),
+    ("train --data digits --out new --peak 1", r"--peak 1: must be a finite number, above 0 and below 1"),
+    ("train --data digits --out new --average 1", r"--average 1: must be a finite number, at least 0 and below 1"),
+    ("train --data digits --out new --precision 16", r"unknown precision '16'; did you mean bf16"),
+    ("train --data digits --out new --watch train", r"unknown watch 'train'; choose from held-out, test"),
+    ("train --data digits --out new --noise gauss", r"unknown noise 'gauss'; choose from none, added, both"),
+    ("train --data digits --out new --limit-train 0", r"--limit-train 0: must be a whole number of at least 1, or all"),
+    ("train --data digits --out new --save-minutes nan", r"--save-minutes nan: must be a number above 0"),
+    ("train --data digits --out new --devices 0", r"'--devices': 0 is not in the range"),
+    ("train --data digits --out new --init none.pt", r"none\.pt: no such file"),
+    ("train --data digits --out new --init tiny.pt", r"--init tiny\.pt: is a resnet18 .*'width': 4.*, not a resnet18"),
+    ("train --data digits --out new --preset papr", r"unknown preset 'papr'; did you mean paper"),
+    ("train --data digits --out new --option momentum", r"'momentum': write key=value"),
+    (
+        "train --data digits --out new --method free --option replays=x",
+        r"replays of method free takes a number, not 'x'",
+    ),
+    # Combinations.
+    ("train --data digits --out new --co-top 10", r"--co-top needs --co-node \(B in the paper\)"),
+    ("train --data digits --out new --co-by variance", r"--co-by needs --co-node \(B in the paper\)"),
+    ("train --data digits --out new --co-node B", r"--co-node needs --co-top \(10 in the paper\)"),
+    ("train --data digits --out new --co-node Q --co-top 10", r"unknown node 'Q'"),
+    ("train --data digits --out new --stable-weight 200", r"--stable-weight needs --stable-node \(B in the paper\)"),
+    ("train --data digits --out new --stable-node B", r"--stable-node needs --stable-weight \(200 in the paper\)"),
+    ("train --data digits --out new --stable-detach", r"--stable-detach needs --stable-node and --stable-weight"),
+    ("train --data digits --out new --milestones 3,5", r"--milestones needs --schedule step"),
+    (
+        "train --data digits --out new --schedule step --milestones 3,2",
+        r"--milestones must rise and lie between 1 and 29",
+    ),
+    (
+        "train --data digits --out new --schedule step --milestones soon",
+        r"--milestones soon: write epochs separated by",
+    ),
+    (
+        "train --data digits --out new --method clean --stable-node B --stable-weight 200",
+        r"method clean has no attack, so --stable-node, --logit-weight and --co-node can't be used",
+    ),
+    ("train --data digits --out new --method free --logit-weight 1", r"method free has no attack, so .*--logit-weight"),
+    (
+        "train --data digits --out new --method noise --co-node B --co-top 1",
+        r"method noise has no attack, so .*--co-node",
+    ),
+    ("train --data digits --out new --compile --method gradalign", r"--compile works .*not with gradalign"),
+    ("train --data digits --out new --compile --co-node B --co-top 10", r"--compile works .*without --co-node"),
+    ("train --data digits --out new --tensorboard --stable-node Q --stable-weight 1", r"unknown node 'Q'"),
+    # Recipe files.
+    ("train --data digits --out new --recipe none.json", r"none\.json: No such file.*name a JSON file with knobs"),
+    ("train --data digits --out new --recipe folder", r"folder: Is a directory.*name a JSON file"),
+    ("train --data digits --out new --recipe text.pt", r"text\.pt: is no JSON \(.*name a JSON file"),
+    ("train --data digits --out new --recipe tiny.pt", r"tiny\.pt: is no JSON \(.*name a JSON file"),
+    ("train --data digits --out new --recipe list.json", r"list\.json: holds no knobs by name"),
+    ("train --data digits --out new --recipe key.json", r"unknown key of a recipe 'epochz'; did you mean epochs"),
+    ("train --data digits --out new --recipe kind.json", r"--epochs '3': must be a whole number"),
+    ("methods fgms", r"unknown training method 'fgms'; did you mean fgsm"),
     ("figure 2 tiny.pt", r"unknown figure '2'; choose from 1, 3, 4"),
     ("figure 1 tiny.pt", r"figure 1 needs a run directory"),
     # Where results go.
@@ -131,6 +186,9 @@ def cluttered(here):
     (here / "folder").mkdir()
     (here / "empty.pt").touch()
     (here / "text.pt").write_text("no weights\n")
+    (here / "list.json").write_text('["epochs", 3]')
+    (here / "key.json").write_text('{"epochz": 3}')
+    (here / "kind.json").write_text('{"epochs": "3"}')
     (here / "dangling").symlink_to(here / "nowhere")
     (here / "cut.pt").write_bytes((here / "tiny.pt").read_bytes()[:20000])
     weights = load(here / "tiny.pt").model.network.state_dict()

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from rich.cells import cell_len
 
 import coprobe as package
 from coprobe.cli import cli, main
-from coprobe.training import METHODS
+from coprobe.training import METHODS, make_method
 
 COMMANDS = cli.list_commands(click.Context(cli))
 #: A quick command line of each command that gives a table, and the columns of its rows.
@@ -199,6 +200,35 @@ def test_train(here, coprobe, method):
     assert again.code == 2 and "holds a run already" in again.err
     again = coprobe(f"{line} --overwrite")
     assert again.code == 0 and max(map(cell_len, again.out.splitlines())) <= 80 and "PGD-10" in again.out
+
+
+def test_methods_lists_every_method_with_its_cost_and_source(coprobe):
+    result = coprobe("methods")
+    assert (result.code, result.err) == (0, "")
+    assert max(map(cell_len, result.out.splitlines())) <= 80
+    said = parse(coprobe("methods --json").out)
+    assert [one["name"] for one in said] == list(METHODS)
+    for one in said:
+        entry = METHODS.entry(one["name"])
+        assert (one["summary"], one["source"], one["cost"]) == (entry.summary, entry.source, entry.facts["cost"])
+        (row,) = [line for line in result.out.splitlines() if line.startswith(f" {one['name']} ")]
+        _, cost, *summary = row.split()
+        assert cost == f"{entry.facts['cost']:g}" and entry.summary.startswith(summary[0])
+    assert {one["name"]: one["cost"] for one in said}["fgsm"] == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_describes_one_with_the_options_that_train_takes(coprobe, name):
+    result = coprobe(f"methods {name}")
+    assert (result.code, result.err) == (0, "")
+    docstring = METHODS[name].__doc__
+    assert result.out.startswith(f"{name}: ") and docstring.splitlines()[0] in result.out
+    (one,) = parse(coprobe(f"methods {name} --json").out)
+    shown = dict(re.findall(r"^--option (\S+)=(\S+)$", result.out, re.MULTILINE))
+    assert shown == {key: "…" if value is None else str(value) for key, value in one["options"].items()}
+    method = make_method(name, {key: value for key, value in one["options"].items() if value is not None}, epsilon=0.1)
+    assert repr(method) == repr(make_method(name, {}, epsilon=0.1))
+    assert all(key.replace("-", "_") in docstring for key in shown), "an option is not explained"
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])

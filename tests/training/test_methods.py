@@ -6,20 +6,18 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from coprobe.data import Batch, Loader
+from coprobe.data import Batch
 from coprobe.errors import InputError
 from coprobe.registry import Entry
-from coprobe.training import METHODS, Method, Recipe, make_method
-from coprobe.training.loop import TrainingLoop
+from coprobe.training import METHODS, Method, make_method
 from coprobe.training.memory import Memory
 from coprobe.training.regularizers import FeatureStability, LogitStability, Regularizer
 from tests.training.references import REFERENCES
-from tests.training.references.common import EPSILON, Tiny, make, make_batch, setting, tiny
+from tests.training.references.common import EPSILON, Tiny, make, make_batch, tiny
+from tests.training.updates import assert_same_state, literal_update, loop_for, one_update
 
-LR, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
-RECIPE = Recipe(lr=LR, momentum=MOMENTUM, weight_decay=DECAY, epochs=10, schedule="constant")
 ATTACKING = [name for name in METHODS if METHODS[name].attacks]
 
 
@@ -31,37 +29,6 @@ def model() -> Tiny:
 @pytest.fixture
 def batch() -> Batch:
     return make_batch()
-
-
-class OneBatch(Loader):
-    """Gives the same batch over and over."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(setting().dataset, 6)
-        self.batch = batch
-
-    def batches(self, epoch: int = 0, first: int = 0):  # type: ignore[no-untyped-def]
-        return iter([self.batch])
-
-
-def loop_for(model: nn.Module, method: Method, batch: Batch, terms: list[Regularizer] | None = None) -> TrainingLoop:
-    return TrainingLoop(RECIPE, model, method, terms or [], OneBatch(batch), method.setting)
-
-
-def one_update(loop: TrainingLoop) -> None:
-    """The first update of the epoch at which the method stands, without beginning the epoch."""
-    loop.number = 0
-    for term in loop.regularizers:
-        term.begin_epoch(loop.epoch, loop.model, loop.setting)
-    method_begins = loop.method.begin_epoch
-    loop.method.begin_epoch = lambda epoch: None  # type: ignore[method-assign]
-    next(loop.run_epoch())
-    loop.method.begin_epoch = method_begins  # type: ignore[method-assign]
-
-
-def assert_same_state(model: nn.Module, slow: nn.Module) -> None:
-    for (key, fast_value), slow_value in zip(model.state_dict().items(), slow.state_dict().values(), strict=True):
-        torch.testing.assert_close(fast_value, slow_value, rtol=0, atol=1e-8, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_every_method_has_a_reference() -> None:
@@ -81,11 +48,7 @@ def test_one_update_equals_the_reference(name: str, regularized: bool, model: Ti
         assert literal.start_logits is not None
         loss = loss + 20.0 * ((literal.features - literal.start_features) ** 2).mean()
         loss = loss + 10.0 * ((literal.logits - literal.start_logits) ** 2).mean()
-    # SGD with momentum from rest.
-    gradients = torch.autograd.grad(loss, list(slow.parameters()))
-    with torch.no_grad():
-        for parameter, gradient in zip(slow.parameters(), gradients, strict=True):
-            parameter.sub_(LR * (gradient + DECAY * parameter))
+    literal_update(slow, loss)
 
     terms: list[Regularizer] = [FeatureStability("relu", 20.0), LogitStability(10.0)] if regularized else []
     one_update(loop_for(model, method, batch, terms))

@@ -1,11 +1,30 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from typing import Any
 
 import pytest
 
 from coprobe.errors import InputError
-from coprobe.training import Recipe
+from coprobe.training import PRESETS, Recipe
+from coprobe.training.recipe import flag
+
+KNOBS = dataclasses.fields(Recipe)
+#: Knobs that a knob needs beside it.
+NEEDS: dict[str, dict[str, Any]] = {
+    "stable_node": {"stable_weight": 1.0},
+    "stable_weight": {"stable_node": "B"},
+    "co_node": {"co_top": 10.0},
+    "co_top": {"co_node": "B"},
+}
+
+
+def refusal(**knobs: Any) -> str:
+    with pytest.raises(InputError) as raised:
+        Recipe(**knobs)
+    return str(raised.value)
 
 
 def test_round_trip_through_json() -> None:
@@ -61,17 +80,132 @@ def test_evaluation_radius() -> None:
     [
         ({"eps_train": -1}, "--eps-train -1: must lie between 0 and 255"),
         ({"eps_train": 256}, "--eps-train 256: must lie between 0 and 255"),
-        ({"eps_train": float("nan")}, "--eps-train nan: must lie between 0 and 255"),
+        ({"eps_train": math.nan}, "--eps-train nan: must lie between 0 and 255"),
         ({"epochs": 0}, "--epochs 0: must be at least 1"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
-        ({"lr": float("inf")}, "--lr inf: must be a finite number"),
+        ({"lr": math.inf}, "--lr inf: must be a finite number"),
+        ({"momentum": 1.0}, "--momentum 1: must be a finite number, at least 0 and below 1"),
+        ({"peak": 0.0}, "--peak 0: must be a finite number, above 0 and below 1"),
         ({"schedule": "onecycle"}, "unknown schedule 'onecycle'; did you mean one-cycle"),
         ({"augment": "flip"}, "unknown augment 'flip'"),
-        ({"stable_weight": 20.0}, "--stable-weight needs --stable-node"),
-        ({"stable_node": "B"}, "--stable-node needs --stable-weight"),
+        ({"co_node": "B", "co_top": 0.0}, "--co-top 0: must be a finite number, above 0 and at most 100"),
+        ({"co_node": "B", "co_top": 101.0}, "--co-top 101: must be"),
+        # knobs that need each other
+        ({"stable_weight": 20.0}, "--stable-weight needs --stable-node (B in the paper)"),
+        ({"stable_node": "B"}, "--stable-node needs --stable-weight (200 in the paper)"),
+        ({"stable_detach": True}, "--stable-detach needs --stable-node and --stable-weight"),
+        ({"co_node": "B"}, "--co-node needs --co-top (10 in the paper)"),
+        ({"co_top": 10.0}, "--co-top needs --co-node (B in the paper)"),
+        ({"co_weight": 20.0}, "--co-weight needs --co-node (B in the paper)"),
+        ({"co_by": "variance"}, "--co-by needs --co-node (B in the paper)"),
+        ({"co_select": "once"}, "--co-select needs --co-node (B in the paper)"),
+        ({"co_images": 100}, "--co-images needs --co-node (B in the paper)"),
+        ({"milestones": (3, 5)}, "--milestones needs --schedule step"),
+        ({"milestones": (5, 3), "schedule": "step"}, "--milestones must rise and lie between 1 and 29, the last epoch"),
+        ({"milestones": (3, 3), "schedule": "step"}, "--milestones must rise"),
+        ({"milestones": (0, 3), "schedule": "step"}, "--milestones must rise"),
+        ({"milestones": (3, 30), "schedule": "step"}, "--milestones must rise"),
+        ({"milestones": [["3"]], "schedule": "step"}, "--milestones must rise"),
+        # kinds that JSON can mistake
+        ({"epochs": "30"}, "--epochs '30': must be a whole number"),
+        ({"epochs": 2.5}, "--epochs 2.5: must be a whole number"),
+        ({"epochs": None}, "--epochs None: must be a whole number"),
+        ({"seed": True}, "--seed True: must be a whole number"),
+        ({"lr": "0.1"}, "--lr '0.1': must be a number"),
+        ({"lr": True}, "--lr True: must be a number"),
+        ({"data": 10}, "--data 10: must be text"),
+        ({"schedule": ["step"]}, "--schedule ['step']: must be text"),
+        ({"early_stop": "no"}, "--early-stop 'no': must be true or false"),
+        ({"options": ["label_factor"]}, "--option ['label_factor']: must be options by name"),
+        ({"milestones": "12", "schedule": "step"}, "--milestones '12': must be a list of epochs"),
+    ],
+    ids=str,
+)
+def test_impossible_knobs_are_refused(knobs: dict[str, Any], message: str) -> None:
+    assert refusal(**knobs).startswith(message)
+
+
+@pytest.mark.parametrize("knob", [k.name for k in KNOBS if str(k.type).startswith("float")])
+def test_no_number_may_be_nan(knob: str) -> None:
+    assert refusal(**NEEDS.get(knob, {}), **{knob: math.nan}).startswith(f"{flag(knob)} nan: must ")
+
+
+@pytest.mark.parametrize("knob", [k for k in KNOBS if "choices" in k.metadata], ids=lambda k: k.name)
+def test_only_the_choices_can_be_chosen(knob: dataclasses.Field[Any]) -> None:
+    with_node = NEEDS["co_top"] | NEEDS["co_node"] if knob.name.startswith("co_") else {}
+    for choice in knob.metadata["choices"]:
+        assert getattr(Recipe(**with_node, **{knob.name: choice}), knob.name) == choice
+    assert refusal(**with_node, **{knob.name: "?"}).startswith(f"unknown {flag(knob.name)[2:]} '?'; choose from ")
+
+
+def test_every_limit_can_be_reached() -> None:
+    for knob in KNOBS:
+        for limit in {"least", "most"} & set(knob.metadata):
+            value = knob.metadata[limit]
+            recipe = Recipe(**{"co_node": "B", "co_top": 10.0, knob.name: value})
+            assert getattr(recipe, knob.name) == value
+
+
+def test_milestones_are_a_list_in_json() -> None:
+    recipe = Recipe(schedule="step", lr=0.1, epochs=10, milestones=(2, 7))
+    read = Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+    assert read == recipe
+    assert read.milestones == (2, 7)
+    assert [recipe.learning_rate(epoch / 10) for epoch in (0, 1, 2, 6, 7, 9)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "phases"),
+    [
+        ({"schedule": "one-cycle", "epochs": 10}, ((0, 10),)),
+        ({"schedule": "constant", "epochs": 10}, ((0, 10),)),
+        ({"schedule": "step", "epochs": 110}, ((0, 100), (100, 105), (105, 110))),
+        ({"schedule": "step", "epochs": 10, "milestones": (2, 7)}, ((0, 2), (2, 7), (7, 10))),
+        ({"schedule": "step", "epochs": 10, "milestones": ()}, ((0, 10),)),
     ],
 )
-def test_impossible_knobs_are_refused(knobs: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError) as raised:
-        Recipe(**knobs)  # type: ignore[arg-type]
-    assert str(raised.value).startswith(message)
+def test_phases_are_the_stretches_between_milestones(
+    knobs: dict[str, Any], phases: tuple[tuple[int, int], ...]
+) -> None:
+    recipe = Recipe(**knobs)
+    assert recipe.phases == phases
+    if recipe.schedule == "step":
+        rates = [{recipe.learning_rate(epoch / recipe.epochs) for epoch in range(*phase)} for phase in phases]
+        assert all(len(rate) == 1 for rate in rates)
+        assert len(set.union(*rates)) == len(phases)
+
+
+def test_the_peak_of_one_cycle_can_be_moved() -> None:
+    recipe = Recipe(lr=0.3, schedule="one-cycle", peak=0.75)
+    assert [recipe.learning_rate(at) for at in (0.25, 0.75, 0.875)] == pytest.approx([0.1, 0.3, 0.15])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_recipes(name: str) -> None:
+    recipe = Recipe.from_dict(PRESETS[name])
+    assert {key: recipe.to_dict()[key] for key in PRESETS[name]} == PRESETS[name]
+
+
+def test_the_preset_of_the_paper() -> None:
+    recipe = Recipe.from_dict(PRESETS["paper"])
+    assert (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay) == (110, 128, 0.9, 5e-4)
+    rates = [recipe.learning_rate(update / 1100) for update in (0, 999, 1000, 1049, 1050, 1099)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_fast_preset() -> None:
+    recipe = Recipe.from_dict(PRESETS["fast"])
+    assert (recipe.epochs, recipe.schedule) == (30, "one-cycle")
+
+
+def test_differences_are_said_as_options() -> None:
+    recipe = Recipe(lr=0.2, early_stop=True, options={"k": 1})
+    assert recipe.differences(recipe) == []
+    assert recipe.differences(Recipe(lr=0.1, seed=3)) == [
+        "--option {'k': 1} (not {})",
+        "--lr 0.2 (not 0.1)",
+        "--early-stop True (not False)",
+        "--seed 0 (not 3)",
+    ]

@@ -1,40 +1,57 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 
 import coprobe
 from coprobe.attacks import AdversarialExamples, parse
-from coprobe.data import Dataset, hold_out, load
-from coprobe.errors import InputError, RunError
+from coprobe.data import Batch, Dataset, hold_out, load
+from coprobe.errors import InputError
 from coprobe.evaluation import evaluate
 from coprobe.statistics import collect
-from coprobe.training import Recipe, Run, train
-
-TINY = Recipe(
-    data="digits", limit_train=96, held_out=40, width=4, eps_train=26, epochs=2, batch_size=32, lr=0.05, augment="crop"
-)
-#: What depends on the machine's mood.
-MEASURED = ["seconds", "train_seconds", "images_per_second", "peak_memory_mib"]
+from coprobe.training import METHODS, Run, train
+from coprobe.training.loop import TrainingLoop
+from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability
+from tests.training.runs import MEASURED, QUICK, TINY, Told, same, weights
 
 
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits", "train")
+class Watch:
+    """Follows a run from inside: its loop, and the weights before its first update and after every one."""
+
+    def __init__(self) -> None:
+        self.loop: TrainingLoop | None = None
+        self.terms: list[Any] = []
+        self.weights: list[dict[str, Tensor]] = []
+
+    def note(self, loop: TrainingLoop) -> None:
+        network = loop.model.network
+        assert isinstance(network, nn.Module)
+        self.weights.append({name: value.clone() for name, value in network.state_dict().items()})
 
 
-@pytest.fixture(scope="module")
-def run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(TINY, tmp_path_factory.mktemp("runs") / "tiny", data=digits)
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watch, run_epoch = Watch(), TrainingLoop.run_epoch
 
+    def watched(loop: TrainingLoop) -> Iterator[Batch]:
+        if watch.loop is None:
+            watch.loop, watch.terms = loop, [replace(term) for term in loop.regularizers]  # type: ignore[type-var]
+            watch.note(loop)
+        for batch in run_epoch(loop):
+            watch.note(loop)
+            yield batch
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return coprobe.load(path).model.network.state_dict()
+    monkeypatch.setattr(TrainingLoop, "run_epoch", watched)
+    return watch
 
 
 def test_the_run_directory_is_complete(run: Run) -> None:
@@ -44,7 +61,8 @@ def test_the_run_directory_is_complete(run: Run) -> None:
     history = run.history
     assert list(history["epoch"]) == [1, 2]
     assert {f"v_act_{node}" for node in "ABCDE"} <= set(history.columns)
-    assert {"lr", "train_loss", "train_accuracy", "clean", "fgsm", "pgd10", "fgsm_16", "pgd10_16", "v_act_A_16"} <= set(history.columns)
+    assert {"lr", "train_loss", "train_accuracy", "clean", "fgsm", "pgd10"} <= set(history.columns)
+    assert {"fgsm_16", "pgd10_16", "v_act_A_16"} <= set(history.columns)
     assert {"seconds", "train_seconds", "images_per_second", "peak_memory_mib"} <= set(history.columns)
     assert history.notna().all().all()
     assert list(history["images_per_second"] * history["train_seconds"]) == pytest.approx([96, 96])
@@ -111,13 +129,6 @@ def test_mep_has_the_logit_term_unless_it_is_switched_off(digits: Dataset, tmp_p
     assert "logit" not in train(replace(recipe, logit_weight=0.0), tmp_path / "without", data=digits).history.columns
 
 
-def test_divergence_keeps_the_last_good_checkpoint(digits: Dataset, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with pytest.raises(RunError, match=r"diverged in epoch 1 .* no checkpoint was written; lower --lr"):
-        train(replace(TINY, lr=1e30, schedule="constant"), out, data=digits)
-    assert not (out / "checkpoint.pt").exists()
-
-
 def test_a_run_is_not_overwritten_unasked(run: Run, digits: Dataset) -> None:
     before = run.checkpoint.read_bytes()
     with pytest.raises(InputError, match="holds a run already; choose another --out, or pass --resume or --overwrite"):
@@ -145,3 +156,127 @@ def test_recipes_that_cannot_be_followed_leave_nothing(
 def test_history_of_a_damaged_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no readable history"):
         _ = Run(tmp_path).history
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method: str, digits: Dataset, tmp_path: Path) -> None:
+    told = Told()
+    run = train(replace(QUICK, method=method), tmp_path / "run", data=digits, listener=told.listener)
+    assert np.isfinite(run.history.to_numpy(dtype=float)).all()
+    assert run.history["train_loss"][0] > 0
+    assert run.outcome is not None
+    assert run.outcome["ended_by"] == "schedule"
+    assert len(told.rows) == 1
+    assert sum(told.images) == 64 * (8 if method == "free" else 1)
+    assert all(value.isfinite().all() for value in weights(run.checkpoint).values())
+
+
+def test_everything_at_once(digits: Dataset, tmp_path: Path, watch: Watch) -> None:
+    recipe = replace(
+        QUICK,
+        method="fgsm-mep",
+        options={"label-factor": 0.7},
+        step_size=20.0,
+        stable_node="C",
+        stable_weight=3.0,
+        stable_detach=True,
+        logit_weight=2.0,
+        noise="both",
+        co_node="B",
+        co_top=25.0,
+        co_weight=7.0,
+        co_by="variance",
+        co_select="once",
+        co_images=30,
+        average=0.9,
+        padding="reflect",
+        seed=5,
+    )
+    run = train(recipe, tmp_path / "run", data=digits)
+    assert watch.terms == [
+        FeatureStability("C", 3.0, detach=True),
+        LogitStability(2.0),
+        ChannelDivergence("B", 7.0, 25.0, "variance", each_epoch=False, images=30, epsilon=26 / 255, seed=5),
+    ]
+    assert watch.loop is not None
+    method = watch.loop.method
+    assert (method.epsilon, method.alpha, method.seed) == (26 / 255, 20 / 255, 5)
+    assert vars(method)["label_factor"] == 0.7
+    assert np.isfinite(run.history.to_numpy(dtype=float)).all()
+    assert {"stable", "logit", "co_masked_loss", "co_difference"} <= set(run.history.columns)
+
+
+def test_channels_are_chosen_each_epoch_by_default(digits: Dataset, tmp_path: Path, watch: Watch) -> None:
+    train(replace(QUICK, co_node="B", co_top=25.0), tmp_path / "run", data=digits)
+    assert watch.terms == [ChannelDivergence("B", 200.0, 25.0, "t-act", True, 2000, 26 / 255, 0)]
+
+
+def test_the_average_follows_the_weights_after_every_update(digits: Dataset, tmp_path: Path, watch: Watch) -> None:
+    run = train(replace(TINY, average=0.8), tmp_path / "run", data=digits)
+    assert len(watch.weights) == 1 + 6
+    saved = weights(run.checkpoint)
+    for name, value in watch.weights[0].items():
+        later = [state[name] for state in watch.weights[1:]]
+        average = value
+        for number in later:
+            average = 0.8 * average + 0.2 * number if value.is_floating_point() else number
+        torch.testing.assert_close(saved[name], average, rtol=0, atol=1e-6, msg=name)
+    assert (saved["conv1.weight"] - watch.weights[-1]["conv1.weight"]).abs().max() > 1e-4
+
+
+def test_averaging_leaves_the_training_as_it_is(run: Run, digits: Dataset, tmp_path: Path, watch: Watch) -> None:
+    averaged = train(replace(TINY, average=0.8), tmp_path / "run", data=digits)
+    assert same(watch.weights[-1], weights(run.checkpoint))
+    assert list(averaged.history["train_loss"]) == list(run.history["train_loss"])
+
+
+def test_init_starts_from_the_weights_of_another_run(run: Run, digits: Dataset, tmp_path: Path, watch: Watch) -> None:
+    train(replace(QUICK, init=str(run.checkpoint), seed=9), tmp_path / "run", data=digits)
+    assert same(watch.weights[0], weights(run.checkpoint))
+
+
+@pytest.mark.parametrize("knobs", [{"width": 6}, {"arch": "preact-resnet18"}])
+def test_init_refuses_another_architecture(knobs: dict[str, Any], run: Run, digits: Dataset, tmp_path: Path) -> None:
+    path = str(run.checkpoint)
+    with pytest.raises(InputError, match=r"--init .*checkpoint\.pt: is a resnet18 {.*'width': 4.*}, not a "):
+        train(replace(QUICK, init=path, **knobs), tmp_path / "run", data=digits)
+    assert not (tmp_path / "run").exists()
+
+
+def test_watching_the_test_set_is_asked_for_and_changes_nothing_else(run: Run, digits: Dataset, tmp_path: Path) -> None:
+    asked = train(replace(TINY, watch="test"), tmp_path / "run", data=digits)
+    assert asked.about()["provenance"]["watched"] == "40 test images"
+    assert run.about()["provenance"]["watched"] == "40 held-out training images"
+    checkpoint = coprobe.load(asked.checkpoint)
+    examples = AdversarialExamples(
+        checkpoint.model, load("digits", "test", limit=40), [parse("pgd:10", 26 / 255)], batch_size=250
+    )
+    evaluation = evaluate(checkpoint.model, examples)
+    last = asked.history.iloc[-1]
+    assert (last["clean"], last["pgd10"]) == (evaluation.accuracy("clean"), evaluation.accuracy("pgd:10"))
+    v_act = collect(checkpoint.model, examples, ["B"], "pgd:10").v_act("B")
+    assert last["v_act_B"] == pytest.approx(v_act, rel=1e-3)
+    assert run.history["v_act_B"].iloc[-1] != pytest.approx(v_act, rel=1e-3)
+    assert same(weights(asked.checkpoint), weights(run.checkpoint))
+
+
+def test_bf16_trains_in_bf16_and_is_measured_in_float32(digits: Dataset, tmp_path: Path, watch: Watch) -> None:
+    # One update, no sign in it, and the last layer: so rounding stays small.
+    recipe = replace(QUICK, method="clean", limit_train=32, schedule="constant")
+    exact = train(recipe, tmp_path / "32", data=digits)
+    rounded = train(replace(recipe, precision="bf16"), tmp_path / "bf16", data=digits)
+    start, first, second = (
+        state["linear.weight"] for state in (watch.weights[0], weights(exact.checkpoint), weights(rounded.checkpoint))
+    )
+    assert 1e-4 < (first - second).norm() / (first - start).norm() < 0.1
+    assert second.dtype == torch.float32
+
+    _, held_out = hold_out(digits, 32, 20)
+    checkpoint = coprobe.load(rounded.checkpoint)
+    v_act = {}
+    for checkpoint.model.precision in ("32", "bf16"):
+        examples = AdversarialExamples(checkpoint.model, held_out, [parse("pgd:10", 8 / 255)], batch_size=250)
+        statistics = collect(checkpoint.model, examples, ["A"], "pgd:10")
+        v_act[checkpoint.model.precision] = statistics.v_act("A")
+    assert rounded.history["v_act_A"].iloc[-1] == pytest.approx(v_act["32"], rel=1e-5)
+    assert v_act["bf16"] != pytest.approx(v_act["32"], rel=1e-5)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, debug_option
+from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, Number, debug_option
 from coprobe.cli.output import Output, json_option, message, percent, plot_option, print_table, progress
 from coprobe.errors import InputError, unknown
 from coprobe.training.recipe import PRESETS, Recipe, flag
@@ -37,22 +37,24 @@ def _option(knob: dataclasses.Field[Any]) -> Grouped:
     rules = knob.metadata
     choices = ", ".join(rules.get("choices", ()))
     about = f"{rules['help']} {choices}{'.' if choices else ''}".strip()
-    names = [flag(knob.name)]
+    names = flag(knob.name)
     settings: dict[str, Any] = {}
     if knob.name == "options":
-        names, settings = ["--option", "options"], {"type": Assignment(), "multiple": True}
+        settings = {"type": Assignment(), "multiple": True}
     elif knob.type == "bool":
-        names = [f"{flag(knob.name)}/{flag('no_' + knob.name)}"]
+        names += f"/{flag('no_' + knob.name)}"
     elif rules.get("in_255ths"):
         settings = {"type": Budget()}
     elif knob.name == "limit_train":
         settings = {"type": Limit()}
     else:
         settings = {"type": _TYPES[str(knob.type)]}
-    if knob.type != "bool" and knob.default not in (None, dataclasses.MISSING):
+    if knob.type == "bool":
+        about += f"  [default: {'on' if knob.default else 'off'}]"
+    elif knob.default not in (None, dataclasses.MISSING):
         shown = f"{knob.default:g}" if isinstance(knob.default, float) else knob.default
         about += f"  [default: {shown}]"
-    return Grouped(names, group=rules["group"], help=about, default=None, **settings)
+    return Grouped([names, knob.name], group=rules["group"], help=about, default=None, **settings)
 
 
 def _knobs(function: Any) -> Any:
@@ -81,7 +83,7 @@ def _knobs(function: Any) -> Any:
     "--compile/--no-compile", "compiled", cls=Grouped, group=_RUN, default=False, help="Run through torch.compile."
 )
 @click.option(
-    "--save-minutes", cls=Grouped, group=_RUN, type=click.FloatRange(0, min_open=True), default=10.0,
+    "--save-minutes", cls=Grouped, group=_RUN, type=Number("a number above 0", lambda n: n > 0), default=10.0,
     show_default=True, help="Longest time between two saves of the state.",
 )  # fmt: skip
 @click.option("--tensorboard", cls=Grouped, group=_RUN, is_flag=True, help="Write events for TensorBoard as well.")
@@ -123,7 +125,7 @@ def command(
     from coprobe.data import load
     from coprobe.engine import choose_device
     from coprobe.files import check_writable_directory
-    from coprobe.training import Run, train
+    from coprobe.training import Run, make_method, train
     from coprobe.training.parallel import start
 
     output = Output(as_json, None, plot)
@@ -133,6 +135,7 @@ def command(
     processes, chosen = start(devices, choose_device(device))
     data = load(recipe.data, "train")
     images = recipe.limit_train or max(1, len(data) - recipe.held_out)
+    images *= make_method(recipe.method, recipe.options, epsilon=recipe.eps_train / 255).updates_per_batch
     events = _events(directory) if tensorboard and processes.leads else None
     with progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs) as advance:
         run = train(
@@ -188,9 +191,12 @@ def _events(directory: Path) -> Callable[[dict[str, Any]], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("--tensorboard needs TensorBoard; run 'pip install coprobe[tensorboard]'") from None
-    writer = SummaryWriter(str(directory / "events"))
+    writer: SummaryWriter | None = None
 
     def write(row: dict[str, Any]) -> None:
+        nonlocal writer
+        if writer is None:  # it makes its directory at once, and hides what an earlier run wrote from this epoch on
+            writer = SummaryWriter(str(directory / "events"), purge_step=row["epoch"])
         for column, value in row.items():
             if column != "epoch":
                 writer.add_scalar(column, value, row["epoch"])
@@ -210,7 +216,7 @@ def _listener(
             f"epoch {row['epoch']:>3}/{recipe.epochs}  loss {row['train_loss']:.3f}  {accuracies}"
             f"  {row['seconds']:.1f} s"
         )
-        advance(0, f"epoch {row['epoch'] + 1}/{recipe.epochs}  {accuracies}")
+        advance(0, f"epoch {min(row['epoch'] + 1, recipe.epochs)}/{recipe.epochs}  {accuracies}")
         if events:
             events(row)
 

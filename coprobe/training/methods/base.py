@@ -19,8 +19,8 @@ from coprobe.registry import Registry
 from coprobe.training.memory import Memory
 from coprobe.training.step import Pass, Perturbed, Setting, Step, uniform
 
-#: Every training method by name. Facts: `cost`, the time of an update relative to FGSM's, counted in forward and
-#: backward passes through the network (FGSM: one of each for δ, one of each for the weights).
+#: Every training method by name. Facts: `cost`, the work of an epoch relative to FGSM's with the method's defaults. A
+#: forward pass and a backward pass to the images count 1 each, a backward pass to the weights as well 2: FGSM has 5.
 METHODS: Registry[type[Method]] = Registry("training method")
 
 
@@ -69,6 +69,11 @@ class Method(ABC):
     def updates_per_batch(self) -> int:
         """How often each batch is used in a row."""
         return 1
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether `objective` takes the pass at x + δ0 with its graph."""
+        return False
 
     def prepare(self, setting: Setting) -> None:
         """Called once, before the first epoch; raises `InputError` for a setting that the method can't work in."""

@@ -12,7 +12,7 @@ from coprobe.training.methods.base import METHODS, Method
 from coprobe.training.step import Perturbed
 
 
-@METHODS.register("clean", summary="no perturbation", source="the paper's Origin", cost=0.5)
+@METHODS.register("clean", summary="no perturbation", source="the paper's Origin", cost=3 / 5)
 @dataclass(kw_only=True)
 class Clean(Method):
     """Cross-entropy on clean images."""

@@ -54,6 +54,11 @@ class ConvergeSmooth(Method):
         self.kept["clean_totals"] = torch.zeros(2, device=setting.device)
         self.kept["clean_means"] = torch.zeros(2, device=setting.device)
 
+    @property
+    def keeps_graph(self) -> bool:
+        """With `initialize`."""
+        return bool(self.initialize)
+
     def begin_epoch(self, epoch: int) -> None:
         """Turn the sum of ℓ over the last epoch's images into its mean."""
         super().begin_epoch(epoch)
@@ -98,13 +103,12 @@ class ConvergeSmooth(Method):
         return pair
 
 
-# Cost: three forward and three backward passes, the third for the term; where it is left out, its gradient is
-# multiplied by 0, because skipping it would have to wait for the device.
+# Where the term is left out its gradient is multiplied by 0: to skip it one would have to wait for the device.
 @METHODS.register(
     "cs-mep",
     summary="FGSM-MEP with a clean loss that is kept from jumping (ConvergeSmooth); logit term off by default",
     source="Zhao et al. 2023",
-    cost=1.5,
+    cost=(5 + 3) / 5,
 )
 @dataclass(kw_only=True)
 class ConvergeSmoothMEP(ConvergeSmooth, FGSMMEP):
@@ -117,16 +121,12 @@ class ConvergeSmoothMEP(ConvergeSmooth, FGSMMEP):
 
     default_logit_weight: ClassVar[float] = 0.0
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
-        """As FGSM-MEP; the graph at x + δ0 is kept for the convergence term, too."""
-        return super().perturb(model, batch, keep_graph=keep_graph or bool(self.initialize))
-
 
 @METHODS.register(
     "cs-rs",
     summary="a random start, one step of size ε not projected to the ball, and ConvergeSmooth's clean loss",
     source="Zhao et al. 2023",
-    cost=1.5,
+    cost=(5 + 3) / 5,
 )
 @dataclass(kw_only=True)
 class ConvergeSmoothRS(ConvergeSmooth):
@@ -151,7 +151,7 @@ class ConvergeSmoothRS(ConvergeSmooth):
         observed = self.observe(logits)
         # The gradient of the mean over the whole batch, of which this process may have but a part.
         loss = cross_entropy(logits, batch.labels) * batch.fraction
-        (gradient,) = torch.autograd.grad(loss, start, retain_graph=keep_graph or bool(self.initialize))
+        (gradient,) = torch.autograd.grad(loss, start, retain_graph=keep_graph)
         return Perturbed((start.detach() + self.alpha * gradient.sign()).clamp_(0, 1), observed, gradient)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from coprobe.training.methods.base import METHODS, Method
 from coprobe.training.step import Perturbed, uniform
 
 
-# One forward and backward pass, where FGSM has two.
-@METHODS.register("noise", summary="uniform noise of size ε, no attack", source="Eq. 11", cost=0.5)
+@METHODS.register("noise", summary="uniform noise of size ε, no attack", source="Eq. 11", cost=3 / 5)
 @dataclass(kw_only=True)
 class Noise(Method):
     """Cross-entropy at x + δ0 with δ0 ~ U(±ε), fresh in every update and not clamped to [0, 1]."""

@@ -19,8 +19,8 @@ from coprobe.training.step import Perturbed, Step, uniform
     "nuat",
     summary="one step of size ε from ±ε/2; CE on clean images plus the nuclear norm of the logits' change",
     source="Sriramanan et al. 2021",
-    # A forward pass, one forward and backward for δ, two of each for the weights: 7 passes, where FGSM has 4.
-    cost=1.75,
+    # A pass before the attack, the attack, and two passes that reach the weights.
+    cost=(1 + 2 + 2 * 3) / 5,
 )
 @dataclass(kw_only=True)
 class NuAT(Method):

@@ -16,8 +16,7 @@ from coprobe.training.step import Perturbed
     "pgd-at",
     summary="7 steps of 2/255 from a random start",
     source="Madry et al. 2018; code of Wong et al. 2020",
-    # Seven forward and backward passes for δ, one of each for the weights, where FGSM has one and one.
-    cost=4.0,
+    cost=(7 * 2 + 3) / 5,
 )
 @dataclass(kw_only=True)
 class PGDAT(MultiStep):

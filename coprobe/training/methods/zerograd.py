@@ -58,8 +58,7 @@ class ZeroGrad(SingleStep):
     "multigrad",
     summary="one step of size 2 ε from zero, only where the gradient's signs at 3 random starts agree",
     source="Golgooni et al. 2021",
-    # A forward and a backward pass per start and for the weights.
-    cost=2.0,
+    cost=(3 * 2 + 3) / 5,
 )
 @dataclass(kw_only=True)
 class MultiGrad(Method):

@@ -30,7 +30,7 @@ def smooth(name: str, **how: object) -> ConvergeSmooth:
 
 
 def objective(method: Method, model: Tiny, batch: Batch) -> tuple[Step, Tensor]:
-    perturbed = method.perturb(model, batch, keep_graph=False)
+    perturbed = method.perturb(model, batch, keep_graph=method.keeps_graph)
     step = Step(model, batch, perturbed, perturbed.images, Pass(model(perturbed.images), {}), method.loss)
     return step, method.objective(step)
 
