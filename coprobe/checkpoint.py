@@ -72,9 +72,16 @@ class Checkpoint:
         """Digest of the weights, the same whatever file they are in."""
         return digest_tensors(self.model.network.state_dict())
 
+    @property
+    def stage(self) -> str:
+        """Which of its run's checkpoints it is ("last epoch, 30"); empty where the file doesn't say."""
+        selected, epoch = self.metrics.get("selected"), self.metrics.get("epoch")
+        return f"{selected[:40]}, {epoch}" if isinstance(selected, str) and isinstance(epoch, int) else ""
+
     def facts(self) -> dict[str, Any]:
         """What goes into the provenance of every result made with this checkpoint."""
-        return {"checkpoint": str(self.path) if self.path else None, "checkpoint_digest": self.digest}
+        path = str(self.path) if self.path else None
+        return {"checkpoint": path, "checkpoint_digest": self.digest, "stage": self.stage or None}
 
     def save(self, path: str | Path) -> None:
         """Write to `path`, atomically; `.safetensors` by suffix, else what `torch.load(weights_only=True)` reads."""

@@ -137,7 +137,8 @@ class Probe:
     def caption(self) -> str:
         """What results are from, in a few words for tables and figures: data, n, budget, seed."""
         budget = f"ε = {self.epsilon * 255:g}/255"
-        return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}"
+        stage = f", {self.checkpoint.stage}" if self.checkpoint.stage else ""
+        return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}{stage}"
 
     def activations(self, nodes: Sequence[str] = (), attack: str = PROBING_ATTACK) -> ChannelStatistics:
         """Per-channel differences between clean and adversarial activations (Eqs. 5 and 6).

@@ -19,6 +19,7 @@ from coprobe.training import METHODS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 SMALL = README.parent / "figures" / "small"
+RESULTS = README.parent / "benchmarks" / "results"
 
 
 def table(registry: Registry) -> str:
@@ -28,6 +29,23 @@ def table(registry: Registry) -> str:
         name = f"{entry.name}:{entry.facts['argument']}" if "argument" in entry.facts else entry.name
         rows.append(f"| `{name}` | {entry.summary} | {entry.source} |")
     return "\n".join(["| name | what it is | source |", "|---|---|---|", *rows])
+
+
+def methods() -> str:
+    """Every training method with its cost, and what it gave at a small scale (benchmarks/methods.py)."""
+    measured = pd.read_csv(RESULTS / "methods.csv").set_index("method")
+    columns = ["clean", "fgsm", "pgd10"]
+    rows = []
+    for entry in METHODS.entries():
+        cells = (
+            [f"{100 * value:.1f}" for value in measured.loc[entry.name, columns]]
+            if entry.name in measured.index
+            else ["", "", ""]
+        )
+        cells = [f"`{entry.name}`", entry.summary, entry.source, f"{entry.facts['cost']:g}", *cells]
+        rows.append(f"| {' | '.join(cells)} |")
+    header = "| name | what it is | source | cost | clean | FGSM | PGD-10 |"
+    return "\n".join([header, "|---|---|---|--:|--:|--:|--:|", *rows])
 
 
 def commands() -> str:
@@ -70,7 +88,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "masks": masks,
     "commands": commands,
     "attacks": lambda: table(ATTACKS),
-    "methods": lambda: table(METHODS),
+    "methods": methods,
     "architectures": lambda: table(ARCHITECTURES),
     "datasets": lambda: table(DATASETS),
     "selectors": lambda: table(SELECTORS),

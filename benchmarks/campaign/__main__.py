@@ -42,7 +42,7 @@ SCALES = {
     # 30 epochs, so that those methods can be tried in seconds per epoch
     "fast": Scale("--preset fast --precision bf16", "--limit 1000", "fgsm,pgd:10,pgd:50,cw"),
     "small": Scale(
-        "--preset paper --width 16 --limit-train 5000 --held-out 500 --epochs 30 --batch-size 64",
+        "--preset paper --width 16 --limit-train 5000 --held-out 500 --epochs 15 --batch-size 64",
         "--limit 1000",
         "fgsm,pgd:10,pgd:50,cw",
     ),

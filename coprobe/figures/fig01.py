@@ -33,7 +33,7 @@ def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
         about: what the runs were made from, shown small.
     """
     runs = list(dict.fromkeys(histories["run"]))
-    nodes = [column for column in histories.columns if column.startswith("v_act_") and not column.endswith("_16")]
+    nodes = [column for column in histories.columns if column.startswith("v_act_") and column.count("_") == 2]
     with paper_style():
         width = min(PAGE, COLUMN * len(runs))
         figure = new_figure(width, 3.6)

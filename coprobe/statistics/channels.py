@@ -173,7 +173,9 @@ def collect(
             model(batch.images[attack])
             for name in nodes:
                 if name not in accumulators:
-                    accumulators[name] = ChannelAccumulator(clean[name].shape[1]).to(clean[name].device)
+                    # Of several processes each may measure alone; to wait for the others would be to wait forever.
+                    accumulators[name] = ChannelAccumulator(clean[name].shape[1], sync_on_compute=False)
+                    accumulators[name].to(clean[name].device)
                 accumulators[name].update(clean[name], seen[name])
     if not accumulators:
         raise InputError("no images to take statistics of; raise --limit")

@@ -57,15 +57,11 @@ class TrainingLoop:
         self.loader = loader
         self.setting = setting
         self.nodes = sorted({node for term in regularizers for node in term.nodes})
+        self.keeps_graph = bool(regularizers) or method.keeps_graph
+        self.compiled = compiled
         # Passes whose gradient goes to the images alone use `local`; the update's pass uses `synced`, whose backward
         # pass averages the gradients of all processes.
-        self.compiled = compiled
-        self.keeps_graph = bool(regularizers) or method.keeps_graph
-        if compiled:
-            torch._functorch.config.donated_buffer = False  # a kept graph runs twice
-        # On a GPU with CUDA graphs, whose launch as a whole is what counts at these sizes.
-        mode = "reduce-overhead" if setting.device.type == "cuda" else None
-        self.local = cast(nn.Module, torch.compile(model, mode=mode, dynamic=False)) if compiled else model
+        self.local = self._compile() if compiled else model
         self.synced = self.local if setting.processes.count == 1 else setting.processes.spread(model)
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -75,6 +71,12 @@ class TrainingLoop:
         self.seconds = 0.0
         self._totals: dict[str, Tensor] = {}
         method.prepare(setting)
+
+    def _compile(self) -> nn.Module:
+        torch._functorch.config.donated_buffer = False  # a kept graph goes backward twice
+        # With CUDA graphs on a GPU, where to launch the kernels takes longer than to run them at these sizes.
+        mode = "reduce-overhead" if self.setting.device.type == "cuda" else None
+        return cast(nn.Module, torch.compile(self.model, mode=mode, dynamic=False))
 
     @property
     def updates(self) -> int:
@@ -197,8 +199,9 @@ class TrainingLoop:
             "epoch": self.epoch,
             "number": self.number,
             "seconds": self.seconds,
-            "totals": dict(self._totals),
+            "totals": {name: self.setting.processes.sum(value.clone()) for name, value in self._totals.items()},
             "model": self.model.state_dict(),
+            "buffers": self.setting.processes.gather({k: v.cpu() for k, v in self.model.named_buffers()}),
             "average": self.evaluated.state_dict() if self.evaluated is not self.model else None,
             "optimizer": self.optimizer.state_dict(),
             "method": self.method.state(),
@@ -208,8 +211,12 @@ class TrainingLoop:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.epoch, self.number, self.seconds = state["epoch"], state["number"], state["seconds"]
-        self._totals = {name: value.to(self.setting.device) for name, value in state["totals"].items()}
+        # Totals are those of all processes; one of them goes on with them.
+        leads = self.setting.processes.leads
+        self._totals = {name: value.to(self.setting.device) * leads for name, value in state["totals"].items()}
         self.model.load_state_dict(state["model"])
+        if len(state["buffers"]) == self.setting.processes.count:
+            self.model.load_state_dict(state["buffers"][self.setting.processes.rank], strict=False)
         if state["average"] is not None:
             self.evaluated.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -18,8 +18,6 @@ from coprobe.nodes import node_table
 from coprobe.statistics import collect
 
 ATTACKS = ("fgsm", "pgd:10")
-#: The radius at which every run is measured besides its own: the paper's.
-COMMON_RADIUS = 16 / 255
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,14 @@ class Monitor:
     Args:
         images: what is attacked, the same images every epoch.
         epsilon: radius of the attacks, a fraction.
+        also: a second radius, a fraction; 0 for none.
         device: where the model is.
         seed: of the attacks; the same random starts every epoch, so that epochs can be compared.
     """
 
     images: Dataset
     epsilon: float
+    also: float
     device: torch.device
     seed: int
 
@@ -42,11 +42,14 @@ class Monitor:
         """The columns of history.csv.
 
         `clean`, `fgsm`, `pgd10`: accuracies, fractions. `v_act_A` … `v_act_E`: V_act between clean and PGD-10 images.
-        The same with `_16` at the end: at 16/255, the paper's radius of evaluation.
+        But for `clean` the same with `_16` at the end, say: at the second radius, n of n/255.
         """
         row = self._at(self.epsilon, model, progress)
-        common = row if self.epsilon == COMMON_RADIUS else self._at(COMMON_RADIUS, model, progress)
-        return row | {f"{column}_16": value for column, value in common.items() if column != "clean"}
+        if not self.also:
+            return row
+        second = row if self.also == self.epsilon else self._at(self.also, model, progress)
+        n = f"{self.also * 255:g}"
+        return row | {f"{column}_{n}": value for column, value in second.items() if column != "clean"}
 
     def _at(self, epsilon: float, model: nn.Module, progress: Callable[[int], None] | None) -> dict[str, float]:
         attacks = [parse(spec, epsilon) for spec in ATTACKS]

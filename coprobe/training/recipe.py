@@ -106,8 +106,9 @@ class Recipe:
     co_images: int = _knob(2000, _CO, "Training images that they are chosen on, under PGD-10.", least=1)
 
     eps_eval: float | None = _knob(
-        None, _WATCH, "Radius of the per-epoch attacks, beside 16/255; eps-train if unset.", in_255ths=True
+        None, _WATCH, "Radius of the per-epoch attacks, n of n/255; eps-train if unset.", in_255ths=True
     )
+    eps_also: float = _knob(16.0, _WATCH, "Their second radius; 0: none.", in_255ths=True)
     watch: str = _knob("held-out", _WATCH, "Images of the per-epoch accuracies.", choices=("held-out", "test"))
     early_stop: bool = _knob(
         False, _WATCH, "Stop, with the weights before, when PGD-5 accuracy on a training batch drops by more than 0.2."
@@ -252,5 +253,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "augment": "crop",
         "stop_at_collapse": True,
+        "eps_also": 0.0,
     },
 }

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from coprobe.checkpoint import Checkpoint
+from coprobe.collapse import collapse_epoch
 from coprobe.errors import InputError
 from coprobe.files import atomic, sweep, write_json, write_table
 from coprobe.training.recipe import Recipe
@@ -91,9 +92,10 @@ class Run:
 
     def save_epoch(self, checkpoint: Checkpoint, rows: Sequence[dict[str, Any]]) -> None:
         """Write the last checkpoint, the best one if this is it, and the history."""
-        row = rows[-1]
-        if row["pgd10"] >= max(earlier["pgd10"] for earlier in rows):
-            replace(checkpoint, metrics={**row, "selected": "best PGD-10"}).save(self.best)
+        accuracies = [row["pgd10"] for row in rows]
+        row = {**rows[-1], "collapse_epoch": collapse_epoch(accuracies)}
+        if row["pgd10"] >= max(accuracies):
+            replace(checkpoint, metrics={**row, "selected": "epoch of best PGD-10"}).save(self.best)
         replace(checkpoint, metrics={**row, "selected": "last epoch"}).save(self.checkpoint)
         write_table(pd.DataFrame(rows), self.directory / "history.csv")
 

@@ -5,35 +5,31 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from coprobe.checkpoint import Checkpoint
-from coprobe.checkpoint import load as load_checkpoint
 from coprobe.collapse import collapse_epoch, converged
-from coprobe.data import Dataset, Loader, hold_out, load
+from coprobe.data import Dataset
 from coprobe.errors import InputError, InterruptedRunError, RunError
 from coprobe.files import check_writable_directory
-from coprobe.models import Classifier, build, defaults
-from coprobe.nodes import resolve
-from coprobe.provenance import provenance
+from coprobe.training.assembly import Assembly, assemble
 from coprobe.training.interruption import Interruption
 from coprobe.training.loop import TrainingLoop
-from coprobe.training.methods import Method, make_method
-from coprobe.training.monitor import Monitor, peak_memory
-from coprobe.training.parallel import ALONE, Processes, synchronise_batchnorm
+from coprobe.training.methods import make_method
+from coprobe.training.monitor import peak_memory
+from coprobe.training.parallel import ALONE, Processes
 from coprobe.training.recipe import Recipe
-from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability, Regularizer
 from coprobe.training.run import Run
-from coprobe.training.step import Setting
 
 #: Updates between two looks at whether the numbers are finite; each look waits for the device.
 _LOOK_EVERY = 50
 #: The state is saved after an epoch unless that would take more than this part of the time.
 _SAVING_SHARE = 0.1
+#: What the bits of a run depend on, besides its recipe and images.
+_SAME_BITS = ("torch", "device", "threads", "processes")
 
 
 def _nothing(*_: Any) -> None:
@@ -91,20 +87,18 @@ def train(
     """
     run = Run(check_writable_directory(out))
     listener = listener or Listener()
-    if resume and run.begun:
-        run.refuse_other(recipe, run.recipe)
-        if run.outcome:
-            if processes.leads:
-                run.tidy()  # a kill may have come right before
-            listener.on_message(f"{out}: finished already, nothing to resume")
-            return run
-    if (run.checkpoint.exists() or run.resumable.exists()) and not (overwrite or resume):
-        raise InputError(f"{out}: holds a run already; choose another --out, or pass --resume or --overwrite")
-    job = _Job.of(recipe, run, torch.device(device), processes, data, compiled, listener, save_minutes)
+    _refuse(recipe, run, overwrite=overwrite, resume=resume)
+    if resume and run.outcome:
+        if processes.leads:
+            run.tidy()  # a kill may have come right before
+        listener.on_message(f"{out}: finished already, nothing to resume")
+        return run
+    assembly = assemble(recipe, torch.device(device), processes, data=data, compiled=compiled)
+    job = _Job(recipe, run, assembly, listener, save_minutes)
     if resume and run.resumable.exists():
         job.take_up()
     elif processes.leads:
-        run.begin(recipe, job.facts)
+        run.begin(recipe, assembly.facts)
     try:
         with Interruption() as job.interruption:
             job.work()
@@ -113,6 +107,34 @@ def train(
             raise
         raise RunError(f"{error.filename}: {error.strerror}; once that is mended, {_again(run)}") from error
     return run
+
+
+def check(
+    recipe: Recipe,
+    out: str | Path,
+    devices: int,
+    *,
+    data: Dataset | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    compiled: bool = False,
+) -> None:
+    """Raise the `InputError` of `train` in so many processes, before they are started (arguments as there)."""
+    run = Run(check_writable_directory(out))
+    _refuse(recipe, run, overwrite=overwrite, resume=resume)
+    if not (resume and run.outcome):
+        planned = Processes(count=devices)
+        assembly = assemble(recipe, torch.device("cpu"), planned, data=data, compiled=compiled)
+        if resume and run.resumable.exists():
+            _Job(recipe, run, assembly, Listener(), save_minutes=1.0).take_up()
+
+
+def _refuse(recipe: Recipe, run: Run, *, overwrite: bool, resume: bool) -> None:
+    """Raise `InputError` if the directory holds a run that this is not to replace, or can't go on with."""
+    if resume and run.begun:
+        run.refuse_other(recipe, run.recipe)
+    if (run.checkpoint.exists() or run.resumable.exists()) and not (overwrite or resume):
+        raise InputError(f"{run.directory}: holds a run already; choose another --out, or pass --resume or --overwrite")
 
 
 def _again(run: Run) -> str:
@@ -129,10 +151,7 @@ class _Job:
 
     recipe: Recipe
     run: Run
-    loop: TrainingLoop
-    monitor: Monitor
-    checkpoint: Checkpoint
-    facts: dict[str, Any]
+    assembly: Assembly
     listener: Listener
     save_minutes: float
     interruption: Interruption = field(default_factory=Interruption)
@@ -142,48 +161,9 @@ class _Job:
     _saved_at: float = field(default_factory=time.perf_counter)
     _saving_took: float = 0.0
 
-    @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        run: Run,
-        device: torch.device,
-        processes: Processes,
-        data: Dataset | None,
-        compiled: bool,
-        listener: Listener,
-        save_minutes: float,
-    ) -> _Job:
-        """Everything that a recipe describes; whatever can't be followed is found here, before the work."""
-        training, held_out = hold_out(data or load(recipe.data, "train"), recipe.limit_train, recipe.held_out)
-        watched = held_out if recipe.watch == "held-out" else load(recipe.data, "test", limit=recipe.held_out)
-        torch.manual_seed(recipe.seed)
-        checkpoint = _untrained(recipe, training, device)
-        loader = _loader(recipe, training, device, processes)
-        setting = Setting(
-            training, device, recipe.batch_size, loader.padding if loader.augment else 0, recipe.epochs, recipe.phases,
-            processes,
-        )  # fmt: skip
-        method = _method(recipe)
-        terms = _regularizers(recipe, method, checkpoint.model)
-        if recipe.sync_batchnorm and processes.count > 1:
-            synchronise_batchnorm(checkpoint.model)
-        if compiled and (processes.count > 1 or recipe.co_node or not method.compiles):
-            raise InputError("--compile works with one process only, without --co-node, and not with gradalign")
-        loop = TrainingLoop(recipe, checkpoint.model, method, terms, loader, setting, compiled=compiled)
-        checkpoint = replace(checkpoint, model=cast(Classifier, loop.evaluated))
-        monitor = Monitor(watched, recipe.evaluation_epsilon, device, recipe.seed)
-        facts = provenance(
-            seed=recipe.seed,
-            device=str(device),
-            processes=processes.count,
-            threads=torch.get_num_threads(),
-            data_digest=training.digest(),
-            images=len(training),
-            held_out=len(held_out),
-            watched=f"{len(watched)} {'held-out training' if watched is held_out else 'test'} images",
-        )
-        return cls(recipe, run, loop, monitor, checkpoint, facts, listener, save_minutes)
+    @property
+    def loop(self) -> TrainingLoop:
+        return self.assembly.loop
 
     @property
     def processes(self) -> Processes:
@@ -192,14 +172,22 @@ class _Job:
     def take_up(self) -> None:
         """Go on from the run's saved state."""
         state = self.run.load_state(self.recipe)
-        if state["data_digest"] != self.facts["data_digest"]:
+        if state["data_digest"] != self.assembly.facts["data_digest"]:
             raise InputError(f"{self.recipe.data}: other training images than when {self.run.directory} began")
         self.loop.load(state["loop"])
         self.rows, self.watched = state["rows"], state["watched"]
+        self._compare(self.run.about()["provenance"])
         done = self.loop.epoch + self.loop.number / self.loop.updates
         self.listener.on_message(f"{self.run.directory}: resumed after {done:.2f} of {self.recipe.epochs} epochs")
         images = self.loop.loader.images * self.loop.method.updates_per_batch
         self.listener.on_batch(round(done * images))
+
+    def _compare(self, begun: dict[str, Any]) -> None:
+        """Say what is not as it was when the run began, and will make the weights differ in their last bits."""
+        now = self.assembly.facts
+        changed = [f"{key} {now[key]} (not {begun[key]})" for key in _SAME_BITS if begun.get(key, now[key]) != now[key]]
+        if changed:
+            self.listener.on_message(f"{self.run.directory}: goes on with {', '.join(changed)}, so not bit for bit")
 
     def work(self) -> None:
         """Epoch after epoch, to the end or to an interruption."""
@@ -230,7 +218,7 @@ class _Job:
         row["peak_memory_mib"] = peak_memory(self.loop.setting.device)
         self.rows.append(row)
         if self.processes.leads:
-            self.run.save_epoch(self.checkpoint, self.rows)
+            self.run.save_epoch(self.assembly.checkpoint, self.rows)
             self._announce()
         self.listener.on_epoch(row)
         ended_by = self._ending()
@@ -250,7 +238,7 @@ class _Job:
         look = self.loop.number % _LOOK_EVERY == 0
         if look:
             self._check_finite()
-        if self.processes.count == 1 or look:
+        if self.processes.count == 1 or look or self.loop.number == self.loop.updates:
             asked = self.processes.any(self.interruption.signal is not None, self.loop.setting.device)
             overdue = time.perf_counter() - self._saved_at > 60 * self.save_minutes
             if asked or self.processes.share(overdue):
@@ -270,12 +258,13 @@ class _Job:
             "loop": self.loop.state(),
             "rows": self.rows,
             "watched": self.watched,
-            "data_digest": self.facts["data_digest"],
+            "data_digest": self.assembly.facts["data_digest"],
         }
         if self.processes.leads:
             self.run.save_state(self.recipe, state)
+        # The others wait: were one of them gone first, as after an interruption, the file would be cut short.
+        self._saving_took = self.processes.share(time.perf_counter() - began)
         self._saved_at = time.perf_counter()
-        self._saving_took = self._saved_at - began
 
     def _check_finite(self) -> None:
         if not self.loop.is_finite():
@@ -291,19 +280,23 @@ class _Job:
     def _measure(self) -> dict[str, float]:
         """The accuracies of the epoch, measured by process 0."""
         began = time.perf_counter()
-        model = self.checkpoint.model
+        model = self.assembly.checkpoint.model
         row: dict[str, float] = {}
+        failure = None
         if self.processes.leads:
             try:
                 model.precision = "32"  # what anybody who reads the checkpoint will measure
-                row = self.monitor.measure(model, self._heed)
+                row = self.assembly.monitor.measure(model, self._heed)
             except _AskedError:
                 self._save()
                 raise self._interrupted() from None
             except RunError as error:
-                raise RunError(f"epoch {self.loop.epoch + 1} can't be measured: {error}; {self._kept}") from error
+                failure = f"epoch {self.loop.epoch + 1} can't be measured: {error}; {self._kept}"
             finally:
                 model.precision = self.recipe.precision
+        failure = self.processes.share(failure)  # the others would wait for ever
+        if failure:
+            raise RunError(failure)
         row["seconds"] = self.loop.seconds + time.perf_counter() - began
         return self.processes.share(row)
 
@@ -342,7 +335,7 @@ class _Job:
 
     def _outcome(self, ended_by: str) -> dict[str, Any]:
         accuracies = [row["pgd10"] for row in self.rows]
-        learnt = bool(self.rows) and converged(self.rows[-1]["clean"], self.checkpoint.num_classes)
+        learnt = bool(self.rows) and converged(self.rows[-1]["clean"], self.assembly.checkpoint.num_classes)
         if not learnt:
             self.listener.on_message("did not converge: clean accuracy is no better than guessing; no result")
         best = max(range(len(accuracies)), key=lambda place: (accuracies[place], place)) + 1
@@ -353,79 +346,3 @@ class _Job:
             "collapse_epoch": collapse_epoch(accuracies),
             "converged": learnt,
         }
-
-
-def _untrained(recipe: Recipe, training: Dataset, device: torch.device) -> Checkpoint:
-    """The model to begin with, and its description."""
-    arch_args = {**defaults(recipe.arch), "num_classes": training.num_classes, "in_channels": training.image_shape[0]}
-    if recipe.width is not None:
-        arch_args["width"] = recipe.width
-    model = Classifier(build(recipe.arch, **arch_args))
-    if recipe.init is not None:
-        model.network.load_state_dict(_initial_weights(recipe.init, recipe.arch, arch_args))
-    model.precision = recipe.precision
-    model.to(device).to(memory_format=torch.channels_last)
-    return Checkpoint(model, recipe.arch, arch_args, recipe.to_dict(), image_shape=training.image_shape)
-
-
-def _initial_weights(path: str, arch: str, arch_args: dict[str, Any]) -> dict[str, torch.Tensor]:
-    initial = load_checkpoint(path)
-    if (initial.arch, initial.arch_args) != (arch, arch_args):
-        raise InputError(f"--init {path}: is a {initial.arch} {initial.arch_args}, not a {arch} {arch_args}")
-    return initial.model.network.state_dict()
-
-
-def _method(recipe: Recipe) -> Method:
-    return make_method(
-        recipe.method,
-        recipe.options,
-        epsilon=recipe.eps_train / 255,
-        step_size=None if recipe.step_size is None else recipe.step_size / 255,
-        seed=recipe.seed,
-    )
-
-
-def _regularizers(recipe: Recipe, method: Method, model: Classifier) -> list[Regularizer]:
-    terms: list[Regularizer] = []
-    if recipe.stable_node:
-        resolve(model, recipe.stable_node)
-        terms.append(FeatureStability(recipe.stable_node, recipe.stable_weight, recipe.stable_detach))
-    logit_weight = method.default_logit_weight if recipe.logit_weight is None else recipe.logit_weight
-    if logit_weight:
-        terms.append(LogitStability(logit_weight))
-    if recipe.co_node and recipe.co_top is not None:
-        resolve(model, recipe.co_node)
-        terms.append(
-            ChannelDivergence(
-                recipe.co_node,
-                recipe.co_weight,
-                recipe.co_top,
-                recipe.co_by,
-                recipe.co_select == "each-epoch",
-                recipe.co_images,
-                recipe.eps_train / 255,
-                recipe.seed,
-            )
-        )
-    if terms and not method.attacks:
-        raise InputError(
-            f"method {recipe.method} has no attack, so --stable-node, --logit-weight and --co-node can't be used"
-        )
-    return terms
-
-
-def _loader(recipe: Recipe, training: Dataset, device: torch.device, processes: Processes) -> Loader:
-    if processes.count > recipe.batch_size:
-        raise InputError(f"--batch-size {recipe.batch_size}: too small to be shared by {processes.count} processes")
-    return Loader(
-        training,
-        recipe.batch_size,
-        device=device,
-        shuffle=True,
-        augment=recipe.augment != "none",
-        flip=recipe.augment == "crop-flip",
-        padding_mode=recipe.padding,
-        seed=recipe.seed,
-        channels_last=True,
-        part=(processes.rank, processes.count),
-    )

@@ -103,7 +103,7 @@ TABLE = [
     ("train --data digits --out new --option momentum", r"'momentum': write key=value"),
     (
         "train --data digits --out new --method free --option replays=x",
-        r"replays of method free takes a number, not 'x'",
+        r"method free: option replays takes a whole number, not 'x'",
     ),
     # Combinations.
     ("train --data digits --out new --co-top 10", r"--co-top needs --co-node \(B in the paper\)"),
@@ -131,7 +131,17 @@ TABLE = [
         "train --data digits --out new --method noise --co-node B --co-top 1",
         r"method noise has no attack, so .*--co-node",
     ),
-    ("train --data digits --out new --compile --method gradalign", r"--compile works .*not with gradalign"),
+    ("train --resume --out new", r"^new: holds no run to resume; name another --out, or give a new run its knobs$"),
+    (
+        "train --data digits --out new --method fgsm-mep --option reset-every=0",
+        "method fgsm-mep: option reset_every must",
+    ),
+    ("train --data digits --out new --method fgsm-mep --option reset-every=2.5", "reset_every takes a whole number"),
+    (
+        "train --data digits --out new --method cs-rs --option label-factor=1.5",
+        "method cs-rs: option label_factor must",
+    ),
+    ("train --data digits --out new --compile --method gradalign", r"method gradalign needs second derivatives"),
     ("train --data digits --out new --compile --co-node B --co-top 10", r"--compile works .*without --co-node"),
     ("train --data digits --out new --tensorboard --stable-node Q --stable-weight 1", r"unknown node 'Q'"),
     # Recipe files.

@@ -117,7 +117,7 @@ def test_step_size_replaces_the_default() -> None:
     [
         ("fgsm-mepp", {}, "unknown training method 'fgsm-mepp'; did you mean fgsm-mep"),
         ("fgsm", {"momentum": 1}, "method fgsm has no option 'momentum'; its options: none"),
-        ("fgsm-mep", {"label-factor": "x"}, "option label_factor of method fgsm-mep takes a number, not 'x'"),
+        ("fgsm-mep", {"label-factor": "x"}, "method fgsm-mep: option label_factor takes a number, not 'x'"),
     ],
 )
 def test_wrong_options_are_refused(name: str, options: dict[str, object], message: str) -> None:

@@ -68,7 +68,7 @@ def command(
                         f"{row['mean_change']:+.3f}",
                     ]
                 )
-        title = f"{table.attrs['attack']} at {probe.epsilon * 255:g}/255, n = {len(probe.dataset)}"
+        title = f"{table.attrs['attack']}, {probe.caption}"
         header = ["node", "channel", "T_act", "V_act", "mean change"]
         summary = ", ".join(f"{name} {value:.3g}" for name, value in v_act.items())
         print_table(title, header, rows, f"V_act of the whole node (Eq. 5): {summary}")

@@ -51,8 +51,7 @@ def command(
             [row["attack"], percent(row["accuracy"]), f"{percent(row['low'])} – {percent(row['high'])}"]
             for row in frame.to_dict("records")
         ]
-        title = f"accuracy (%) at {probe.epsilon * 255:g}/255, n = {len(probe.dataset)}"
-        print_table(title, ["attack", "accuracy", "95 % interval"], rows)
+        print_table(f"accuracy (%), {probe.caption}", ["attack", "accuracy", "95 % interval"], rows)
         salient = [
             [
                 node,

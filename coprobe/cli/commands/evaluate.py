@@ -70,7 +70,7 @@ def command(
                 ]
                 for row in frame[frame["model"] == path].to_dict("records")
             ]
-            title = f"{path}: accuracy (%) at {options.eps:g}/255, n = {frame['n'].iloc[0]}"
+            title = f"{path}: accuracy (%), {probes[path].caption}"
             print_table(title, ["attack", "noise", "accuracy", "95 % interval"], rows, left=2)
 
     def draw() -> Any:

@@ -89,9 +89,7 @@ def command(
             which = "" if reason in ("none", "random") else " ".join(map(str, chosen[reason][:5]))
             which += " …" if which and count > 5 else ""
             rows.append([reason, str(count), *map(percent, values), which])
-        title = (
-            f"accuracy (%) with channels of node {node} masked, {probe.epsilon * 255:g}/255, n = {len(probe.dataset)}"
-        )
+        title = f"accuracy (%) with channels of node {node} masked, {probe.caption}"
         largest = masking.statistics.t_act(node).max()
         note = (
             ""

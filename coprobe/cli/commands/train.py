@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,29 +126,29 @@ def command(
     from coprobe.data import load
     from coprobe.engine import choose_device
     from coprobe.files import check_writable_directory
-    from coprobe.training import Run, make_method, train
+    from coprobe.training import Run, check, make_method, train
     from coprobe.training.parallel import start
 
     output = Output(as_json, None, plot)
     given = {key: knobs[key] for key in knobs if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
     run = Run(check_writable_directory(directory))
     recipe = _recipe(run if resume else None, preset, file, given)
-    processes, chosen = start(devices, choose_device(device))
-    data = load(recipe.data, "train")
+    chosen, data = choose_device(device), load(recipe.data, "train")
+    task: dict[str, Any] = {"data": data, "overwrite": overwrite, "resume": resume, "compiled": compiled}
+    processes, chosen = start(devices, chosen, lambda: check(recipe, directory, devices, **task))
     images = recipe.limit_train or max(1, len(data) - recipe.held_out)
     images *= make_method(recipe.method, recipe.options, epsilon=recipe.eps_train / 255).updates_per_batch
     events = _events(directory) if tensorboard and processes.leads else None
-    with progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs) as advance:
+    shown = progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs)
+    bar = shown if processes.leads else nullcontext(lambda *_: None)
+    with bar as advance, processes.together():
         run = train(
             recipe,
             directory,
             device=chosen,
             processes=processes,
-            data=data,
-            overwrite=overwrite,
-            resume=resume,
             save_minutes=save_minutes,
-            compiled=compiled,
+            **task,
             listener=_listener(recipe, advance, events) if processes.leads else None,
         )
     if processes.leads:
@@ -155,9 +156,7 @@ def command(
 
 
 def _recipe(run: Run | None, preset: str | None, file: Path | None, given: dict[str, Any]) -> Recipe:
-    """The recipe: of the run to resume, else the preset, else the defaults; over it the file and then the options."""
-    if "options" in given:
-        given["options"] = dict(given["options"])
+    """The recipe: of the run to resume, else the defaults; over it the preset, the file and then the options."""
     if given.get("milestones") is not None:
         try:
             given["milestones"] = tuple(int(epoch) for epoch in given["milestones"].split(","))
@@ -165,10 +164,17 @@ def _recipe(run: Run | None, preset: str | None, file: Path | None, given: dict[
             raise InputError(f"--milestones {given['milestones']}: write epochs separated by commas") from None
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    if run is not None and (run.directory / "recipe.json").exists():
-        saved = {**run.recipe.to_dict()}
-        return Recipe.from_dict({**saved, **PRESETS.get(preset or "", {}), **_read(file), **given})
-    return Recipe.from_dict({**PRESETS.get(preset or "", {}), **_read(file), **given})
+    begun = run is not None and run.begun
+    if run is not None and not (begun or given or preset or file):
+        raise InputError(f"{run.directory}: holds no run to resume; name another --out, or give a new run its knobs")
+    knobs = {
+        **(run.recipe.to_dict() if run is not None and begun else {}),
+        **PRESETS.get(preset or "", {}),
+        **_read(file),
+    }
+    if "options" in given:
+        given["options"] = {**knobs.get("options", {}), **dict(given["options"])}
+    return Recipe.from_dict({**knobs, **given})
 
 
 def _read(file: Path | None) -> dict[str, Any]:

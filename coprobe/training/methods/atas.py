@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import project
 from coprobe.data import Batch
-from coprobe.errors import InputError
-from coprobe.training.methods.base import METHODS, Method
+from coprobe.training.methods.base import METHODS, Method, check_range
 from coprobe.training.modes import evaluating
 from coprobe.training.step import Perturbed
 
@@ -43,7 +42,7 @@ class ATAS(Method):
             last epoch.
 
     Raises:
-        InputError: c not above 0, or reset_every below 1.
+        InputError: an option out of range.
     """
 
     warm_up: int = 5
@@ -56,10 +55,12 @@ class ATAS(Method):
     adaptive: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise InputError(f"option c of method atas must be above 0, not {self.c:g}")
-        if self.reset_every < 1:
-            raise InputError(f"option reset_every of method atas must be at least 1, not {self.reset_every}")
+        check_range("warm_up", self.warm_up, 0)
+        check_range("c", self.c, 0, above=True)
+        check_range("gradient_decay", self.gradient_decay, 0, 1)
+        for option in ("full_step", "smallest_step", "largest_step"):
+            check_range(option, getattr(self, option), 0, 255)
+        check_range("reset_every", self.reset_every, 1)
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw the perturbations where they are due; v starts at 0 and is never reset."""

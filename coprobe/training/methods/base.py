@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -59,6 +60,9 @@ class Method(ABC):
     generator: torch.Generator = field(init=False, repr=False)
     setting: Setting = field(init=False, repr=False)
     observe: Callable[[Tensor], Pass] = field(init=False, repr=False, default_factory=lambda: _unobserved)
+
+    def __post_init__(self) -> None:  # noqa: B027 (some have none)
+        """Check the options; raises `InputError` for one out of range."""
 
     @property
     def alpha(self) -> float:
@@ -175,11 +179,30 @@ def random_start(batch: Batch, radius: float, generator: torch.Generator) -> Ten
     return (x + radius * uniform(batch, generator)).clamp_(0, 1) - x
 
 
+def _number(method: str, option: str, value: Any, *, whole: bool) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or (whole and number != int(number)):
+        kind = "whole number" if whole else "number"
+        raise InputError(f"method {method}: option {option} takes a {kind}, not '{value}'")
+    return int(number) if whole else number
+
+
+def check_range(option: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """Raise `InputError` unless an option of a method lies in [low, high], or in (low, high] with `above`."""
+    if not low <= value <= high or (above and value == low):
+        least = f"{'above' if above else 'at least'} {low:g}"
+        bounds = least if high == math.inf else f"{least} and at most {high:g}"
+        raise InputError(f"option {option} must be {bounds}, not {value:g}")
+
+
 def make_method(name: str, options: Mapping[str, Any], **common: Any) -> Method:
     """The method called `name`, with its own `options` (numbers as text or as numbers).
 
     Raises:
-        InputError: unknown method or option, or an option that is no number.
+        InputError: unknown method or option, or an option that is no number or out of range.
     """
     method = METHODS[name]
     shared = {f.name for f in fields(Method)}
@@ -190,8 +213,8 @@ def make_method(name: str, options: Mapping[str, Any], **common: Any) -> Method:
         if key not in own:
             takes = ", ".join(own) or "none"
             raise InputError(f"method {name} has no option '{key}'; its options: {takes}")
-        try:
-            given[key] = int(value) if own[key].type == "int" else float(value)
-        except ValueError:
-            raise InputError(f"option {key} of method {name} takes a number, not '{value}'") from None
-    return method(**common, **given)
+        given[key] = _number(name, key, value, whole=own[key].type == "int")
+    try:
+        return method(**common, **given)
+    except InputError as error:
+        raise InputError(f"method {name}: {error}") from None

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coprobe.data import Batch
-from coprobe.errors import InputError
-from coprobe.training.methods.base import METHODS, Method, soft_cross_entropy
+from coprobe.training.methods.base import METHODS, Method, check_range, soft_cross_entropy
 from coprobe.training.methods.fgsm_mep import FGSMMEP
 from coprobe.training.step import Perturbed, Setting, Step, uniform
 
@@ -35,7 +34,7 @@ class ConvergeSmooth(Method):
         initialize: 1 takes ℓ at the attack's start x + δ0, without a pass of its own; 0 on clean images.
 
     Raises:
-        InputError: by `prepare`, for gamma below 0, or ratio not above 0.
+        InputError: an option out of range.
     """
 
     gamma: float = 0.03
@@ -44,12 +43,14 @@ class ConvergeSmooth(Method):
     initialize: int = 0
     active: bool = field(init=False, repr=False, default=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("gamma", self.gamma, 0)
+        check_range("ratio", self.ratio, 0, above=True)
+        check_range("weight", self.weight, 0)
+
     def prepare(self, setting: Setting) -> None:
-        """Check the options; begin with means of 0, which no epoch looks at."""
-        if not self.gamma >= 0:
-            raise InputError(f"option gamma of the convergence term must be at least 0, not {self.gamma:g}")
-        if not self.ratio > 0:
-            raise InputError(f"option ratio of the convergence term must be above 0, not {self.ratio:g}")
+        """Begin with means of 0, which no epoch looks at."""
         super().prepare(setting)
         self.kept["clean_totals"] = torch.zeros(2, device=setting.device)
         self.kept["clean_means"] = torch.zeros(2, device=setting.device)
@@ -143,6 +144,10 @@ class ConvergeSmoothRS(ConvergeSmooth):
 
     label_factor: float = 0.6
     bounded: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("label_factor", self.label_factor, 0, 1, above=True)
 
     def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
         """One pass at x', and a sign step from there."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coprobe.data import Batch
-from coprobe.training.methods.base import METHODS, SingleStep, soft_cross_entropy
+from coprobe.training.methods.base import METHODS, SingleStep, check_range, soft_cross_entropy
 
 
 @METHODS.register(
@@ -31,12 +31,20 @@ class FGSMMEP(SingleStep):
         mep_momentum: of the stored gradient.
         label_factor: target mass of the true class; the rest is spread evenly over the others.
         reset_every: epochs after which m is zeroed and P drawn anew from the corners ±ε (10 for CIFAR-100).
+
+    Raises:
+        InputError: an option out of range.
     """
 
     mep_momentum: float = 0.3
     label_factor: float = 0.6
     reset_every: int = 40
     default_logit_weight: ClassVar[float] = 10.0
+
+    def __post_init__(self) -> None:
+        check_range("mep_momentum", self.mep_momentum, 0, 1)
+        check_range("label_factor", self.label_factor, 0, 1, above=True)
+        check_range("reset_every", self.reset_every, 1)
 
     def begin_epoch(self, epoch: int) -> None:
         """Reset the memory in epochs 0, reset_every, 2 · reset_every and so on."""

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import project
 from coprobe.data import Batch
-from coprobe.errors import InputError
-from coprobe.training.methods.base import METHODS, Method
+from coprobe.training.methods.base import METHODS, Method, check_range
 from coprobe.training.step import Perturbed, Setting, Step
 
 
@@ -46,8 +45,7 @@ class Free(Method):
     clamped: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.replays < 1:
-            raise InputError(f"option replays of method free must be at least 1, not {self.replays}")
+        check_range("replays", self.replays, 1)
 
     @property
     def updates_per_batch(self) -> int:

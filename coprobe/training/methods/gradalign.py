@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from coprobe.errors import InputError
-from coprobe.training.methods.base import METHODS
+from coprobe.training.methods.base import METHODS, check_range
 from coprobe.training.methods.fgsm import FGSM
 from coprobe.training.step import Step, uniform
 
@@ -41,7 +39,7 @@ class GradAlign(FGSM):
         weight: λ; None takes the public 0.02 · 10^(n/8) at ε = n/255, that is 0.2 at 8, 0.632 at 12, 2 at 16.
 
     Raises:
-        InputError: weight below 0 or not finite.
+        InputError: weight below 0.
     """
 
     weight: float | None = None
@@ -49,10 +47,8 @@ class GradAlign(FGSM):
     compiles: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not 0 <= self.weight < math.inf:
-            raise InputError(
-                f"option weight of method gradalign must be a finite number, at least 0, not {self.weight:g}"
-            )
+        if self.weight is not None:
+            check_range("weight", self.weight, 0)
 
     @property
     def penalty_weight(self) -> float:
@@ -64,7 +60,8 @@ class GradAlign(FGSM):
         assert step.perturbed.gradient is not None
         images = step.batch.images + self.epsilon * uniform(step.batch, self.generator)
         images.requires_grad_()
-        loss = self.loss(step.model(images), step.batch.labels)
+        # The gradient of the mean over the whole batch, of which this process may have but a part.
+        loss = self.loss(step.model(images), step.batch.labels) * step.batch.fraction
         (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
         penalty = misalignment(step.perturbed.gradient, gradient)
         step.measured["alignment"] = 1 - penalty.detach()

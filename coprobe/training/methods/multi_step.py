@@ -10,8 +10,7 @@ from torch import Tensor
 
 from coprobe.attacks import project
 from coprobe.data import Batch
-from coprobe.errors import InputError
-from coprobe.training.methods.base import Method
+from coprobe.training.methods.base import Method, check_range
 from coprobe.training.step import Perturbed
 
 
@@ -29,8 +28,7 @@ class MultiStep(Method):
     iterations: int = 10
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise InputError(f"option iterations must be at least 1, not {self.iterations}")
+        check_range("iterations", self.iterations, 1)
 
     @property
     def alpha(self) -> float:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from coprobe.data import Batch
-from coprobe.errors import InputError
-from coprobe.training.methods.base import METHODS, SingleStep, random_start
+from coprobe.training.methods.base import METHODS, SingleStep, check_range, random_start
 
 
 @METHODS.register(
@@ -38,8 +36,7 @@ class NFGSM(SingleStep):
     bounded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.k < math.inf:
-            raise InputError(f"option k of method n-fgsm must be a finite number, at least 0, not {self.k:g}")
+        check_range("k", self.k, 0)
 
     def start(self, batch: Batch) -> Tensor:
         """Uniform noise, such that the image stays in [0, 1]."""

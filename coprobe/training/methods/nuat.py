@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import project
 from coprobe.data import Batch
-from coprobe.errors import InputError
-from coprobe.training.methods.base import METHODS, Method
+from coprobe.training.methods.base import METHODS, Method, check_range
 from coprobe.training.modes import evaluating
 from coprobe.training.step import Perturbed, Step, uniform
 
@@ -57,7 +56,7 @@ class NuAT(Method):
         ramp: fraction of the run over which λ rises; 0 has it in full from the start.
 
     Raises:
-        InputError: ramp outside [0, 1].
+        InputError: ramp or noise outside [0, 1], or a negative weight.
     """
 
     nuclear_weight: float = 4.5
@@ -68,8 +67,9 @@ class NuAT(Method):
     attack_weight: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ramp <= 1:
-            raise InputError(f"option ramp of method nuat must lie between 0 and 1, not {self.ramp:g}")
+        check_range("ramp", self.ramp, 0, 1)
+        check_range("nuclear_weight", self.nuclear_weight, 0)
+        check_range("noise", self.noise, 0, 1)
 
     def begin_step(self, epoch: int, number: int) -> None:
         """Set λ."""

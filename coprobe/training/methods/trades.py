@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from coprobe.data import Batch
-from coprobe.training.methods.base import METHODS
+from coprobe.training.methods.base import METHODS, check_range
 from coprobe.training.methods.multi_step import MultiStep
 from coprobe.training.modes import evaluating
 from coprobe.training.step import Perturbed, Step
@@ -42,6 +42,10 @@ class TRADES(MultiStep):
     """
 
     beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("beta", self.beta, 0)
 
     def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
         """All the steps, in evaluation mode; `start` is the pass of the first of them."""

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import project
 from coprobe.data import Batch
-from coprobe.errors import InputError
-from coprobe.training.methods.base import METHODS, Method, SingleStep, random_start
+from coprobe.training.methods.base import METHODS, Method, SingleStep, check_range, random_start
 from coprobe.training.step import Perturbed
 
 
@@ -40,8 +39,7 @@ class ZeroGrad(SingleStep):
     default_step: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.q <= 1:
-            raise InputError(f"option q of method zerograd must lie between 0 and 1, not {self.q:g}")
+        check_range("q", self.q, 0, 1)
 
     def start(self, batch: Batch) -> Tensor:
         """Uniform in the ball, such that the image stays in [0, 1]."""
@@ -79,8 +77,7 @@ class MultiGrad(Method):
     default_step: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError(f"option samples of method multigrad must be at least 1, not {self.samples}")
+        check_range("samples", self.samples, 1)
 
     def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
         """One pass per δ0, then the step from zero; `start` is the pass at the last δ0."""
@@ -88,7 +85,8 @@ class MultiGrad(Method):
         for left in reversed(range(self.samples)):
             delta = random_start(batch, self.epsilon, self.generator).requires_grad_()
             logits = model(batch.images + delta)
-            loss = self.loss(logits, batch.labels)
+            # The gradient of the mean over the whole batch, of which this process may have but a part.
+            loss = self.loss(logits, batch.labels) * batch.fraction
             (gradient,) = torch.autograd.grad(loss, delta, retain_graph=keep_graph and left == 0)
             votes += gradient.sign()
         agreed = torch.where(votes.abs() == self.samples, votes.sign(), 0)

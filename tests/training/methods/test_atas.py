@@ -200,5 +200,5 @@ def test_faint_gradients_survive_half_precision() -> None:
 
 @pytest.mark.parametrize(("option", "value"), [("c", 0.0), ("c", float("nan")), ("reset-every", 0)])
 def test_options_without_sense_are_refused(option: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"option {option.replace('-', '_')} of method atas must be"):
+    with pytest.raises(InputError, match=f"method atas: option {option.replace('-', '_')} (must be|takes)"):
         make_method("atas", {option: value}, epsilon=EPSILON)

@@ -113,5 +113,5 @@ def test_a_run_begins_with_zero_and_has_no_attack_to_compare_with() -> None:
 
 
 def test_no_replay_is_refused() -> None:
-    with pytest.raises(InputError, match="option replays of method free must be at least 1, not 0"):
+    with pytest.raises(InputError, match="method free: option replays must be at least 1, not 0"):
         make("free", options={"replays": 0})

@@ -100,5 +100,5 @@ def test_without_any_gradient_there_is_no_penalty() -> None:
 
 @pytest.mark.parametrize("weight", ["-1", "nan", "inf"])
 def test_an_impossible_weight_is_refused(weight: str) -> None:
-    with pytest.raises(InputError, match="option weight of method gradalign must be a finite number, at least 0"):
+    with pytest.raises(InputError, match=r"method gradalign: option weight (must be at least 0|takes)"):
         make_method("gradalign", {"weight": weight}, epsilon=EPSILON)

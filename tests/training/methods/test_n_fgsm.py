@@ -38,5 +38,5 @@ def test_without_noise_it_is_fgsm() -> None:
 
 @pytest.mark.parametrize("k", ["-1", "nan", "inf"])
 def test_impossible_noise_is_refused(k: str) -> None:
-    with pytest.raises(InputError, match="option k of method n-fgsm must be a finite number, at least 0"):
+    with pytest.raises(InputError, match=r"method n-fgsm: option k (must be at least 0|takes)"):
         make_method("n-fgsm", {"k": k}, epsilon=EPSILON)

@@ -84,5 +84,5 @@ def test_the_attack_leaves_the_modes_and_the_graph_where_asked_for() -> None:
 
 
 def test_a_ramp_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(InputError, match="option ramp of method nuat must lie between 0 and 1, not 2"):
+    with pytest.raises(InputError, match="method nuat: option ramp must be at least 0 and at most 1, not 2"):
         make("nuat", options={"ramp": 2})

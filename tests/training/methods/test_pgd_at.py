@@ -41,5 +41,5 @@ def test_iterations_and_step_size_limit_how_far_it_goes() -> None:
 
 
 def test_no_step_is_refused() -> None:
-    with pytest.raises(InputError, match="option iterations must be at least 1, not 0"):
+    with pytest.raises(InputError, match="method pgd-at: option iterations must be at least 1, not 0"):
         make("pgd-at", options={"iterations": 0})
