@@ -209,7 +209,7 @@ class _Job:
             self.listener.on_message(
                 f"epoch {epoch + 1}: PGD-5 accuracy on training images dropped; the weights before are kept"
             )
-            return "early stop"
+            return "--early-stop"
         row = (
             {"epoch": epoch + 1, "lr": self.recipe.learning_rate(epoch / self.recipe.epochs)}
             | self.loop.end_epoch()
@@ -230,8 +230,8 @@ class _Job:
     def _ending(self) -> str | None:
         row = self.rows[-1]
         if self.recipe.stops_after(row["fgsm"], row["pgd10"]):
-            return "collapse"
-        return "schedule" if row["epoch"] == self.recipe.epochs else None
+            return "--stop-at-collapse"
+        return "the schedule" if row["epoch"] == self.recipe.epochs else None
 
     def _pause(self) -> None:
         """Between two updates: heed an interruption, save if it is time, see that the numbers are finite."""

@@ -61,7 +61,7 @@ def test_early_stopping_keeps_the_weights_before_the_drop(
     stopped = train(replace(recipe, early_stop=True), tmp_path / "stopped", data=digits, listener=told.listener)
     assert watched == pytest.approx(accuracies, abs=0.07)  # but for an image at the border
     assert stopped.outcome is not None
-    assert (stopped.outcome["ended_by"], stopped.outcome["epochs"]) == ("early stop", 4)
+    assert (stopped.outcome["ended_by"], stopped.outcome["epochs"]) == ("--early-stop", 4)
     assert sum("epoch 5: PGD-5 accuracy on training images dropped" in message for message in told.messages) == 1
     assert same(weights(stopped.checkpoint), kept[3])
     assert coprobe.load(stopped.checkpoint).metrics["epoch"] == 4
@@ -96,7 +96,7 @@ def test_a_collapse_is_said_once_when_it_happens(
     assert (run.outcome["collapse_epoch"], run.outcome["best_epoch"]) == (3, 2)
     assert coprobe.load(run.checkpoint).metrics["collapse_epoch"] == 3
     assert coprobe.load(run.best).metrics["collapse_epoch"] is None
-    assert (run.outcome["ended_by"], run.outcome["epochs"]) == ("schedule", 5)
+    assert (run.outcome["ended_by"], run.outcome["epochs"]) == ("the schedule", 5)
 
 
 def test_a_run_can_end_with_its_collapse(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,8 @@ def test_a_run_can_end_with_its_collapse(digits: Dataset, tmp_path: Path, monkey
     recipe = replace(QUICK, limit_train=32, epochs=4, stop_at_collapse=True)
     run = train(recipe, tmp_path / "run", data=digits)
     assert run.outcome is not None
-    assert (run.outcome["ended_by"], run.outcome["epochs"], run.outcome["collapse_epoch"]) == ("collapse", 3, 2)
+    ending = {key: run.outcome[key] for key in ("ended_by", "epochs", "collapse_epoch")}
+    assert ending == {"ended_by": "--stop-at-collapse", "epochs": 3, "collapse_epoch": 2}
     assert coprobe.load(run.checkpoint).metrics["epoch"] == 3
     assert coprobe.load(run.best).metrics["epoch"] == 1
 

@@ -74,7 +74,7 @@ def assert_complete(result: tuple[int, str, list[str]], out: Path) -> None:
     """The run ended well, and one process said so and wrote the files."""
     code, report, said = result
     assert (code, [line for line in said if "did not converge" not in line]) == (0, [])
-    assert report.count("PGD-10 % ") == report.count("ended by schedule") == 1
+    assert report.count("PGD-10 % ") == report.count("ended by the schedule") == 1
     assert {path.name for path in out.iterdir()} == {"recipe.json", "history.csv", "checkpoint.pt", "best.pt"}
     assert list(Run(out).history["epoch"]) == [*range(1, 9)]
     assert Run(out).about()["provenance"]["processes"] == 2

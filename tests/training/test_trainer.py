@@ -71,7 +71,7 @@ def test_the_run_directory_is_complete(run: Run) -> None:
     assert run.recipe == TINY
     assert saved["outcome"] == run.outcome
     assert run.outcome is not None
-    assert {key: run.outcome[key] for key in ("ended_by", "epochs")} == {"ended_by": "schedule", "epochs": 2}
+    assert {key: run.outcome[key] for key in ("ended_by", "epochs")} == {"ended_by": "the schedule", "epochs": 2}
 
 
 def test_the_history_is_what_can_be_measured_again_from_the_checkpoint(run: Run, digits: Dataset) -> None:
@@ -173,7 +173,7 @@ def test_every_method_trains(method: str, digits: Dataset, tmp_path: Path) -> No
     assert np.isfinite(run.history.to_numpy(dtype=float)).all()
     assert run.history["train_loss"][0] > 0
     assert run.outcome is not None
-    assert run.outcome["ended_by"] == "schedule"
+    assert run.outcome["ended_by"] == "the schedule"
     assert len(told.rows) == 1
     assert sum(told.images) == 64 * (8 if method == "free" else 1)
     assert all(value.isfinite().all() for value in weights(run.checkpoint).values())

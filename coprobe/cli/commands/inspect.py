@@ -42,7 +42,7 @@ def command(checkpoint: str, as_json: bool, out: Any, plot: Any, **reading: Any)
         "normalisation": f"mean {loaded.model.mean}, std {loaded.model.std}" if loaded.model.mean else "none",
         "nodes": ", ".join(f"{letter} {path}" for letter, path in node_table(loaded.model).items()),
         "digest": loaded.digest,
-        **{f"trained: {key}": value for key, value in loaded.recipe.items() if value not in (None, {}, "")},
+        **{f"trained: {key}": value for key, value in _told(loaded.recipe).items()},
         **{f"measured: {key}": value for key, value in loaded.metrics.items()},
     }
     frame = pd.DataFrame(
@@ -61,3 +61,12 @@ def command(checkpoint: str, as_json: bool, out: Any, plot: Any, **reading: Any)
         return draw_weights(scales, title=loaded.path.name if loaded.path else loaded.arch)
 
     output.give(frame, show, draw, facts=facts)
+
+
+def _told(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The knobs that differ from their defaults, and those that people always ask for."""
+    from coprobe.training import Recipe
+
+    usual = Recipe().to_dict()
+    always = ("method", "data", "eps_train", "epochs", "seed")
+    return {key: value for key, value in recipe.items() if key in always or value != usual.get(key)}

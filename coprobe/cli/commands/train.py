@@ -259,11 +259,12 @@ def _give(output: Output, run: Run, recipe: Recipe) -> None:
 
 def _note(made: dict[str, Any], outcome: dict[str, Any]) -> str:
     collapse = outcome["collapse_epoch"]
-    said = [
-        f"on {made['watched']}; ended by {outcome['ended_by']}",
-        "no collapse" if collapse is None else f"catastrophic overfitting in epoch {collapse}",
-        f"checkpoint.pt is of epoch {outcome['epochs']}, best.pt (PGD-10) of epoch {outcome['best_epoch']}",
-    ]
+    said = [f"on {made['watched']}; ended by {outcome['ended_by']}"]
+    if collapse is not None:
+        said.append(f"catastrophic overfitting in epoch {collapse}")
+    elif outcome["ended_by"] != "--stop-at-collapse":
+        said.append("no collapse")
+    said.append(f"checkpoint.pt is of epoch {outcome['epochs']}, best.pt (PGD-10) of epoch {outcome['best_epoch']}")
     if not outcome["converged"]:
         said.append("did not converge: no result")
     return "; ".join(said)
