@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,8 +73,12 @@ class Monitor:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory in use so far, MiB: of the GPU, or of this process on the CPU."""
+    """The most memory in use so far, MiB: of the GPU, or of this process on the CPU; NaN where the system hides it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
     # Linux counts KiB, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
