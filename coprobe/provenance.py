@@ -46,10 +46,15 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "coprobe": __version__,
         "commit": commit(),
         "torch": torch.__version__,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(Path(sys.argv[0])), *sys.argv[1:]]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
     }
+
+
+def _program(path: Path) -> str:
+    """What was run, without the way to it; of `python -m coprobe` Python tells the file."""
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

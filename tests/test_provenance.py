@@ -75,6 +75,11 @@ def test_facts_and_command_line(monkeypatch):
     assert time.strptime(made["created"], "%Y-%m-%dT%H:%M:%S%z")
 
 
+def test_a_module_that_is_run_has_the_name_of_its_package(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/coprobe/__main__.py", "inspect", "a.pt"])
+    assert provenance()["command"] == "coprobe inspect a.pt"
+
+
 def install(monkeypatch, folder, *, git):
     """Make believe that coprobe lies in `folder`."""
     (folder / "coprobe").mkdir()
