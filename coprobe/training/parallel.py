@@ -96,12 +96,21 @@ class Processes:
         elif self.leads:
             with _outliving(self.fabric.strategy.launcher.procs):
                 yield
+                _part()
         else:
             try:
                 yield
+                _part()
             except BaseException:
                 time.sleep(_PATIENCE)
                 raise
+
+
+def _part() -> None:
+    """Close the connections of all processes at once: to lose one by the other's end can abort a process."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 ALONE = Processes()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 import torch
@@ -89,11 +88,3 @@ def test_infer_names_the_nearest_and_up_to_five_differences() -> None:
 def test_infer_of_something_else_lists_what_it_tried(state_dict: dict[str, torch.Tensor]) -> None:
     with pytest.raises(InputError, match=r"tried .*resnet18.*pass --arch NAME$"):
         infer(state_dict)
-
-
-def test_infer_is_quick_at_full_width() -> None:
-    with torch.device("meta"):
-        state_dict = build("resnet50").state_dict()
-    start = time.perf_counter()
-    infer(state_dict)
-    assert time.perf_counter() - start < 0.5
