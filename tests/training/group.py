@@ -37,7 +37,7 @@ def in_group(count: int, work: Callable[[Processes, Path], Any], folder: Path) -
         for member in members:
             member.kill()
             member.join()
-    return [torch.load(own / f"{rank}.pt", weights_only=False) for rank in range(count)]
+    return [torch.load(own / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 def _member(rank: int, count: int, work: Callable[[Processes, Path], Any], folder: Path, own: Path) -> None:

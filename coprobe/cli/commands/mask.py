@@ -90,15 +90,8 @@ def command(
             which += " …" if which and count > 5 else ""
             rows.append([reason, str(count), *map(percent, values), which])
         title = f"accuracy (%) with channels of node {node} masked, {probe.caption}"
-        largest = masking.statistics.t_act(node).max()
-        note = (
-            ""
-            if share or any(mask.count for mask in masking.masks)
-            else (
-                f"no channel is masked: the largest T_act at {node} is {largest:.2f}; lower --alpha2, or attack at the "
-                "training budget with --eps"
-            )
-        )
+        nothing = not share and not any(mask.count for mask in masking.masks)
+        note = _advice(node, masking.statistics.t_act(node).max()) if nothing else ""
         print_table(title, ["mask", "channels", *wide.columns, "which"], rows, note)
 
     def draw() -> Any:
@@ -107,3 +100,10 @@ def command(
         return fig04.draw(frame, about=probe.caption)
 
     output.give(frame, show, draw, masks=chosen)
+
+
+def _advice(node: str, largest: float) -> str:
+    return (
+        f"no channel is masked: the largest T_act at {node} is {largest:.2f}; lower --alpha2, or attack at the "
+        "training budget with --eps"
+    )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from coprobe.training import Listener, Run
 
 _RUN = "Run"
-#: Of options with several choices, click's own words would be a traceback's; the recipe says it better.
+#: What click reads for a knob of each annotation; choices and ranges are the recipe's to check, for JSON as well.
 _TYPES: dict[str, Any] = {
     "str": str,
     "str | None": str,
