@@ -12,7 +12,7 @@ import torch
 from coprobe.checkpoint import load as load_checkpoint
 from coprobe.data import load as load_data
 from coprobe.figures.style import save_all
-from coprobe.paper import FIG4_ALPHA2, FIG4_COMPARE, Source, figure1, figure3, figure4
+from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE, Source, figure1, figure3, figure4
 from coprobe.probe import Diagnosis, Masking, Probe, Progress, silent
 from coprobe.training import PRESETS, Listener, Recipe, Run, train
 

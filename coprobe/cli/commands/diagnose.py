@@ -42,7 +42,7 @@ def command(
         probing["eps"] = float(read_checkpoint(checkpoint, *reading).recipe.get("eps_train") or DEFAULT_EPS)
     probe = ProbingOptions(**probing).probe(checkpoint)
     diagnosis = probe.diagnose(attack)
-    from coprobe.paper import readable_attacks
+    from coprobe.paper.sources import readable_attacks
 
     frame = readable_attacks(diagnosis.evaluation, probe.epsilon)
 

@@ -43,7 +43,7 @@ def command(
     import pandas as pd
 
     from coprobe.evaluation import NO_NOISE, Noise
-    from coprobe.paper import readable_attacks
+    from coprobe.paper.sources import readable_attacks
 
     output = Output(as_json, out, plot)
     drawn_from = [Noise.parse(spec) for spec in noises] or [NO_NOISE]

@@ -33,7 +33,7 @@ def command(number: int, runs: tuple[str, ...], out: Path, as_json: bool, **prob
 
     from coprobe.figures.style import save_all
     from coprobe.files import check_writable_directory, records
-    from coprobe.paper import draw, source
+    from coprobe.paper.sources import draw, source
 
     check_writable_directory(out)
     options = ProbingOptions(**probing)

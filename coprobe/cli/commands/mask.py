@@ -77,7 +77,7 @@ def command(
         attacks=attacks,
         attack=attack,
     )
-    from coprobe.paper import readable_attacks
+    from coprobe.paper.sources import readable_attacks
 
     frame = readable_attacks(masking.evaluation, probe.epsilon)
     chosen = {mask.reason: list(mask.channels.get(node, ())) for mask in masking.masks if mask.draw == 0}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from coprobe.errors import InputError
-from coprobe.paper import FIGURES, Source, draw, readable_attacks, source
+from coprobe.paper.sources import FIGURES, Source, draw, readable_attacks, source
 from coprobe.probe import Probe
 from coprobe.training import Run
 from tests.toys import EPSILON, Overfitted, checkpoint, grey

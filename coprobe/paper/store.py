@@ -1,0 +1,63 @@
+"""Result files that know what they are of: never stale, never half-written, and damage is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from coprobe.errors import InputError
+from coprobe.files import atomic, write_json
+
+#: Version of what is measured and how it is written; another one makes every older result stale.
+FORMAT = "coprobe-results/1"
+
+
+class DamagedError(InputError):
+    """A result file that does not hold what was written to it."""
+
+
+def key_of(**settings: Any) -> str:
+    """16 hex digits that stand for `settings` and the format of the results."""
+    text = json.dumps({"format": FORMAT, **settings}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def about(path: Path) -> Path:
+    """The file beside a result that says what it is of."""
+    return path.with_suffix(".provenance.json")
+
+
+def write(path: Path, frame: pd.DataFrame, key: str, provenance: Mapping[str, Any]) -> None:
+    """Write a result and, after it, what it is of: a reader sees both or neither."""
+    text = frame.to_csv(index=False, lineterminator="\n")
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+    write_json(about(path), {"key": key, "sha256": _digest(text.encode()), **provenance})
+
+
+def read(path: Path, key: str) -> pd.DataFrame | None:
+    """The result at `path`; None where there is none, or one of something else than `key` stands for.
+
+    Raises:
+        DamagedError: the file was changed since it was written.
+    """
+    if not (path.exists() and about(path).exists()):
+        return None
+    try:
+        facts = json.loads(about(path).read_text(encoding="utf-8"))
+        if facts["key"] != key:
+            return None
+        if facts["sha256"] == _digest(path.read_bytes()):
+            return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DamagedError(f"{path}: damaged result; 'coprobe paper --repair' makes it again")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
