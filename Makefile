@@ -8,27 +8,34 @@ SOURCES = coprobe tests benchmarks
 RUN = $(VENV)/.run
 DEV = $(VENV)/.dev
 
-.PHONY: demo small test lint format readme clean
+.PHONY: demo pair paper test lint format readme clean
 
 demo: $(RUN)
 	$(BIN)/coprobe demo
 
-# The models, figures and numbers of README.md, from real CIFAR-10: `make -j2 small`, about a quarter of an hour on two
-# cores. One thread per model, so that the numbers do not depend on how many cores there are.
+# The pair of models of README.md with its figures and numbers, from real CIFAR-10: `make -j2 pair`, about a quarter of
+# an hour on two cores. One thread per model, so that the numbers do not depend on how many cores there are.
 # DATA=parquet:DIR or DATA=folder:DIR takes the images from there instead of downloading them.
 DATA ?= cifar10
-SMALL = --method fgsm --data $(DATA) --arch resnet18 --width 16 --eps-train 16 --limit-train 10000 --held-out 500 \
+PAIR = --method fgsm --data $(DATA) --arch resnet18 --width 16 --eps-train 16 --limit-train 10000 --held-out 500 \
 	--epochs 10 --batch-size 64 --lr 0.2
 
 runs/co/checkpoint.pt: | $(RUN)
-	OMP_NUM_THREADS=1 $(BIN)/coprobe train $(SMALL) --out runs/co --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/coprobe train $(PAIR) --out runs/co --overwrite
 
 runs/stable/checkpoint.pt: | $(RUN)
-	OMP_NUM_THREADS=1 $(BIN)/coprobe train $(SMALL) --stable-node B --stable-weight 50 --out runs/stable --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/coprobe train $(PAIR) --stable-node B --stable-weight 50 --out runs/stable --overwrite
 
-small: runs/co/checkpoint.pt runs/stable/checkpoint.pt
-	for number in 1 3 4; do $(BIN)/coprobe figure $$number runs/co runs/stable --out figures/small || exit 1; done
-	$(BIN)/coprobe evaluate runs/co runs/stable --attacks fgsm,pgd:10,pgd:50,cw,apgd-ce --out figures/small/evaluation.csv
+pair: runs/co/checkpoint.pt runs/stable/checkpoint.pt
+	for number in 1 3 4; do $(BIN)/coprobe figure $$number runs/co runs/stable --out figures/pair || exit 1; done
+	$(BIN)/coprobe evaluate runs/co runs/stable --attacks fgsm,pgd:10,pgd:50,cw,apgd-ce --out figures/pair/evaluation.csv
+
+# Every figure, table and claim at one scale: from the results in the repository, and what they lack is made.
+# `make paper SCALE=small DATA=parquet:DIR`
+SCALE ?= demo
+paper: $(RUN)
+	$(BIN)/coprobe paper --scale $(SCALE) --runs benchmarks/campaign/results/$(SCALE) \
+		$(if $(filter demo,$(SCALE)),,--cifar10 $(DATA))
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)

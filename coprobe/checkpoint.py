@@ -74,9 +74,32 @@ class Checkpoint:
 
     @property
     def stage(self) -> str:
-        """Which of its run's checkpoints it is ("last epoch, 30"); empty where the file doesn't say."""
+        """Which of its run's checkpoints it is ("last epoch (30)"); empty where the file doesn't say."""
         selected, epoch = self.metrics.get("selected"), self.metrics.get("epoch")
-        return f"{selected[:40]}, {epoch}" if isinstance(selected, str) and isinstance(epoch, int) else ""
+        return f"{selected[:40]} ({epoch})" if isinstance(selected, str) and isinstance(epoch, int) else ""
+
+    def check_fit(self, images: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` unless the model can judge such images.
+
+        Args:
+            images: what they are called.
+            num_classes: how many classes they have.
+            image_shape: (channels, height, width).
+        """
+        channels, height, width = image_shape
+        if num_classes != self.num_classes:
+            raise InputError(
+                f"{images} has {num_classes} classes and the model {self.num_classes} logits; "
+                "choose the --data it was trained on"
+            )
+        if channels != self.in_channels:
+            raise InputError(f"{images} has images of {channels} channels and the model takes {self.in_channels}")
+        smallest = getattr(self.model.network, "min_image_size", 1)
+        if min(height, width) < smallest:
+            raise InputError(f"{images} has images of {height}×{width} pixels; {self.arch} needs at least {smallest}")
+        if self.image_shape and self.image_shape[1:] != (height, width):
+            trained = "×".join(map(str, self.image_shape[1:]))
+            raise InputError(f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}")
 
     def facts(self) -> dict[str, Any]:
         """What goes into the provenance of every result made with this checkpoint."""

@@ -1,4 +1,4 @@
-"""When a run counts as collapsed, and when as never having learnt; from accuracies alone."""
+"""When a run counts as collapsed, when as never having learnt, and what kind a model is; from accuracies alone."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def collapse_epoch(pgd10: Sequence[float]) -> int | None:
 def converged(clean: float, classes: int) -> bool:
     """Whether a final clean accuracy (a fraction) is above 1.5 times that of guessing."""
     return clean > 1.5 / classes
+
+
+def verdict_of(clean: float, fgsm: float, pgd: float, classes: int) -> str:
+    """What kind of model has these accuracies (fractions); the first rule that holds decides.
+
+    `did not converge`: clean ≤ 1.5 / classes. `CO-affected`: PGD accuracy is less than half
+    of FGSM accuracy and at least 10 points below it: the one-step attack is no longer a good attack. `stable`:
+    PGD accuracy is at least a quarter of clean accuracy. `not robust`: none of these, as after clean training.
+    """
+    if not converged(clean, classes):
+        return "did not converge"
+    if pgd < fgsm / 2 and fgsm - pgd >= 0.1:
+        return "CO-affected"
+    return "stable" if pgd >= clean / 4 else "not robust"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +14,9 @@ from torch import nn
 from coprobe.errors import InputError, RunError
 
 T = TypeVar("T")
+
+#: Opens a progress display for (what is done, number of images) and yields a function that advances it.
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 
@@ -40,6 +43,12 @@ def choose_device(name: str = "auto") -> torch.device:
     if not present.get(device.type, False):
         raise InputError(f"--device {name}: this machine has no such device; use --device cpu")
     return device
+
+
+@contextmanager
+def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
+    """A progress display that shows nothing."""
+    yield lambda done: None
 
 
 @contextmanager

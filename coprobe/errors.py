@@ -22,6 +22,10 @@ class RunError(CoprobeError, RuntimeError):
     """The input was fine but the work failed (diverged training, logits that are not finite). Exit code 1."""
 
 
+class DivergedError(RunError):
+    """A training whose losses or weights are no longer finite."""
+
+
 class InterruptedRunError(CoprobeError):
     """The work was asked to stop by a signal, and did so in good order. Exit code 128 + the signal's number."""
 

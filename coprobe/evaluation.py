@@ -78,27 +78,37 @@ NO_NOISE = Noise()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A tidy table: attack, noise, mask, masked, draw, n, correct, accuracy, low, high (fractions, 95 % Wilson).
+    """A tidy table: attack, noise, noise_draw, mask, masked, draw, n, correct, accuracy, low, high.
 
-    `mask` says how the channels were chosen, `masked` how many there are, `draw` numbers random masks.
+    Accuracies are fractions with 95 % Wilson intervals. `mask` says how the channels were chosen, `masked` how many
+    there are; `draw` numbers random masks, and `noise_draw` the draws of the noise. After a transfer there is a column
+    `target`: the model that was measured.
     """
 
     frame: pd.DataFrame
 
-    def accuracy(self, attack: str, *, noise: str = "none", mask: str = "none") -> float:
+    def accuracy(self, attack: str, *, noise: str = "none", mask: str = "none", target: str = "") -> float:
         """One accuracy as a fraction, averaged over draws; `InputError` if it was not measured."""
         rows = self.frame.query("attack == @attack and noise == @noise and mask == @mask")
+        if "target" in rows:
+            rows = rows[rows["target"] == target]
         if rows.empty:
-            raise InputError(f"accuracy under {attack}, noise {noise}, mask {mask} was not measured")
+            of = f" of {target}" if target else ""
+            raise InputError(f"accuracy{of} under {attack}, noise {noise}, mask {mask} was not measured")
         return float(rows["accuracy"].mean())
 
     def over_draws(self) -> pd.DataFrame:
-        """The table with random draws averaged; the interval is that of one draw of `n` images."""
-        keys = ["attack", "noise", "mask", "masked", "n"]
-        frame = self.frame.groupby(keys, sort=False)["correct"].mean().reset_index()
+        """The table with draws of noise and of random masks averaged; the interval is that of one draw of `n` images.
+
+        `spread` is the standard deviation of the accuracy over the draws (n − 1 in its divisor; NaN for a single one).
+        """
+        keys = [*{"target"}.intersection(self.frame), "attack", "noise", "mask", "masked", "n"]
+        draws = self.frame.groupby(keys, sort=False)["correct"]
+        frame = draws.mean().reset_index()
         frame["accuracy"] = frame["correct"] / frame["n"]
         bounds = [wilson(correct, n) for correct, n in zip(frame["correct"], frame["n"], strict=True)]
         frame[["low", "high"]] = bounds
+        frame["spread"] = draws.std().to_numpy() / frame["n"]
         frame.attrs = self.frame.attrs
         return frame
 
@@ -109,6 +119,7 @@ def evaluate(
     attacks: Sequence[str] | None = None,
     *,
     noises: Sequence[Noise] = (NO_NOISE,),
+    noise_draws: int = 1,
     masks: Sequence[ChannelMask] = (NO_MASK,),
     seed: int = 0,
     facts: dict[str, Any] | None = None,
@@ -121,39 +132,47 @@ def evaluate(
         model: images in [0, 1] to logits, run in evaluation mode and left as it was.
         batches: an `AdversarialExamples`, or any iterable of its batches.
         attacks: specs of the images to measure, `clean` among them; None measures all that the batches hold.
-        noises: added after the attack; each draws from `seed` and the place of the batch.
+        noises: added after the attack; each draws from `seed`, the place of the batch and the number of the draw.
+        noise_draws: how often each noise is drawn anew.
         masks: applied to clean and adversarial images alike (Eq. 7).
         seed: of the noise.
         facts: goes into `frame.attrs`.
 
     Raises:
-        InputError: no images, or two masks that are called the same.
+        InputError: no images, no draws, or two masks that are called the same.
         RunError: logits that are not finite; an accuracy of such a model would mean nothing.
     """
-    noises = list(dict.fromkeys(noises))
+    drawn = _draws(noises, noise_draws)
     if len({(mask.reason, mask.draw) for mask in masks}) < len(masks):
         raise InputError("two masks have the same name and draw, and their counts would be mixed; name each once")
-    correct: Counter[tuple[str, str, str, int, int]] = Counter()
+    correct: Counter[tuple[str, str, int, str, int, int]] = Counter()
     n = 0
     for batch in batches:
         n += len(batch.labels)
         for spec, images in batch.images.items():
             if attacks is not None and spec not in attacks:
                 continue
-            for noise in noises:
-                generator = generator_for(seed, "noise", batch.start, device=images.device)
-                noisy = noise.add(images, generator)
+            for noise, draw in drawn:
+                place = (batch.start, draw) if draw else (batch.start,)
+                noisy = noise.add(images, generator_for(seed, "noise", *place, device=images.device))
                 for mask in masks:
-                    key = (spec, noise.spec, mask.reason, mask.count, mask.draw)
+                    key = (spec, noise.spec, draw, mask.reason, mask.count, mask.draw)
                     correct[key] += _count_correct(model, noisy, batch.labels, mask)
     if n == 0:
         raise InputError("no images to evaluate; raise --limit")
-    frame = pd.DataFrame(correct.keys(), columns=["attack", "noise", "mask", "masked", "draw"])
+    frame = pd.DataFrame(correct.keys(), columns=["attack", "noise", "noise_draw", "mask", "masked", "draw"])
     frame["n"], frame["correct"] = n, list(correct.values())
     frame["accuracy"] = frame["correct"] / n
     frame[["low", "high"]] = [wilson(count, n) for count in frame["correct"]]
     frame.attrs = dict(facts or {})
     return Evaluation(frame)
+
+
+def _draws(noises: Sequence[Noise], count: int) -> list[tuple[Noise, int]]:
+    """Every noise with the numbers of its draws; `none` is the same every time."""
+    if count < 1:
+        raise InputError(f"--noise-draws {count}: must be at least 1")
+    return [(noise, draw) for noise in dict.fromkeys(noises) for draw in range(1 if noise.kind == "none" else count)]
 
 
 def _count_correct(model: nn.Module, images: Tensor, labels: Tensor, mask: ChannelMask) -> int:

@@ -48,6 +48,24 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def exclusive(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process works in `directory`, and keep the others waiting while the block runs.
+
+    The system lets go when the process ends, however it ends. Windows has no such lock, and nothing waits there.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (directory / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def sweep(directory: str | os.PathLike[str]) -> None:
     """Remove what killed processes left half-written in `directory` (see `atomic`); none may be at work there."""
     for path in Path(directory).glob(".*.tmp*"):

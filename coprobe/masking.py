@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,12 @@ class ChannelMask:
     def applied(self, model: nn.Module) -> AbstractContextManager[None]:
         """Mask `model` inside a with block; see `nodes.masked`."""
         return masked(model, self.channels)
+
+    @staticmethod
+    def from_plain(fields: Mapping[str, Any]) -> ChannelMask:
+        """The mask of which `fields` is the `asdict`, also when JSON has made lists of its tuples."""
+        channels = {node: tuple(indices) for node, indices in fields["channels"].items()}
+        return ChannelMask(channels, fields["reason"], fields["draw"])
 
 
 NO_MASK = ChannelMask()
@@ -92,6 +98,35 @@ def select(name: str, selection: Selection, *, reason: str = "") -> list[Channel
     """
     drawn = SELECTORS[name](selection)
     return [ChannelMask({selection.node: channels}, reason or name, draw) for draw, channels in enumerate(drawn)]
+
+
+def compared_masks(
+    settings: Selection, alpha2: Sequence[float], percent: float | None, compare: Sequence[str]
+) -> list[ChannelMask]:
+    """Masks of the salient channels, and for comparison masks of as many channels by other selectors.
+
+    Args:
+        settings: what the selectors look at; its `alpha2` and `count` are not used.
+        alpha2: thresholds; one mask of the channels with T_act above it for each.
+        percent: instead of thresholds, one mask of this share of the channels, by rank.
+        compare: selectors of masks with as many channels as alpha2 = 0.5 gives (or, if 0.5 is not among the
+            thresholds, the first one; or as `percent` gives).
+
+    Raises:
+        InputError: neither thresholds nor a share; an unknown selector.
+    """
+    if percent is not None:
+        count = count_of_percent(percent, len(settings.t_act))
+        masks = select("top", replace(settings, count=count), reason=f"top {percent:g} %")
+    else:
+        if not alpha2:
+            raise InputError("no threshold; pass --alpha2 or --percent")
+        by_threshold = {a: select("t-act", replace(settings, alpha2=a), reason=f"T_act > {a:g}")[0] for a in alpha2}
+        masks = list(by_threshold.values())
+        count = by_threshold[0.5 if 0.5 in by_threshold else alpha2[0]].count
+    for name in dict.fromkeys(compare):
+        masks += select(name, replace(settings, count=count))
+    return masks
 
 
 def count_of_percent(percent: float, channels: int) -> int:

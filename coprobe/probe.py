@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,17 @@ import torch
 from coprobe._version import __version__
 from coprobe.attacks import AdversarialExamples, Attack, parse
 from coprobe.attacks.examples import CLEAN
+from coprobe.cache import cached
 from coprobe.checkpoint import Checkpoint
+from coprobe.collapse import verdict_of
 from coprobe.data import Dataset, title
+from coprobe.engine import Progress, silent
 from coprobe.errors import InputError, unknown
 from coprobe.evaluation import NO_NOISE, Evaluation, Noise, evaluate
-from coprobe.files import write_table
-from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, count_of_percent, select
+from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, compared_masks
 from coprobe.nodes import node_table, resolve
 from coprobe.provenance import provenance
-from coprobe.statistics import ALPHA, ChannelStatistics, collect
-
-#: Opens a progress display for (what is done, number of images) and yields a function that advances it.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+from coprobe.statistics import ALPHA, ChannelStatistics, Increments, collect, collect_increments, collect_overlap
 
 #: The attack behind V_act and T_act: every image takes every step, so that channels are compared at the same effort.
 #: The rule of the official evaluation leaves an image of a weak model just behind the decision border, where its
@@ -41,12 +39,6 @@ PRECISIONS = ("32", "bf16")
 
 #: T_act above which a channel counts as salient where no threshold is asked for.
 SALIENT = 0.5
-
-
-@contextmanager
-def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
-    """A progress display that shows nothing."""
-    yield lambda done: None
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,8 @@ class Probe:
     progress: Progress = field(default=silent, repr=False)
 
     def __post_init__(self) -> None:
-        _check_fit(self.checkpoint, self.dataset)
+        images = f"{self.dataset.name} ({self.dataset.split})"
+        self.checkpoint.check_fit(images, self.dataset.num_classes, self.dataset.image_shape)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         self.model = self.checkpoint.model.to(self.device)
@@ -134,6 +127,12 @@ class Probe:
         }
 
     @property
+    def _identity(self) -> dict[str, Any]:
+        """The facts that change a result: a moved file, its label or another device is the same experiment."""
+        same = ("checkpoint", "stage", "device")
+        return {name: value for name, value in self.facts.items() if name not in same}
+
+    @property
     def caption(self) -> str:
         """What results are from, in a few words for tables and figures: data, n, budget, seed."""
         budget = f"ε = {self.epsilon * 255:g}/255"
@@ -154,13 +153,91 @@ class Probe:
         with self._examples([crafted], keep=False) as examples:
             return self._statistics(examples, nodes, crafted)
 
+    def increments(self, nodes: Sequence[str] = ("A",), attack: str = PROBING_ATTACK) -> Increments:
+        """How far each channel is from its clean activation at every step of an attack (Fig. 10).
+
+        Args:
+            nodes: where.
+            attack: the spec of an attack that hands out its steps.
+        """
+        followed = parse(attack, self.epsilon)
+        for node in nodes:
+            resolve(self.model, node)
+
+        def follow() -> pd.DataFrame:
+            with self.progress(f"steps of {followed.label}", len(self.dataset)) as advance:
+                return collect_increments(
+                    self.model,
+                    self.dataset,
+                    followed,
+                    nodes,
+                    batch_size=self.batch_size,
+                    device=self.device,
+                    seed=self.seed,
+                    progress=advance,
+                ).frame
+
+        return Increments(self._cached("increments", {"nodes": list(nodes), "attack": followed.spec}, follow))
+
+    def overlap(self, node: str = "A", attack: str = PROBING_ATTACK, top: int = 5) -> pd.DataFrame:
+        """Whether single images have the same salient channels as all of them (C07), see `collect_overlap`."""
+        resolve(self.model, node)
+        crafted = parse(attack, self.epsilon)
+        settings = {"node": node, "attack": crafted.spec, "top": top}
+        with self._examples([crafted], keep=False) as examples:
+            return self._cached(
+                "overlap", settings, lambda: collect_overlap(self.model, examples, node, crafted.spec, top=top)
+            )
+
     def evaluate(
-        self, attacks: Sequence[str] = ("fgsm", "pgd:10"), noises: Sequence[Noise] = (NO_NOISE,)
+        self,
+        attacks: Sequence[str] = ("fgsm", "pgd:10"),
+        noises: Sequence[Noise] = (NO_NOISE,),
+        noise_draws: int = 1,
     ) -> Evaluation:
-        """Accuracy on clean images and under each attack, with each noise added after the attack."""
+        """Accuracy on clean images and under each attack, with each noise added after the attack.
+
+        Args:
+            attacks: under which accuracy is measured.
+            noises: each one added to the crafted images.
+            noise_draws: how often each noise is drawn anew.
+        """
         parsed = self._parse(attacks)
         with self._examples(parsed, keep=False) as examples:
-            return self._evaluation(examples, noises)
+            return self._evaluation(examples, noises, noise_draws)
+
+    def transfer(
+        self,
+        targets: Sequence[Checkpoint],
+        attacks: Sequence[str] = ("fgsm", "pgd:10"),
+        noises: Sequence[Noise] = (NO_NOISE,),
+        noise_draws: int = 1,
+    ) -> Evaluation:
+        """Accuracy of other models on images that are crafted on this one (Fig. 12), and of this one itself.
+
+        Args:
+            targets: other checkpoints for the same kind of images; their models move to the device.
+            attacks: on this model, the source.
+            noises: each one added to the crafted images.
+            noise_draws: how often each noise is drawn anew.
+
+        Returns:
+            An `Evaluation` with a column `target`: the path of the model that is measured (its digest if it has
+            none); first this one, whose rows are white-box accuracies.
+
+        Raises:
+            InputError: a target that the images don't fit, or a model named twice.
+        """
+        models = [self, *(replace(self, checkpoint=target) for target in targets)]
+        named = {str(probe.checkpoint.path or probe.checkpoint.digest): probe for probe in models}
+        if len(named) < len(models):
+            raise InputError(f"a model is named twice beside {', '.join(named)}; name each once")
+        with self._examples(self._parse(attacks), keep=True) as examples:
+            frames = {n: self._evaluation(examples, noises, noise_draws, p).frame for n, p in named.items()}
+        frame = pd.concat([frame.assign(target=name) for name, frame in frames.items()], ignore_index=True)
+        digests = {name: probe.checkpoint.digest for name, probe in named.items()}
+        frame.attrs = {**frames[next(iter(named))].attrs, "targets": digests}
+        return Evaluation(frame)
 
     def mask(
         self,
@@ -180,8 +257,7 @@ class Probe:
             node: where to mask.
             alpha2: thresholds; one mask of the channels with T_act above it for each.
             percent: mask this share of the channels, by rank, instead of using thresholds.
-            compare: selectors of masks with as many channels as alpha2 = 0.5 gives (or, if 0.5 is not among
-                the thresholds, the first one; or as `percent` gives).
+            compare: selectors of other masks of the same size, see `compared_masks`.
             attacks: under which accuracy is measured; the images are crafted once, on the unmasked model.
             attack: the one whose differences choose the channels.
             alpha: the factor inside tanh.
@@ -216,9 +292,11 @@ class Probe:
             frame = self._cached(
                 "masking",
                 settings,
-                lambda: self._masked(examples, settings["attacks"], _masks(selection, alpha2, percent, compare)),
+                lambda: self._masked(
+                    examples, settings["attacks"], compared_masks(selection, alpha2, percent, compare)
+                ),
             )
-        return Masking(Evaluation(frame), tuple(map(_mask_of, frame.attrs["masks"])), statistics)
+        return Masking(Evaluation(frame), tuple(map(ChannelMask.from_plain, frame.attrs["masks"])), statistics)
 
     def diagnose(self, attack: str = PROBING_ATTACK) -> Diagnosis:
         """Compare FGSM with PGD-10 accuracy, look for salient channels, and say what kind of model this is.
@@ -229,7 +307,7 @@ class Probe:
         probing, judging = (parse(spec, self.epsilon) for spec in (attack, JUDGING_ATTACK))
         nodes = self._table()
         with self._examples(self._parse(["fgsm", JUDGING_ATTACK, probing.spec]), keep=True) as examples:
-            evaluation = self._evaluation(examples, [NO_NOISE])
+            evaluation = self._evaluation(examples)
             statistics = self._statistics(examples, nodes, probing)
         salient = {node: (statistics.t_act(node) > SALIENT).nonzero()[0].tolist() for node in nodes}
         clean, fgsm, pgd = (evaluation.accuracy(spec) for spec in (CLEAN, "fgsm", judging.spec))
@@ -262,13 +340,27 @@ class Probe:
             self._cached("activations", settings, lambda: collect(self.model, examples, nodes, attack.spec).frame)
         )
 
-    def _evaluation(self, examples: AdversarialExamples, noises: Sequence[Noise]) -> Evaluation:
-        settings = {"attacks": [a.spec for a in examples.attacks], "noises": [noise.spec for noise in noises]}
-        return Evaluation(
-            self._cached(
-                "evaluation", settings, lambda: evaluate(self.model, examples, noises=noises, seed=self.seed).frame
-            )
-        )
+    def _evaluation(
+        self,
+        examples: AdversarialExamples,
+        noises: Sequence[Noise] = (NO_NOISE,),
+        noise_draws: int = 1,
+        target: Probe | None = None,
+    ) -> Evaluation:
+        """Accuracy on the examples, which are crafted on this model, of the target's model; None means this one."""
+        settings: dict[str, Any] = {
+            "attacks": [attack.spec for attack in examples.attacks],
+            "noises": [noise.spec for noise in noises],
+            "noise_draws": noise_draws,
+        }
+        model = (target or self).model
+        if target is not None and target is not self:
+            settings["target"] = target._identity
+
+        def measure() -> pd.DataFrame:
+            return evaluate(model, examples, noises=noises, noise_draws=noise_draws, seed=self.seed).frame
+
+        return Evaluation(self._cached("evaluation", settings, measure))
 
     def _parse(self, attacks: Sequence[str]) -> list[Attack]:
         parsed = {attack.spec: attack for attack in (parse(spec, self.epsilon) for spec in attacks if spec != CLEAN)}
@@ -294,74 +386,10 @@ class Probe:
 
         Adversarial examples are crafted when they are first looked at, so a result that is found crafts none.
         """
-        # A moved file or another device is the same experiment; another version may compute it differently.
-        identity = {"coprobe": __version__, **self.facts, **settings}
-        key = json.dumps({k: v for k, v in identity.items() if k not in ("checkpoint", "device")}, sort_keys=True)
-        path = self.cache / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.parquet" if self.cache else None
-        if path and path.exists():
-            try:
-                return pd.read_parquet(path)
-            except (OSError, ValueError) as error:  # pyarrow's errors are both
-                raise InputError(f"{path}: can't be read; delete it, and it is made again") from error
-        frame = make()
-        frame.attrs = json.loads(json.dumps({**frame.attrs, **provenance(**self.facts), **settings}))
-        if path:
-            write_table(frame, path)
-        return frame
 
+        def documented() -> pd.DataFrame:
+            frame = make()
+            frame.attrs = json.loads(json.dumps({**frame.attrs, **provenance(**self.facts), **settings}))
+            return frame
 
-def verdict_of(clean: float, fgsm: float, pgd: float, classes: int) -> str:
-    """What kind of model has these accuracies (fractions); the first rule that holds decides.
-
-    `did not converge`: clean ≤ 1.5 / classes. `CO-affected`: PGD accuracy is less than half
-    of FGSM accuracy and at least 10 points below it: the one-step attack is no longer a good attack. `stable`:
-    PGD accuracy is at least a quarter of clean accuracy. `not robust`: none of these, as after clean training.
-    """
-    if clean <= 1.5 / classes:
-        return "did not converge"
-    if pgd < fgsm / 2 and fgsm - pgd >= 0.1:
-        return "CO-affected"
-    return "stable" if pgd >= clean / 4 else "not robust"
-
-
-def _masks(
-    settings: Selection, alpha2: Sequence[float], percent: float | None, compare: Sequence[str]
-) -> list[ChannelMask]:
-    if percent is not None:
-        count = count_of_percent(percent, len(settings.t_act))
-        masks = select("top", replace(settings, count=count), reason=f"top {percent:g} %")
-    else:
-        if not alpha2:
-            raise InputError("no threshold; pass --alpha2 or --percent")
-        by_threshold = {a: select("t-act", replace(settings, alpha2=a), reason=f"T_act > {a:g}")[0] for a in alpha2}
-        masks = list(by_threshold.values())
-        count = by_threshold[0.5 if 0.5 in by_threshold else alpha2[0]].count
-    for name in dict.fromkeys(compare):
-        masks += select(name, replace(settings, count=count))
-    return masks
-
-
-def _mask_of(kept: dict[str, Any]) -> ChannelMask:
-    """A mask from its plain form in a table's `attrs`."""
-    channels = {node: tuple(indices) for node, indices in kept["channels"].items()}
-    return replace(ChannelMask(**kept), channels=channels)
-
-
-def _check_fit(checkpoint: Checkpoint, dataset: Dataset) -> None:
-    channels, height, width = dataset.image_shape
-    where = f"{dataset.name} ({dataset.split})"
-    if dataset.num_classes != checkpoint.num_classes:
-        raise InputError(
-            f"{where} has {dataset.num_classes} classes and the model {checkpoint.num_classes} logits; "
-            "choose the --data it was trained on"
-        )
-    if channels != checkpoint.in_channels:
-        raise InputError(f"{where} has images of {channels} channels and the model takes {checkpoint.in_channels}")
-    smallest = getattr(checkpoint.model.network, "min_image_size", 1)
-    if min(height, width) < smallest:
-        raise InputError(f"{where} has images of {height}×{width} pixels; {checkpoint.arch} needs at least {smallest}")
-    trained = checkpoint.image_shape
-    if trained and trained[1:] != (height, width):
-        raise InputError(
-            f"{where} has images of {height}×{width} pixels, but the model was trained on {trained[1]}×{trained[2]}"
-        )
+        return cached(self.cache, kind, {"coprobe": __version__, **self._identity, **settings}, documented)

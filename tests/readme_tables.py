@@ -14,11 +14,14 @@ from coprobe.cli import cli
 from coprobe.data import DATASETS
 from coprobe.masking import SELECTORS
 from coprobe.models import ARCHITECTURES
+from coprobe.paper.claims import VERDICTS
+from coprobe.paper.pictures import FIGURES as PICTURES
 from coprobe.registry import Registry
 from coprobe.training import METHODS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-SMALL = README.parent / "figures" / "small"
+FIGURES = README.parent / "figures"
+PAIR = FIGURES / "pair"
 RESULTS = README.parent / "benchmarks" / "results"
 
 
@@ -60,15 +63,15 @@ def commands() -> str:
 
 
 def accuracies() -> str:
-    """Accuracy of both small models under every attack, from the file that `coprobe evaluate` wrote."""
-    frame = pd.read_csv(SMALL / "evaluation.csv")
+    """Accuracy of both models of the pair under every attack, from the file that `coprobe evaluate` wrote."""
+    frame = pd.read_csv(PAIR / "evaluation.csv")
     wide = (100 * frame.pivot_table("accuracy", "model", "attack", sort=False)).round(1)
     return markdown(wide.rename(index=lambda path: f"`{path}`"), "model")
 
 
 def masks() -> str:
-    """Accuracy of the CO-affected small model by mask, from the numbers of its Fig. 4."""
-    frame = pd.read_csv(SMALL / "fig04.csv", keep_default_na=False)
+    """Accuracy of the CO-affected one of the pair by mask, from the numbers of its Fig. 4."""
+    frame = pd.read_csv(PAIR / "fig04.csv", keep_default_na=False)
     frame["masked channels of A"] = frame["mask"] + " (" + frame["masked"].astype(str) + ")"
     wide = (100 * frame.pivot_table("accuracy", "masked channels of A", "attack", sort=False)).round(1)
     return markdown(wide, "masked channels of A")
@@ -83,9 +86,34 @@ def markdown(frame: pd.DataFrame, corner: str) -> str:
     return "\n".join(lines)
 
 
+def claims() -> str:
+    """How many claims have each verdict, by scale, from the files that `coprobe paper` wrote."""
+    scales = ["demo", "small", "paper"]
+    counts = {}
+    for scale in scales:
+        path = FIGURES / scale / "claims.csv"
+        counts[scale] = pd.read_csv(path)["verdict"].value_counts() if path.exists() else {}
+    lines = ["| scale | " + " | ".join(VERDICTS) + " |", "|---|" + "--:|" * len(VERDICTS)]
+    for scale in scales:
+        lines.append(f"| `{scale}` | " + " | ".join(str(counts[scale].get(verdict, 0)) for verdict in VERDICTS) + " |")
+    return "\n".join(lines)
+
+
+def gallery() -> str:
+    """The figures of the small scale, two in a row."""
+    cells = [
+        f"**Fig. {number}.** {picture.title}<br>![Figure {number}](figures/small/{picture.name}.png)"
+        for number, picture in PICTURES.items()
+    ]
+    rows = [f"| {left} | {right} |" for left, right in zip(cells[::2], cells[1::2], strict=True)]
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "masks": masks,
+    "claims": claims,
+    "gallery": gallery,
     "commands": commands,
     "attacks": lambda: table(ATTACKS),
     "methods": methods,

@@ -360,3 +360,19 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(ours, tmp_path, monk
 def test_a_public_checkpoint(example_checkpoint):
     read = load(example_checkpoint)
     assert read.arch == "resnet18" and read.num_classes == 10 and read.in_channels == 3
+
+
+@pytest.mark.parametrize(
+    ("metrics", "stage"),
+    [
+        ({"selected": "last epoch", "epoch": 10}, "last epoch (10)"),
+        ({"selected": "x" * 50, "epoch": 3}, f"{'x' * 40} (3)"),
+        ({"selected": "last epoch"}, ""),
+        ({"epoch": 10}, ""),
+        ({"selected": 3, "epoch": 10}, ""),
+        ({"selected": "last epoch", "epoch": "10"}, ""),
+    ],
+)
+def test_stage(metrics, stage):
+    named = Checkpoint(Classifier(torch.nn.Identity()), "toy", {}, metrics=metrics)
+    assert named.stage == stage and named.facts()["stage"] == (stage or None)

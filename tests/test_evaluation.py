@@ -79,15 +79,15 @@ def test_counts_agree_with_a_literal_loop() -> None:
     masks = [NO_MASK, ChannelMask({"relu": (0, 3)}, "some"), ChannelMask({"relu": tuple(range(6))}, "all")]
     noises = [Noise(), Noise("uniform", 0.5), Noise("gauss", 0.3)]
     batches = list(examples(model, "fgsm", "pgd:3"))
-    frame = evaluate(model, batches, noises=noises, masks=masks, seed=5).frame
-    assert len(frame) == 3 * 3 * 3 and set(frame["n"]) == {10}
+    frame = evaluate(model, batches, noises=noises, noise_draws=2, masks=masks, seed=5).frame
+    assert len(frame) == 3 * (1 + 2 + 2) * 3 and set(frame["n"]) == {10}
     for row in frame.to_dict("records"):
         mask = next(m for m in masks if m.reason == row["mask"])
         noise = next(n for n in noises if n.spec == row["noise"])
         correct = 0
         for batch in batches:
             for place in range(len(batch.labels)):
-                generator = generator_for(5, "noise", batch.start)
+                generator = generator_for(5, "noise", batch.start, *([1] if row["noise_draw"] else []))
                 noisy = noise.add(batch.images[row["attack"]], generator)[place : place + 1]
                 with torch.no_grad():
                     features = model.relu(model.conv(noisy)).clone()
@@ -152,6 +152,34 @@ def test_noise_depends_on_the_seed_alone() -> None:
         return model.shown[-1]
 
     assert torch.equal(shown(1), shown(1)) and not torch.equal(shown(1), shown(2))
+
+
+def test_more_draws_leave_the_first_as_it_is() -> None:
+    model = Recorder()
+    batches, noises = list(examples(model, "pgd:2")), [Noise(), Noise("gauss", 0.4)]
+    one, many = (evaluate(model, batches, noises=noises, noise_draws=count).frame for count in (1, 6))
+    assert set(one["noise_draw"]) == {0} and len(one) == 2 * 2
+    pd.testing.assert_frame_equal(many[many["noise_draw"] == 0].reset_index(drop=True), one)
+    noisy = many[many["noise"] != "none"]
+    assert noisy.groupby("attack")["noise_draw"].apply(list).tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert (many[many["noise"] == "none"]["noise_draw"] == 0).all()
+
+
+def test_every_draw_is_another_noise_of_every_batch() -> None:
+    model = Recorder()
+    batches = list(examples(model, batch_size=5))
+    model.shown.clear()
+    evaluate(model, batches, noises=[Noise("gauss", 0.1)], noise_draws=3)
+    clean = [batch.images["clean"] for batch in batches for _ in range(3)]
+    noise = torch.stack(model.shown).flatten(1) - torch.stack(clean).flatten(1)
+    correlation = torch.corrcoef(noise) - torch.eye(6)
+    assert len(model.shown) == 6 and correlation.abs().max() < 0.2  # 4 standard deviations at 450 pixels
+
+
+@pytest.mark.parametrize("count", [0, -2])
+def test_no_draws(count: int) -> None:
+    with pytest.raises(InputError, match=f"--noise-draws {count}: must be at least 1"):
+        evaluate(Recorder(), examples(Recorder()), noise_draws=count)
 
 
 @pytest.mark.parametrize(("kind", "std"), [("uniform", 0.2 / 3**0.5), ("gauss", 0.2)])
@@ -222,6 +250,20 @@ def test_draws_are_averaged() -> None:
     assert list(frame["accuracy"]) == pytest.approx([0.9, 0.55, 0.1])
     assert tuple(frame.loc[1, ["low", "high"]]) == wilson(5.5, 10)
     assert frame.attrs == {"seed": 1}
+    # Sample standard deviation of 0.4 and 0.7; none of a single draw.
+    assert frame["spread"][1] == pytest.approx(0.3 / 2**0.5) and frame["spread"].isna().tolist() == [True, False, True]
+
+
+def test_draws_of_noise_are_averaged() -> None:
+    rows = [("none", 0, 9), ("gauss:8", 0, 2), ("gauss:8", 1, 4), ("gauss:8", 2, 9)]
+    frame = pd.DataFrame(rows, columns=["noise", "noise_draw", "correct"])
+    frame = frame.assign(attack="fgsm", mask="none", masked=0, draw=0, n=10, accuracy=frame["correct"] / 10)
+    evaluation = Evaluation(frame)
+    assert evaluation.accuracy("fgsm", noise="gauss:8") == pytest.approx(0.5)
+    over = evaluation.over_draws()
+    assert list(over["noise"]) == ["none", "gauss:8"] and over["accuracy"][1] == pytest.approx(0.5)
+    assert over["spread"][1] == pytest.approx(((0.3**2 + 0.1**2 + 0.4**2) / 2) ** 0.5)
+    assert tuple(over.loc[1, ["low", "high"]]) == wilson(5, 10) and "noise_draw" not in over
 
 
 def test_looking_up_an_accuracy() -> None:

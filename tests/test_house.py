@@ -17,7 +17,7 @@ PACKAGE = ROOT / "coprobe"
 FLOORS = [
     {"_version", "errors", "collapse"},
     {"registry", "files", "provenance"},
-    {"engine", "models"},
+    {"engine", "models", "cache"},
     {"nodes", "data", "checkpoint"},
     {"attacks"},
     {"statistics"},

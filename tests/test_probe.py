@@ -17,33 +17,13 @@ from coprobe.errors import InputError
 from coprobe.evaluation import Noise
 from coprobe.masking import NO_MASK
 from coprobe.models import Classifier, build
-from coprobe.probe import Probe, verdict_of
+from coprobe.probe import Probe
+from coprobe.statistics import Increments, collect_increments
 from tests.toys import EPSILON, WEAK, Overfitted, checkpoint, grey
 
 
 def probe(network: nn.Module | None = None, **settings: Any) -> Probe:
     return Probe(checkpoint(network or Overfitted()), **{"dataset": grey(12), "epsilon": EPSILON, **settings})
-
-
-@pytest.mark.parametrize(
-    ("clean", "fgsm", "pgd", "classes", "verdict"),
-    [
-        (0.10, 0.10, 0.10, 10, "did not converge"),
-        (0.15, 0.15, 0.00, 10, "did not converge"),
-        (0.16, 0.16, 0.16, 10, "stable"),
-        (0.85, 0.90, 0.00, 10, "CO-affected"),
-        (0.85, 0.50, 0.24, 10, "CO-affected"),
-        (0.85, 0.50, 0.25, 10, "stable"),  # not below half
-        (0.85, 0.15, 0.06, 10, "not robust"),  # less than 10 points below
-        (0.80, 0.45, 0.40, 10, "stable"),
-        (0.80, 0.25, 0.20, 10, "stable"),
-        (0.80, 0.20, 0.19, 10, "not robust"),
-        (0.94, 0.09, 0.00, 10, "not robust"),
-        (0.74, 0.74, 0.74, 2, "did not converge"),
-    ],
-)
-def test_verdicts(clean: float, fgsm: float, pgd: float, classes: int, verdict: str) -> None:
-    assert verdict_of(clean, fgsm, pgd, classes) == verdict
 
 
 def test_diagnosis_of_an_overfitted_network(attacks: list[str]) -> None:
@@ -122,6 +102,8 @@ CALLS = {
     "evaluate": lambda p: p.evaluate(("fgsm",), [Noise(), Noise("gauss", 0.1)]).frame,
     "mask": lambda p: p.mask(compare=("random", "attribution"), attacks=("fgsm",)).evaluation.frame,
     "diagnose": lambda p: p.diagnose().evaluation.frame,
+    "overlap": lambda p: p.overlap(top=2),
+    "transfer": lambda p: p.transfer([checkpoint(Overfitted(robust=True))], ("fgsm",)).frame,
 }
 
 
@@ -135,6 +117,110 @@ def test_a_result_is_found_again_without_an_attack(what: str, tmp_path: Path, at
     assert again.attrs == first.attrs
     CALLS[what](probe())
     assert len(attacks) == 2 * made, "nothing is looked up without a cache"
+
+
+def test_increments_are_found_again_for_the_same_settings_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def collect(*arguments: Any, **settings: Any) -> Increments:
+        made.append(arguments[2].spec)
+        return collect_increments(*arguments, **settings)
+
+    monkeypatch.setattr("coprobe.probe.collect_increments", collect)
+    first, again = (probe(cache=tmp_path).increments() for _ in range(2))
+    assert made == ["pgd:10:rule=always"]
+    pd.testing.assert_frame_equal(first.frame, again.frame)
+    assert again.frame.attrs == first.frame.attrs and first.frame.attrs["checkpoint_digest"]
+    for settings in ({"attack": "pgd:9"}, {"nodes": ("relu",)}):
+        probe(cache=tmp_path).increments(**settings)  # type: ignore[arg-type]
+    for other in (probe(cache=tmp_path, seed=1), probe(cache=tmp_path, batch_size=5), probe()):
+        other.increments()
+    # Another size of batches is the same experiment here as everywhere.
+    assert made[1:] == ["pgd:9", *["pgd:10:rule=always"] * 3]
+
+
+def test_a_label_of_the_checkpoint_is_the_same_experiment(tmp_path: Path, attacks: list[str]) -> None:
+    for selected in ("last epoch", "best PGD-10"):
+        labelled = checkpoint(Overfitted(), metrics={"selected": selected, "epoch": 10})
+        Probe(labelled, grey(12), EPSILON, cache=tmp_path).evaluate()
+        assert attacks == ["fgsm", "pgd:10"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_last_increment_is_that_of_the_statistics() -> None:
+    moved, statistics = probe(batch_size=5).increments(), probe(batch_size=5).activations()
+    assert moved.s("A")[-1] == pytest.approx(statistics.s("A"), rel=1e-9) and moved.s("A")[-1, WEAK] > 0
+    assert moved.s("A").shape == (11, 4) and set(moved.s("A")[:, 0]) == {0}
+
+
+def test_increments_look_before_they_work(attacks: list[str]) -> None:
+    with pytest.raises(InputError, match="'apgd-ce' does not hand out its steps"):
+        probe().increments(attack="apgd-ce")
+    with pytest.raises(InputError, match="unknown node 'layer9'"):
+        probe().increments(["A", "layer9"])
+    with pytest.raises(InputError, match="unknown node 'layer9'"):
+        probe().overlap("layer9")
+    assert attacks == []
+
+
+def test_overlap_of_a_network_with_one_weak_channel() -> None:
+    (row,) = probe().overlap(top=1).to_dict("records")
+    assert (row["node"], row["attack"], row["top"], row["images"]) == ("A", "pgd:10:rule=always", 1, 12)
+    assert (row["jaccard_images"], row["jaccard_halves"]) == (1, 1)
+
+
+def test_transfer_shows_other_models_the_images_crafted_on_this_one(attacks: list[str]) -> None:
+    source, robust, shy = probe(), checkpoint(Overfitted(robust=True)), checkpoint(Shy())
+    moved = source.transfer([robust, shy], ("fgsm", "pgd:10"), [Noise(), Noise("uniform", 0.4)], noise_draws=2)
+    assert attacks == ["fgsm", "pgd:10"]
+    names = [c.digest for c in (source.checkpoint, robust, shy)]
+    assert list(moved.frame["target"].unique()) == names
+    assert [moved.accuracy("pgd:10", target=name) for name in names] == [0, 1, 0]
+    assert [moved.accuracy("clean", target=name) for name in names] == [1, 1, 1]
+    with pytest.raises(InputError, match="accuracy of nobody under fgsm, noise none, mask none was not measured"):
+        moved.accuracy("fgsm", target="nobody")
+    own = source.evaluate(("fgsm", "pgd:10"), [Noise(), Noise("uniform", 0.4)], noise_draws=2).frame
+    rows = moved.frame[moved.frame["target"] == names[0]].drop(columns="target")
+    pd.testing.assert_frame_equal(rows, own, check_like=True)
+    over = moved.over_draws()
+    assert list(over.columns[:3]) == ["target", "attack", "noise"] and len(over) == 3 * 3 * 2
+    assert over.attrs["checkpoint_digest"] == names[0] and over.attrs["targets"] == {name: name for name in names}
+
+
+def test_each_target_is_kept_by_itself(tmp_path: Path, attacks: list[str]) -> None:
+    kept, robust, shy = probe(cache=tmp_path), checkpoint(Overfitted(robust=True)), checkpoint(Shy())
+    kept.transfer([robust], ("pgd:10",))
+    assert kept.transfer([robust, shy], ("pgd:10",)).accuracy("pgd:10", target=shy.digest) == 0
+    assert attacks == ["pgd:10"] * 2
+    found = kept.transfer([shy, robust], ("pgd:10",))
+    assert found.accuracy("pgd:10", target=robust.digest) == 1 and kept.evaluate(("pgd:10",)).accuracy("pgd:10") == 0
+    shy.model = type(shy.model)(Shy(), [0.1] * 3, [1.0] * 3).eval()  # the same weights, other preprocessing
+    kept.transfer([shy], ("pgd:10",))
+    assert attacks == ["pgd:10"] * 3
+
+
+def test_targets_are_checked_before_the_attack(attacks: list[str]) -> None:
+    seven = checkpoint(Overfitted(robust=True))
+    seven.arch_args["num_classes"] = 7
+    with pytest.raises(InputError, match=r"grey \(test\) has 10 classes and the model 7 logits"):
+        probe().transfer([seven])
+    with pytest.raises(InputError, match="a model is named twice beside"):
+        probe().transfer([checkpoint(Overfitted())])
+    target = checkpoint(Overfitted(robust=True))
+    probe(precision="bf16").transfer([target], ())
+    assert target.model.precision == "bf16" and attacks == []
+
+
+class Shy(nn.Module):
+    """Right on images that nobody has touched, wrong on all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        touched = (x - x.mean((2, 3), keepdim=True)).abs().amax((1, 2, 3)) + (x.mean((1, 2, 3)) - 128 / 255).abs()
+        return nn.functional.pad(1e-3 - touched[:, None], (0, 9)) + self.weight
 
 
 def test_masks_and_verdict_survive_the_cache(tmp_path: Path) -> None:

@@ -75,6 +75,18 @@ def _globals_kept() -> Iterator[None]:
             sys.settrace(trace)
 
 
+@ATTACKS.register(
+    "aa-fast", summary="AutoAttack without FAB-T and Square: APGD-CE, then APGD-T", source=_SOURCE, cost=1000
+)
+@dataclass(frozen=True, kw_only=True)
+class AutoAttackFast(AutoAttack):
+    """APGD-CE, and APGD-T on what it leaves; not AutoAttack, which would try FAB-T and Square on the rest."""
+
+    name: ClassVar[str] = "aa-fast"
+    title: ClassVar[str] = "AA-fast"
+    members: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t")
+
+
 @ATTACKS.register("apgd-ce", summary="AutoPGD on the cross-entropy, 100 steps", source=_SOURCE, cost=100)
 @dataclass(frozen=True, kw_only=True)
 class APGDCE(AutoAttack):

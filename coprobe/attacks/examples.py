@@ -16,6 +16,16 @@ from coprobe.engine import generator_for, in_batches
 CLEAN = "clean"
 
 
+def clean_images(dataset: Dataset, start: int, stop: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Images start … stop − 1 as floats in [0, 1] and their labels, on the device."""
+    return dataset.images[start:stop].to(device).float().div_(255), dataset.labels[start:stop].to(device)
+
+
+def attack_generator(seed: int, start: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of every attack on the batch that begins with image `start`."""
+    return generator_for(seed, "attack", start, device=device)
+
+
 @dataclass(frozen=True)
 class AdversarialBatch:
     """Images and labels on the device; `images` maps an attack's spec, or `clean`, to a tensor N×C×H×W in [0, 1].
@@ -71,10 +81,9 @@ class AdversarialExamples:
         self._kept = crafted
 
     def _craft(self, start: int, stop: int) -> AdversarialBatch:
-        clean = self.dataset.images[start:stop].to(self.device).float().div_(255)
-        labels = self.dataset.labels[start:stop].to(self.device)
+        clean, labels = clean_images(self.dataset, start, stop, self.device)
         images = {CLEAN: clean}
         for attack in self.attacks:
-            generator = generator_for(self.seed, "attack", start, device=self.device)
+            generator = attack_generator(self.seed, start, self.device)
             images[attack.spec] = attack(self.model, clean, labels, generator=generator)
         return AdversarialBatch(start, labels, images)

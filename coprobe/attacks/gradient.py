@@ -58,7 +58,7 @@ class SignGradientAttack(StepAttack):
         moving = torch.arange(len(x), device=x.device)
         for _ in range(iterations):
             if len(moving):
-                point, gradient, logits = self._gradient(model, x_adv[moving], y[moving])
+                point, gradient, logits = self._gradient(model, x_adv[moving], y[moving], generator)
                 if self.rule == "until-misclassified":
                     correct = logits.argmax(1) == y[moving]
                     moving, point, gradient = moving[correct], point[correct], gradient[correct]
@@ -68,7 +68,10 @@ class SignGradientAttack(StepAttack):
                 x_adv[moving] = project(point + step_size * sign, x[moving], self.epsilon)
             yield x_adv
 
-    def _gradient(self, model: nn.Module, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradient(
+        self, model: nn.Module, point: Tensor, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The point, the gradient of each image's loss there, and the logits; `generator` is for random gradients."""
         with torch.enable_grad():
             point = point.detach().requires_grad_()
             logits = model(point)

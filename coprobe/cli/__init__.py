@@ -16,7 +16,10 @@ from coprobe._version import __version__
 from coprobe.cli import commands
 from coprobe.errors import CoprobeError, unknown
 
-_ORDER = ("demo", "train", "methods", "inspect", "nodes", "activations", "mask", "evaluate", "diagnose", "figure")
+_ORDER = (
+    "demo", "train", "methods", "inspect", "nodes", "activations", "mask", "increments", "evaluate", "transfer",
+    "diagnose", "figure", "table", "claims", "paper",
+)  # fmt: skip
 _LONGEST = 300
 
 

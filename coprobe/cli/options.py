@@ -14,6 +14,7 @@ from coprobe.errors import InputError
 
 if TYPE_CHECKING:
     from coprobe.checkpoint import Checkpoint
+    from coprobe.paper import Results
     from coprobe.probe import Probe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -166,6 +167,14 @@ probing_options = _stack(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
 )
 
+paper_options = _stack(
+    click.option("--scale", default="demo", show_default=True, help="demo, small or paper."),
+    click.option("--runs", type=click.Path(path_type=Path), help="Directory of the runs.  [default: runs/paper/SCALE]"),
+    click.option("--cifar10", help="Where CIFAR-10 is, as in --data of 'coprobe train'."),
+    click.option("--cifar100", help="Where CIFAR-100 is; without it, only --scale paper has its runs."),
+    click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of every run."),
+)
+
 attack_option = click.option(
     "--attack",
     default="pgd:10:rule=always",
@@ -227,6 +236,26 @@ class ProbingOptions:
         )
         memory.remember(checkpoint.path or Path(path))
         return probe
+
+
+@dataclass(frozen=True)
+class PaperOptions:
+    """What the options of `paper_options` were given as."""
+
+    scale: str
+    runs: Path | None
+    cifar10: str | None
+    cifar100: str | None
+    seeds: int
+
+    def results(self) -> Results:
+        """The results in the directory of the runs; raises `InputError` if they are of another scale."""
+        from coprobe.paper import Results, scale_of
+
+        scale = scale_of(self.scale)
+        data = {"cifar10": self.cifar10, "cifar100": self.cifar100}
+        given = {name: spec for name, spec in data.items() if spec}
+        return Results(self.runs or Path("runs/paper") / scale.name, scale, given, self.seeds)
 
 
 def read_checkpoint(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import PAGE, new_figure, paper_style, percent_limits, plain, stamp, whiskers
+from coprobe.figures.bars import Bars, Look, draw_bars
+from coprobe.figures.style import PAGE, new_figure, paper_style, percent_limits, plain, stamp
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _THRESHOLDS = ("#FBDCC4", "#D55E00", "#5E2900")
@@ -27,31 +27,20 @@ def draw(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
     attacks = list(dict.fromkeys(accuracies["attack"]))
     masks = list(dict.fromkeys(accuracies["mask"]))
     colours = _colours(masks)
-    width = 0.84 / len(masks)
+    series = []
+    for mask in masks:
+        rows = accuracies[accuracies["mask"] == mask]
+        name = plain(mask).replace("T_act", r"$T_\mathrm{act}$")
+        label = f"{name} ({rows['masked'].iloc[0]})" if mask != "none" else "no mask"
+        series.append(Bars(label, Look(colours[mask]), rows))
     with paper_style():
         figure = new_figure(PAGE if len(attacks) * len(masks) > 12 else 4.6, 2.6)
         axis = figure.subplots()
-        for place, mask in enumerate(masks):
-            rows = accuracies[accuracies["mask"] == mask].set_index("attack").loc[attacks]
-            x = [group + (place - (len(masks) - 1) / 2) * width for group in range(len(attacks))]
-            name = plain(mask).replace("T_act", r"$T_\mathrm{act}$")
-            label = f"{name} ({rows['masked'].iloc[0]})" if mask != "none" else "no mask"
-            axis.bar(x, 100 * rows["accuracy"], width * 0.92, color=colours[mask], label=label)
-            axis.errorbar(x, 100 * rows["accuracy"], whiskers(rows), fmt="none", ecolor="#333333", elinewidth=0.5)
-            _say_zero(axis, x, rows)
-        limits = percent_limits(100 * accuracies["high"].max())
-        axis.set(ylabel="accuracy (%)", ylim=limits, xticks=range(len(attacks)), xticklabels=attacks)
-        axis.tick_params(axis="x", length=0)
+        draw_bars(axis, attacks, series)
+        axis.set(ylabel="accuracy (%)", ylim=percent_limits(100 * accuracies["high"].max()))
         axis.legend(title="masked (channels)", loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=7)
         stamp(figure, about)
     return figure
-
-
-def _say_zero(axis: Axes, x: list[float], rows: pd.DataFrame) -> None:
-    """Write 0 where a bar is too low to be seen, so that it does not pass for a measurement that is missing."""
-    for place, accuracy, high in zip(x, rows["accuracy"], rows["high"], strict=True):
-        if accuracy < 0.005:
-            axis.annotate("0", (place, 100 * high), (0, 1), textcoords="offset points", ha="center", fontsize=5)
 
 
 def _colours(masks: list[str]) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
-from coprobe.figures.style import COLUMN, PAGE, new_figure, paper_style, percent_limits, plain, stamp, whiskers, wrapped
+from coprobe.figures.bars import Bars, Look, draw_bars
+from coprobe.figures.style import COLUMN, PAGE, new_figure, paper_style, percent_limits, plain, stamp, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,20 +25,19 @@ def draw_accuracies(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
     """
     attacks, noises = (list(dict.fromkeys(accuracies[key])) for key in ("attack", "noise"))
     colours = ("#777777", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
-    width = 0.8 / len(noises)
+    series = [
+        Bars(
+            "no noise" if noise == "none" else f"noise {noise}/255",
+            Look(colour),
+            accuracies[accuracies["noise"] == noise],
+        )
+        for noise, colour in zip(noises, cycle(colours), strict=False)
+    ]
     with paper_style():
         figure = new_figure(COLUMN if len(attacks) * len(noises) <= 10 else PAGE, 2.4)
         axis = figure.subplots()
-        for place, noise in enumerate(noises):
-            rows = accuracies[accuracies["noise"] == noise].set_index("attack").loc[attacks]
-            x = [group + (place - (len(noises) - 1) / 2) * width for group in range(len(attacks))]
-            label = "no noise" if noise == "none" else f"noise {noise}/255"
-            colour = colours[place % len(colours)]
-            axis.bar(x, 100 * rows["accuracy"], width * 0.92, color=colour, label=label)
-            axis.errorbar(x, 100 * rows["accuracy"], whiskers(rows), fmt="none", ecolor="#333333", elinewidth=0.5)
-        limits = percent_limits(100 * accuracies["high"].max())
-        axis.set(ylabel="accuracy (%)", ylim=limits, xticks=range(len(attacks)), xticklabels=attacks)
-        axis.tick_params(axis="x", length=0)
+        draw_bars(axis, attacks, series)
+        axis.set(ylabel="accuracy (%)", ylim=percent_limits(100 * accuracies["high"].max()))
         if len(noises) > 1:
             axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         stamp(figure, about)

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from coprobe._version import __version__
 from coprobe.files import atomic, check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
@@ -27,6 +31,8 @@ COLOURS = {
     "stable": "#0072B2",
     "not robust": "#777777",
     "did not converge": "#777777",
+    "clean-trained": "#777777",
+    "noise-trained": "#009E73",
 }
 #: Nodes from shallow to deep, light to dark.
 NODE_COLOURS = ("#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#000000")
@@ -93,6 +99,42 @@ def whiskers(rows: pd.DataFrame) -> list[pd.Series]:
 def percent_limits(highest: float) -> tuple[float, float]:
     """Limits of an axis of accuracies in percent that go up to `highest`: from 0, with some air, at most to 100."""
     return 0, min(100, max(10, 1.1 * highest))
+
+
+def ramp(colour: str) -> Colormap:
+    """A colour map from a light tint of a colour over the colour itself, exactly at 0.5, to a dark shade of it."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    own = np.array(to_rgb(colour))
+    # Lighter than this a line is hard to see on paper, darker than this every colour looks black.
+    stops = np.stack([0.35 * own + 0.65, own, 0.35 * own])
+    return LinearSegmentedColormap.from_list("ramp", stops, N=257)  # odd, so that one entry is the colour
+
+
+def shades(colour: str, count: int) -> list[str]:
+    """That many shades from light to dark around a colour; a single one is the colour itself."""
+    from matplotlib.colors import to_hex
+
+    colours = ramp(colour)
+    return [to_hex(colours((place + 0.5) / count)) for place in range(count)]
+
+
+def over_seeds(axis: Axes, rows: pd.DataFrame, x: str, y: str, *, color: str, **line: Any) -> None:
+    """Draw column `y` of `rows` against `x`: the mean over the seeds as a line, their range as a band if several.
+
+    Args:
+        axis: where to draw.
+        rows: columns seed, `x`, `y`; one row per seed and `x`.
+        x: name of a column.
+        y: name of a column of fractions, drawn in percent.
+        color: of the line and, lighter, of the band.
+        line: what else `Axes.plot` takes.
+    """
+    seeds = (100 * rows.set_index(x)[y]).groupby(level=0)
+    mean = seeds.mean()
+    axis.plot(mean.index, mean, color=color, **line)
+    if rows["seed"].nunique() > 1:
+        axis.fill_between(mean.index, seeds.min(), seeds.max(), color=color, alpha=0.2, linewidth=0)
 
 
 def stamp(figure: Figure, text: str) -> None:

@@ -13,9 +13,6 @@ from typing import Any
 from coprobe.errors import unknown
 from coprobe.training.recipe import PRESETS, Recipe
 
-#: Knobs that are budgets, and knobs that are weights α3: a scale stretches them.
-_BUDGETS = ("eps_train",)
-_WEIGHTS = ("stable_weight", "co_weight")
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,8 @@ class Scale:
         data: what stands for the paper's data sets, by their names cifar10 and cifar100.
         knobs: of every run, over the paper's own; `None` for a run's own schedule stays.
         stretch: budgets and noise are the paper's times this (digits bear more than photographs).
-        weights: α3 is the paper's times this (short runs bear less).
+        weights: α3 of L_stable is the paper's times this (short runs bear less).
+        co_weights: likewise of L_co, whose second term has no bound and soon outgrows the loss.
         baseline: the method in the place of FGSM-MEP; FGSM from a zero start collapses within few updates.
         own_schedules: whether runs keep schedules of their own (ATAS, ZeroGrad).
         co_images: training images on which L_co chooses its channels.
@@ -43,6 +41,7 @@ class Scale:
     attacks: Mapping[str, str]
     stretch: float = 1.0
     weights: float = 1.0
+    co_weights: float = 1.0
     baseline: str = "fgsm-mep"
     own_schedules: bool = False
     co_images: int = 2000
@@ -63,15 +62,16 @@ SCALES = {
             "handwritten digits, ResNet-18 of width 16, minutes on a laptop",
             {"cifar10": "digits"},
             {
-                "width": 16, "limit_train": 512, "held_out": 64, "epochs": 7, "batch_size": 32, "lr": 0.05,
+                "width": 16, "limit_train": 448, "held_out": 50, "epochs": 6, "batch_size": 16, "lr": 0.05,
                 "schedule": "constant", "augment": "crop",
             },
             {**_ATTACKS, "aa": "apgd-ce"},
-            stretch=3.5,
+            stretch=2.5,
             weights=0.1,
+            co_weights=0.001,
             baseline="fgsm",
             co_images=100,
-            images=60,
+            images=50,
         ),
         Scale(
             "small",
@@ -80,6 +80,7 @@ SCALES = {
             {"width": 16, "limit_train": 3000, "held_out": 200, "epochs": 8, "batch_size": 32, "lr": 0.2},
             {**_ATTACKS, "apgd_t": "apgd-t", "aa": "aa-fast"},
             weights=0.25,
+            co_weights=0.001,
             baseline="fgsm",
             co_images=300,
             images=100,
@@ -134,8 +135,8 @@ class PaperRun:
             knobs["method"] = scale.baseline
             if scale.baseline != "fgsm-mep":  # options and the logit term are FGSM-MEP's; others have none by default
                 knobs.pop("options", None)
-        knobs |= {key: scale.budget(knobs[key]) for key in _BUDGETS if key in knobs}
-        knobs |= {key: scale.weights * knobs[key] for key in _WEIGHTS if key in knobs}
+        factors = {"eps_train": scale.stretch, "stable_weight": scale.weights, "co_weight": scale.co_weights}
+        knobs |= {key: factor * knobs[key] for key, factor in factors.items() if key in knobs}
         if "co_node" in knobs:
             knobs["co_images"] = scale.co_images
         knobs["eps_also"] = scale.budget(16) if self.watched else 0.0

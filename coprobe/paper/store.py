@@ -53,7 +53,8 @@ def read(path: Path, key: str) -> pd.DataFrame | None:
         if facts["key"] != key:
             return None
         if facts["sha256"] == _digest(path.read_bytes()):
-            return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+            # a column of empty sources is one of text, too
+            return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"source": str})
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise DamagedError(f"{path}: damaged result; 'coprobe paper --repair' makes it again")

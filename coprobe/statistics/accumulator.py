@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,25 +40,44 @@ def channel_sums(clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         Float64 tensors (channels,); `norm`, a float64 scalar, is the sum over images of the unsquared L2
         norm of the whole difference (the summand of Eq. 5).
     """
+    portions = [_sums(*pair) for pair in _portions(clean, adversarial)]
+    return {name: torch.stack([portion[name] for portion in portions]).sum(0) for name in portions[0]}
+
+
+def differences_squared(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """V of Eq. 6 per image: the squared L2 norm of the difference in each channel, float64 (batch, channels).
+
+    Args:
+        clean: activations (batch, channels, …).
+        adversarial: activations of the same shape.
+    """
+    return torch.cat([_squared(b.double() - a.double()) for a, b in _portions(clean, adversarial)])
+
+
+def _portions(clean: Tensor, adversarial: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of few images each, (images, channels, positions)."""
     clean, adversarial = (x.reshape(*x.shape[:2], math.prod(x.shape[2:])) for x in (clean, adversarial))
     per_image = max(1, clean.shape[1] * clean.shape[2])
     images = max(1, _PORTION.get(clean.device.type, _PORTION_ELSEWHERE) // per_image)
-    portions = [_sums(*pair) for pair in zip(clean.split(images), adversarial.split(images), strict=True)]
-    return {name: torch.stack([portion[name] for portion in portions]).sum(0) for name in portions[0]}
+    return zip(clean.split(images), adversarial.split(images), strict=True)
+
+
+def _squared(difference: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(difference, dim=2).square()
 
 
 def _sums(clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
     """The sums over (images, channels, positions)."""
     clean, adversarial = clean.double(), adversarial.double()
     difference = adversarial - clean
-    squared = torch.linalg.vector_norm(difference, dim=2).square()  # images, channels: V of Eq. 6
+    squared = _squared(difference)  # images, channels: V of Eq. 6
     return {
         "difference_squared": squared.sum(0),
         "difference": difference.sum(2).sum(0),
         "clean": clean.sum(2).sum(0),
-        "clean_squared": torch.linalg.vector_norm(clean, dim=2).square().sum(0),
+        "clean_squared": _squared(clean).sum(0),
         "adversarial": adversarial.sum(2).sum(0),
-        "adversarial_squared": torch.linalg.vector_norm(adversarial, dim=2).square().sum(0),
+        "adversarial_squared": _squared(adversarial).sum(0),
         "norm": squared.sum(1).sqrt().sum(),
     }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from coprobe.errors import InputError
 from coprobe.files import write_table
 from coprobe.nodes import record
 from coprobe.statistics.accumulator import SUMS, ChannelAccumulator
+from coprobe.statistics.reading import read_frame
 
 #: How the sum over images in Eq. 6 is read, see `ChannelStatistics.t_act`.
 READINGS = ("mean", "sum", "mse")
@@ -111,36 +111,8 @@ class ChannelStatistics:
     @staticmethod
     def read(path: str | Path) -> ChannelStatistics:
         """Read what `write` wrote, by suffix; raises `InputError` if it is no such file."""
-        path = Path(path)
-        try:
-            frame = _READERS[path.suffix.lower()](path)
-        except Exception as error:  # pandas and pyarrow raise a dozen types for damaged files
-            raise InputError(f"{path}: can't be read as channel statistics; make them again") from error
-        missing = {"node", "channel", "channels", "positions", "images", "norm", *SUMS} - set(frame.columns)
-        if missing:
-            raise InputError(f"{path}: no channel statistics (lacks {', '.join(sorted(missing))})")
-        return ChannelStatistics(frame)
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    frame = pd.read_csv(path, dtype={"node": str})  # text also where a module is called "1"
-    about = path.with_suffix(".provenance.json")
-    frame.attrs = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
-    return frame
-
-
-def _read_json(path: Path) -> pd.DataFrame:
-    about = json.loads(path.read_text(encoding="utf-8"))
-    frame = pd.DataFrame(about.pop("rows"))
-    frame.attrs = about
-    return frame
-
-
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".parquet": pd.read_parquet,
-    ".csv": _read_csv,
-    ".json": _read_json,
-}
+        columns = {"node", "channel", "channels", "positions", "images", "norm", *SUMS}
+        return ChannelStatistics(read_frame(path, "channel statistics", columns))
 
 
 def collect(

@@ -139,6 +139,14 @@ class Run:
         write_json(self.directory / "recipe.json", {**self.about(), "outcome": outcome})
         self.tidy()
 
+    def give_up(self) -> None:
+        """Write that the run ended because it diverged, after the epochs that are there."""
+        history = self.history if (self.directory / "history.csv").exists() else pd.DataFrame({"pgd10": []})
+        accuracies = list(history["pgd10"])
+        best = max(range(len(accuracies)), key=lambda place: (accuracies[place], place), default=-1) + 1
+        ended = {"ended_by": "divergence", "epochs": len(accuracies), "best_epoch": best}
+        self.finish({**ended, "collapse_epoch": collapse_epoch(accuracies), "converged": False})
+
     def tidy(self) -> None:
         """Remove what only an unfinished run needs, and what killed processes left half-written."""
         sweep(self.directory)

@@ -13,7 +13,7 @@ import torch
 
 from coprobe.collapse import collapse_epoch, converged
 from coprobe.data import Dataset
-from coprobe.errors import InputError, InterruptedRunError, RunError
+from coprobe.errors import DivergedError, InputError, InterruptedRunError, RunError
 from coprobe.files import check_writable_directory
 from coprobe.training.assembly import Assembly, assemble
 from coprobe.training.interruption import Interruption
@@ -268,7 +268,7 @@ class _Job:
 
     def _check_finite(self) -> None:
         if not self.loop.is_finite():
-            raise RunError(
+            raise DivergedError(
                 f"training diverged in epoch {self.loop.epoch + 1} (its losses or weights are not finite); "
                 f"{self._kept}; lower --lr"
             )

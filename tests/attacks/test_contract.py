@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from coprobe.attacks import ATTACKS, Attack, StepAttack, parse
+from coprobe.attacks.autoattack import AutoAttack
 from coprobe.errors import InputError
 from tests.attacks.small import convolutional, fingerprint, linear, trained
 
-CHEAP = 100  # forward and backward passes per image
-QUICK = [entry.name for entry in ATTACKS.entries() if entry.facts["cost"] < CHEAP]
-SLOW = [entry.name for entry in ATTACKS.entries() if entry.facts["cost"] >= CHEAP]
+SLOW = [entry.name for entry in ATTACKS.entries() if issubclass(entry.value, AutoAttack)]
+QUICK = [name for name in ATTACKS if name not in SLOW]
 STEPPING = [entry.name for entry in ATTACKS.entries() if issubclass(entry.value, StepAttack)]
 EVERY = pytest.mark.parametrize("spec", list(ATTACKS))
 VARIANTS = ["fgsm:start=zero", "pgd:3:restarts=2:rule=always", "pgd:2:step-size=255:start=zero", "cw:4:rule=always"]
+VARIANTS += ["pgd-eot:2:samples=3:noise=255:restarts=2"]
 
 # (channels, height, width): height, width and channels all differ
 SHAPES = [(3, 4, 5), (1, 6, 3), (2, 3, 7)]
@@ -182,11 +183,13 @@ def test_circumstances_do_not_matter(spec: str, context: str) -> None:
 @pytest.mark.parametrize("abandoned", [False, True], ids=["stopped", "raised"])
 def test_steps_leave_the_model_between_steps_and_when_abandoned(spec: str, abandoned: bool) -> None:
     x, y = images((3, 4, 5), 3, 5, 0)
-    model = convolutional((3, 4, 5), 5, blows=3 if abandoned and spec != "fgsm" else 0)
+    attack = parse(f"{spec}:rule=always", 0.1)
+    fuse = 2 * getattr(attack, "samples", 1) + 1  # in the third step
+    model = convolutional((3, 4, 5), 5, blows=fuse if abandoned and spec != "fgsm" else 0)
     before = fingerprint(model)
     taken = []
     try:
-        for x_t in parse(f"{spec}:rule=always", 0.1).steps(model, x, y):  # type: ignore[attr-defined]
+        for x_t in attack.steps(model, x, y):  # type: ignore[attr-defined]
             taken.append(x_t)
             assert fingerprint(model) == before
             if not abandoned and len(taken) == 2:
@@ -241,7 +244,7 @@ def test_few_classes(spec: str) -> None:
     with torch.no_grad():
         y = model(x).argmax(1)
     before = fingerprint(model)
-    if spec in ("aa", "apgd-t"):
+    if spec in ("aa", "aa-fast", "apgd-t"):
         with pytest.raises(InputError, match="needs at least 4 classes, and this model has 2; use pgd or cw"):
             parse(spec, 1)(model, x, y)
         assert fingerprint(model) == before
@@ -257,4 +260,5 @@ def test_double_images_are_refused_by_what_computes_in_float(spec: str) -> None:
 
 
 def test_slow_attacks_are_known_to_be_slow() -> None:
-    assert set(SLOW) == {"aa", "apgd-ce", "apgd-t", "fab-t", "square"}
+    assert set(SLOW) == {"aa", "aa-fast", "apgd-ce", "apgd-t", "fab-t", "square"}
+    assert all(ATTACKS.entry(name).facts["cost"] >= 100 for name in SLOW)

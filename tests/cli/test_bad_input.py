@@ -168,7 +168,7 @@ TABLE = [
     ("figure 3 tiny.pt --out text.pt/figures", r"text\.pt: is not a directory"),
     ("demo --out text.pt", r"text\.pt: is not a directory"),
     # Usage.
-    ("frobnicate", r"unknown command 'frobnicate'; choose from demo, train"),
+    ("frobnicate", r"unknown command 'frobnicate'; the first of \d+ known: demo, train"),
     ("msak", r"unknown command 'msak'; did you mean mask\?"),
     ("--nope", r"No such option '?--nope"),
     ("inspect", r"Missing argument 'CHECKPOINT'"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coprobe.errors import RunError
-from coprobe.statistics import ChannelAccumulator, accumulator, channel_sums
+from coprobe.statistics import ChannelAccumulator, accumulator, channel_sums, differences_squared
 
 SHAPES = [(7, 5, 4, 3), (7, 6), (3, 2, 9), (5, 1, 1, 1)]
 
@@ -128,3 +128,15 @@ def test_values_that_are_not_finite_are_an_error(value: float, side: int) -> Non
     batch[side][3, 2, 1, 1] = value
     with pytest.raises(RunError, match="not finite"):
         filled(BATCHES[0], (batch[0], batch[1])).compute()
+
+
+@pytest.mark.parametrize("limit", [1, 60, 10**6])
+def test_differences_of_every_image(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(accumulator._PORTION, "cpu", limit)
+    clean, adversarial = BATCHES[2]
+    found = differences_squared(clean, adversarial)
+    assert found.shape == clean.shape[:2] and found.dtype == torch.float64
+    for image in range(len(clean)):
+        for k in range(clean.shape[1]):
+            moved = adversarial[image, k].double() - clean[image, k].double()
+            assert found[image, k].item() == pytest.approx(float((moved**2).sum()), rel=1e-12)

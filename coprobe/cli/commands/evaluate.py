@@ -6,22 +6,14 @@ from typing import Any
 
 import click
 
-from coprobe.cli.options import ProbingOptions, comma_separated, debug_option, probing_options
-from coprobe.cli.output import Output, output_options, percent, print_table
+from coprobe.cli.accuracies import measuring_options, parse_noises, print_accuracies
+from coprobe.cli.options import ProbingOptions, debug_option, probing_options
+from coprobe.cli.output import Output, output_options
 
 
 @click.command(short_help="Accuracy under attacks and noise.")
 @click.argument("checkpoints", nargs=-1, required=True)
-@click.option(
-    "--attacks",
-    default="fgsm,pgd:10",
-    show_default=True,
-    callback=comma_separated,
-    help="fgsm, pgd:50, cw, apgd-ce, apgd-t, aa, …, with options: pgd:50:restarts=10:step-size=4.",
-)
-@click.option(
-    "--noise", "noises", multiple=True, help="none, uniform:16 or gauss:8, added after the attack; repeatable."
-)
+@measuring_options
 @probing_options
 @output_options
 @debug_option
@@ -29,6 +21,7 @@ def command(
     checkpoints: tuple[str, ...],
     attacks: tuple[str, ...],
     noises: tuple[str, ...],
+    noise_draws: int,
     as_json: bool,
     out: Any,
     plot: Any,
@@ -42,16 +35,15 @@ def command(
     """
     import pandas as pd
 
-    from coprobe.evaluation import NO_NOISE, Noise
     from coprobe.paper.sources import readable_attacks
 
     output = Output(as_json, out, plot)
-    drawn_from = [Noise.parse(spec) for spec in noises] or [NO_NOISE]
+    drawn_from = parse_noises(noises)
     options = ProbingOptions(**probing)
     probes = {path: options.probe(path) for path in checkpoints}  # all before the first attack
     parts = []
     for path, probe in probes.items():
-        evaluation = probe.evaluate(attacks, drawn_from)
+        evaluation = probe.evaluate(attacks, drawn_from, noise_draws)
         parts.append(readable_attacks(evaluation, probe.epsilon).assign(model=path))
     frame = pd.concat(parts, ignore_index=True)
     frame.attrs = {
@@ -60,18 +52,8 @@ def command(
     }
 
     def show() -> None:
-        for path in checkpoints:
-            rows = [
-                [
-                    row["attack"],
-                    row["noise"],
-                    percent(row["accuracy"]),
-                    f"{percent(row['low'])} – {percent(row['high'])}",
-                ]
-                for row in frame[frame["model"] == path].to_dict("records")
-            ]
-            title = f"{path}: accuracy (%), {probes[path].caption}"
-            print_table(title, ["attack", "noise", "accuracy", "95 % interval"], rows, left=2)
+        for path, probe in probes.items():
+            print_accuracies(f"{path}: accuracy (%), {probe.caption}", frame[frame["model"] == path])
 
     def draw() -> Any:
         from coprobe.figures.overview import draw_accuracies

@@ -2,50 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from coprobe.cli.options import ProbingOptions, debug_option, probing_options
+from coprobe.cli.options import PaperOptions, ProbingOptions, debug_option, paper_options, probing_options
 from coprobe.cli.output import message
+from coprobe.errors import unknown
 
 
-@click.command(short_help="Draw figure 1, 3 or 4 of the paper from runs.")
+@click.command(short_help="A figure of the paper, from its runs or from yours.")
 @click.argument("number", type=int)
-@click.argument("runs", nargs=-1, required=True)
+@click.argument("runs_to_draw", metavar="[RUN]...", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the drawn numbers as JSON.")
+@paper_options
 @probing_options
 @debug_option
-def command(number: int, runs: tuple[str, ...], out: Path, as_json: bool, **probing: Any) -> None:
-    """Draw figure 1, 3 or 4 of the paper from run directories (3 and 4 also from checkpoint files).
+def command(number: int, runs_to_draw: tuple[str, ...], out: Path, as_json: bool, **options: Any) -> None:
+    """Draw figure 1 to 12 of the paper; writes figNN.png, figNN.pdf and figNN.csv, the numbers that are drawn.
 
-    Writes figNN.png, figNN.pdf and figNN.csv, the numbers that are drawn. Figure 1 shows accuracy and V_act
-    over the epochs, figure 3 T_act per channel, figure 4 the first run's accuracy with channels masked.
-    Statistics are kept in the run directory and used again for the same weights, images and settings.
+    Without RUN: from the runs that 'coprobe paper' made at --scale. With run directories of yours: figure 1
+    (accuracy and V_act over the epochs), 3 (T_act per channel) or 4 (the first run with channels masked); 3 and 4
+    take checkpoint files as well. Statistics of your runs are kept in their directories and used again.
 
     \b
-    Example:
+    Examples:
+      coprobe figure 8 --scale small
       coprobe figure 3 runs/co runs/stable --out figures
     """
     import json
 
-    from coprobe.figures.style import save_all
     from coprobe.files import check_writable_directory, records
-    from coprobe.paper.sources import draw, source
 
     check_writable_directory(out)
-    options = ProbingOptions(**probing)
+    paper = {key: options.pop(key) for key in PaperOptions.__dataclass_fields__}
+    files, frame = (
+        _of_runs(number, runs_to_draw, out, ProbingOptions(**options))
+        if runs_to_draw
+        else _of_paper(number, out, PaperOptions(**paper))
+    )
+    if as_json:
+        click.echo(json.dumps({"files": list(map(str, files)), "rows": records(frame)}, indent=2, allow_nan=False))
+    else:
+        for path in files:
+            click.echo(str(path))
+
+
+def _of_paper(number: int, out: Path, options: PaperOptions) -> tuple[list[Path], Any]:
+    from coprobe.paper.pictures import FIGURES
+    from coprobe.paper.plan import chosen
+
+    if number not in FIGURES:
+        raise unknown("figure", str(number), map(str, FIGURES))
+    results = options.results()
+    frame = FIGURES[number].content(results)
+    (item,) = chosen([f"fig{number}"])
+    return item.render(results, out), frame
+
+
+def _of_runs(number: int, runs: Sequence[str], out: Path, options: ProbingOptions) -> tuple[list[Path], Any]:
+    from coprobe.figures.style import save_all
+    from coprobe.paper.sources import draw, source
+
     sources = [source(path, lambda path: options.probe(path, cache=True)) for path in runs]
     drawn = draw(number, sources)
     about = {**sources[0].probe.facts, "runs": ", ".join(runs)}
-    paths = save_all(drawn.figure, drawn.frame, out, drawn.name, about)
-    if as_json:
-        click.echo(
-            json.dumps({"files": list(map(str, paths)), "rows": records(drawn.frame)}, indent=2, allow_nan=False)
-        )
-    else:
-        for path in paths:
-            click.echo(str(path))
     message(f"figure {number} from {', '.join(runs)}")
+    return save_all(drawn.figure, drawn.frame, out, drawn.name, about), drawn.frame

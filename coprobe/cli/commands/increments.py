@@ -1,0 +1,58 @@
+"""`coprobe increments`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from coprobe.cli.options import ProbingOptions, debug_option, probing_options
+from coprobe.cli.output import Output, output_options, print_table
+
+
+@click.command(short_help="How far channels move at each step (Fig. 10).")
+@click.argument("checkpoint")
+@click.option("--node", "nodes", multiple=True, help="A…E or a module path; repeatable.  [default: A]")
+@click.option(
+    "--attack",
+    default="pgd:10:rule=always",
+    show_default=True,
+    help="One that hands out its steps: fgsm, pgd, cw, pgd-eot, with options.",
+)
+@probing_options
+@output_options
+@debug_option
+def command(
+    checkpoint: str, nodes: tuple[str, ...], attack: str, as_json: bool, out: Any, plot: Any, **probing: Any
+) -> None:
+    """Sum over the images of each channel's squared change (S_k, Eq. 6 without tanh and α) at every step of an attack.
+
+    s is the change since the clean image, s_step since the step before; step 0 is the attack's random start. S_k
+    grows with the number of images: compare at equal --limit.
+
+    \b
+    Example:
+      coprobe increments runs/co --node A --node B --limit 256 --plot increments.png
+    """
+    output = Output(as_json, out, plot)
+    probe = ProbingOptions(**probing).probe(checkpoint)
+    increments = probe.increments(nodes or ("A",), attack)
+    table = increments.table()
+
+    def show() -> None:
+        rows = []
+        for node in table["node"].unique():
+            moved, stepped = increments.s(node), increments.s_step(node)
+            for step, (s, s_step) in enumerate(zip(moved, stepped, strict=True)):
+                last = f"{s_step.sum():.3g}" if step else ""
+                rows.append([node, str(step), f"{s.sum():.3g}", last, f"{s.max():.3g}", str(s.argmax())])
+        header = ["node", "step", "sum of S_k", "since step before", "largest S_k", "channel"]
+        print_table(f"{table.attrs['attack']}, {probe.caption}", header, rows)
+
+    def draw() -> Any:
+        from coprobe.figures import fig10
+
+        label = probe.checkpoint.path.name if probe.checkpoint.path else "model"
+        return fig10.draw(table[table["step"] > 0].assign(model=label, kind=""), about=probe.caption)
+
+    output.give(table, show, draw)

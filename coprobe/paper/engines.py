@@ -1,0 +1,291 @@
+"""Where the jobs of the plan are done: in processes of this machine, or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError, unknown
+from coprobe.paper.jobs import Job, Order, execute
+from coprobe.training.interruption import Interruption
+
+ENGINES = ("local", "ray")
+#: How often a job is begun before a worker that dies in it is a failure.
+ATTEMPTS = 3
+#: Seconds between two looks at whether somebody wants to stop.
+_LOOK_EVERY = 0.5
+#: Seconds that workers have to save what they have when the work is stopped.
+_TIME_TO_SAVE = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job was not done."""
+
+    job: Job
+    reason: str
+
+
+class Engine(ABC):
+    """Does jobs, several at a time."""
+
+    @property
+    @abstractmethod
+    def free(self) -> bool:
+        """Whether another job can be submitted."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Begin a job."""
+
+    @abstractmethod
+    def finished(self) -> list[tuple[Job, str | None]]:
+        """The jobs that ended since the last look, each with the reason if it failed; waits a moment for one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop whatever is being done, in good order."""
+
+
+def work(
+    jobs: Sequence[Job],
+    engine: Engine,
+    *,
+    on_begin: Callable[[Job], None] = lambda job: None,
+    on_end: Callable[[Job, str | None], None] = lambda job, reason: None,
+) -> list[Failure]:
+    """Do all jobs, each after those that it needs; what can't be done does not keep the others from being done.
+
+    Raises:
+        InterruptedRunError: SIGTERM or SIGINT came; what was done is kept.
+        RunError: the disk is full; likewise.
+    """
+    waiting = {job.name: job for job in jobs}
+    running: set[str] = set()
+    failures: dict[str, Failure] = {}
+
+    def fail(job: Job, reason: str) -> None:
+        if os.strerror(errno.ENOSPC) in reason:
+            raise RunError(f"{job.name}: {reason}; make room, and the same command goes on")
+        failures[job.name] = Failure(job, reason)
+        on_end(job, reason)
+
+    with Interruption() as interruption:
+        try:
+            while waiting or running:
+                for job in [job for job in waiting.values() if set(job.after) & set(failures)]:
+                    fail(waiting.pop(job.name), f"needs {next(name for name in job.after if name in failures)}")
+                for job in list(waiting.values()):
+                    if engine.free and not set(job.after) & (set(waiting) | running):
+                        engine.submit(waiting.pop(job.name))
+                        running.add(job.name)
+                        on_begin(job)
+                for job, reason in engine.finished():
+                    running.discard(job.name)
+                    if reason is not None:
+                        fail(job, reason)
+                    else:
+                        on_end(job, None)
+                if interruption.signal is not None:
+                    raise InterruptedRunError("stopped; the same command goes on", interruption.signal)
+        finally:
+            engine.close()
+    return list(failures.values())
+
+
+def answer(job: Job, order: Order) -> str | None:
+    """Do a job; the reason if it failed. What was not foreseen comes with its traceback."""
+    try:
+        execute(job, order)
+    except (InterruptedRunError, KeyboardInterrupt):
+        return "stopped"
+    except CoprobeError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or job.run}: {error.strerror or error}"
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: Connection
+    job: Job | None = None
+
+
+class LocalEngine(Engine):
+    """Worker processes on this machine, each with one thread on a CPU; on a GPU they share it.
+
+    A worker that dies is replaced and its job begun again; when this process dies, its workers save and end.
+
+    Args:
+        order: what is made.
+        count: workers at a time.
+    """
+
+    def __init__(self, order: Order, count: int) -> None:
+        self._order = order
+        self._count = count
+        self._workers: list[_Worker] = []
+        self._attempts: dict[str, int] = {}
+
+    @property
+    def free(self) -> bool:
+        return sum(worker.job is not None for worker in self._workers) < self._count
+
+    def submit(self, job: Job) -> None:
+        """Hand a job to an idle worker, or to a new one."""
+        idle = [worker for worker in self._workers if worker.job is None]
+        worker = idle[0] if idle else self._hire()
+        self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
+        worker.job = job
+        worker.connection.send(job)
+
+    def finished(self) -> list[tuple[Job, str | None]]:
+        """What ended; a job whose worker died is begun again, up to `ATTEMPTS` times."""
+        ended: list[tuple[Job, str | None]] = []
+        busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
+        for ready in wait(list(busy), timeout=_LOOK_EVERY):
+            worker = busy[ready]  # type: ignore[index]
+            job, worker.job = worker.job, None
+            assert job is not None
+            try:
+                ended.append((job, worker.connection.recv()))
+            except (EOFError, OSError):
+                worker.process.join()
+                self._workers.remove(worker)
+                if self._attempts[job.name] < ATTEMPTS:
+                    self.submit(job)
+                else:
+                    ended.append((job, f"its worker died (exit code {worker.process.exitcode}), {ATTEMPTS} times"))
+        return ended
+
+    def close(self) -> None:
+        """Ask the workers to save and end, and see that they do."""
+        for worker in self._workers:
+            if worker.job is not None:
+                worker.process.terminate()
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join(_TIME_TO_SAVE)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+    def _hire(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._order), daemon=False)
+        process.start()
+        theirs.close()
+        self._workers.append(_Worker(process, ours))
+        return self._workers[-1]
+
+
+def _serve(connection: Connection, order: Order) -> None:
+    """A worker: one job after the other, until there are no more."""
+    import torch
+
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C goes to the parent alone, which asks the workers once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if order.device == "cpu":
+        torch.set_num_threads(1)  # results must not depend on how many jobs run
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, OSError):
+            return
+        reason = answer(job, order)
+        try:
+            connection.send(reason)
+        except OSError:
+            return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class RayEngine(Engine):
+    """Tasks of a Ray cluster, over as many machines as it has; the directory of the runs must be shared by them.
+
+    A task whose worker or machine dies is begun again by Ray, and goes on from what its run has saved.
+
+    Args:
+        order: what is made.
+        gpus: share of a GPU that a job takes; 0 on CPUs.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+
+    def __init__(self, order: Order, gpus: float = 0.0) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise InputError("--engine ray needs Ray; run 'pip install coprobe[cluster]'") from None
+        self._ray: Any = ray
+        self._begun = not ray.is_initialized()
+        if self._begun:
+            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=ATTEMPTS - 1)(_on_cluster)
+        self._order = order
+        self._running: dict[Any, Job] = {}
+
+    @property
+    def free(self) -> bool:
+        return True  # Ray keeps what has no place yet
+
+    def submit(self, job: Job) -> None:
+        """Make a job a task."""
+        self._running[self._task.remote(job, self._order)] = job
+
+    def finished(self) -> list[tuple[Job, str | None]]:
+        """What ended."""
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_LOOK_EVERY)
+        ended: list[tuple[Job, str | None]] = []
+        for task in ready:
+            job = self._running.pop(task)
+            try:
+                ended.append((job, self._ray.get(task)))
+            except self._ray.exceptions.RayError as error:
+                ended.append((job, f"its worker died, {ATTEMPTS} times ({type(error).__name__})"))
+        return ended
+
+    def close(self) -> None:
+        """Cancel what still runs; leave a cluster that was there before as it was."""
+        for task in self._running:
+            self._ray.cancel(task)
+        if self._begun:
+            self._ray.shutdown()
+
+
+def _on_cluster(job: Job, order: Order) -> str | None:
+    import torch
+
+    if order.device == "cpu":
+        torch.set_num_threads(1)
+    return answer(job, order)
+
+
+def make_engine(name: str, order: Order, *, count: int, gpus: float = 0.0) -> Engine:
+    """The engine of this name; `InputError` for an unknown one."""
+    if name not in ENGINES:
+        raise unknown("engine", name, ENGINES)
+    return LocalEngine(order, count) if name == "local" else RayEngine(order, gpus)

@@ -1,0 +1,193 @@
+"""The work of the plan in jobs that any engine can do: train a run, measure a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from coprobe.attacks import parse
+from coprobe.attacks.base import ATTACKS
+from coprobe.errors import DivergedError
+from coprobe.files import exclusive
+from coprobe.paper.measure import DRAWS, Measurer, due
+from coprobe.paper.needs import Need, merged
+from coprobe.paper.results import Results
+from coprobe.paper.runs import Scale
+from coprobe.paper.store import DamagedError, about
+from coprobe.training import METHODS
+from coprobe.training.recipe import Recipe
+
+#: Training images of CIFAR; a fifth as many are test images.
+_ALL_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be made, in plain values, so that it can be sent to another process or machine.
+
+    Args:
+        directory: of the runs.
+        scale: how large.
+        needs: what is to be measured.
+        data: see `Results`.
+        seeds: see `Results`.
+        device: where to train and measure.
+        repair: make damaged results and runs of another recipe again, instead of refusing them.
+    """
+
+    directory: Path
+    scale: Scale
+    needs: tuple[Need, ...]
+    data: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = 1
+    device: str = "cpu"
+    repair: bool = False
+
+    @cached_property
+    def results(self) -> Results:
+        """The results of these runs so far."""
+        return Results(self.directory, self.scale, self.data, self.seeds)
+
+    def due(self, job: Job) -> list[Need]:
+        """What a job has to measure."""
+        return _missing(self, job.kind, job.run, job.seed, trained=_name("train", job.run, job.seed) not in job.after)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of the work on one run.
+
+    Attributes:
+        kind: `train`, `measure`, or `transfer`, which needs other runs too.
+        run: name of the run.
+        seed: which of its trainings.
+        after: names of the jobs that come first.
+        passes: about how many forward and backward passes of one image it takes.
+    """
+
+    kind: str
+    run: str
+    seed: int
+    after: tuple[str, ...] = ()
+    passes: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """For example "train mep-12"."""
+        return _name(self.kind, self.run, self.seed)
+
+
+def _name(kind: str, run: str, seed: int) -> str:
+    return f"{kind} {run}" + (f" (seed {seed})" if seed else "")
+
+
+def plan_jobs(order: Order) -> list[Job]:
+    """What is still to do, in the order of the plan; raises `InputError` for a run of another recipe."""
+    wanted = {need.run for need in order.needs} | {source for need in order.needs for source in need.sources}
+    places = [(run, seed) for run in order.results.runs if run in wanted for seed in range(order.seeds)]
+    training = [
+        Job("train", run, seed, passes=_training(order.results.recipe(run, seed)))
+        for run, seed in places
+        if not _is_trained(order, run, seed)
+    ]
+    untrained = {job.name: job for job in training}
+    found = []
+    for run, seed in places:
+        own = _name("train", run, seed)
+        if own in untrained:
+            found.append(untrained[own])
+        for kind in ("measure", "transfer"):
+            needs = _missing(order, kind, run, seed, trained=own not in untrained)
+            if needs:
+                sources = [_name("train", source, seed) for need in needs for source in need.sources]
+                after = tuple(name for name in dict.fromkeys([own, *sources]) if name in untrained)
+                found.append(Job(kind, run, seed, after, sum(_measuring(order, need) for need in needs)))
+    return found
+
+
+def execute(job: Job, order: Order) -> None:
+    """Do a job; raises what training and measuring raise."""
+    import torch
+
+    results = order.results
+    run = results.run(job.run, job.seed)
+    with exclusive(run.directory):
+        if job.kind == "train":
+            if not _is_trained(order, job.run, job.seed):
+                _train(order, job)
+            return
+        measurer = Measurer(results, job.run, job.seed, torch.device(order.device))
+        for need in _missing(order, job.kind, job.run, job.seed, trained=True):
+            measurer.measure(need)
+
+
+def _train(order: Order, job: Job) -> None:
+    from coprobe.training import train
+
+    recipe, run = order.results.recipe(job.run, job.seed), order.results.run(job.run, job.seed)
+    other = run.begun and not order.results.is_planned(job.run, job.seed)
+    try:
+        train(recipe, run.directory, device=order.device, overwrite=other, resume=not other)
+    except DivergedError:
+        run.give_up()
+
+
+def _is_trained(order: Order, run: str, seed: int) -> bool:
+    if order.repair and not order.results.is_planned(run, seed):
+        return False
+    return order.results.is_trained(run, seed)
+
+
+def _missing(order: Order, kind: str, run: str, seed: int, *, trained: bool) -> list[Need]:
+    """What a job of this kind has to measure of a run."""
+    needs = [need for need in order.needs if need.run == run and _measured_by(kind, need)]
+    if not trained:
+        return merged(needs)
+    if order.repair:
+        for need in needs:
+            _repair(order.results, need.on(order.results.which(run, need.which, seed)), seed)
+    return due(order.results, needs, run, seed)
+
+
+def _measured_by(kind: str, need: Need) -> bool:
+    return need.kind != "history" and (need.kind == "transfer") == (kind == "transfer")
+
+
+def _repair(results: Results, need: Need, seed: int) -> None:
+    """Remove a damaged result, so that it is missing."""
+    try:
+        results.find(need, seed)
+    except DamagedError:
+        results.path(need, seed).unlink()
+        about(results.path(need, seed)).unlink(missing_ok=True)
+
+
+def _training(recipe: Recipe) -> float:
+    """Passes of a training: FGSM takes two per image, PGD-10 with clean and FGSM images twelve to measure."""
+    images = recipe.limit_train or _ALL_IMAGES
+    radii = 2 if recipe.eps_also not in (0, recipe.eps_train) else 1
+    cost = float(METHODS.entry(recipe.method).facts["cost"])
+    return recipe.epochs * (2 * cost * images + 12 * radii * recipe.held_out)
+
+
+def _measuring(order: Order, need: Need) -> float:
+    """Passes of a measurement, at most: images that are misclassified leave most attacks early."""
+    results = order.results
+    images = results.scale.images or _ALL_IMAGES // 5
+    if need.kind in ("channels", "increments"):
+        return 12.0 * images
+    specs = [spec for attack in results.attacks(need)[1:] if (spec := results.spec(attack))]
+    crafted = sum(_cost(spec) for spec in specs) + (70 if need.kind == "overlap" else 0)
+    looks = len(need.noises) * DRAWS / 3 * (len(specs) + 1)
+    return images * (crafted + looks) * max(1, len(need.sources))
+
+
+def _cost(spec: str) -> float:
+    """Passes of an attack per image."""
+    attack = parse(spec, 0)
+    steps = getattr(attack, "iterations", None)
+    if steps is None:
+        return float(ATTACKS.entry(attack.name).facts["cost"])
+    return float(steps * getattr(attack, "restarts", 1) * getattr(attack, "samples", 1))

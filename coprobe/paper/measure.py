@@ -1,0 +1,146 @@
+"""Measures what the plan needs of a trained run, one attack at a time, each kept as soon as it is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+import torch
+
+from coprobe.attacks.examples import CLEAN
+from coprobe.checkpoint import Checkpoint, load
+from coprobe.data import Dataset
+from coprobe.data import load as load_data
+from coprobe.evaluation import Noise
+from coprobe.paper import store
+from coprobe.paper.needs import Need, merged
+from coprobe.paper.results import Results
+from coprobe.paper.runs import RUNS, Scale
+from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE
+from coprobe.probe import PROBING_ATTACK, Probe
+from coprobe.provenance import provenance
+
+#: Draws of every noise.
+DRAWS = 5
+#: Where the increments of Fig. 10 are taken, and the attacks whose salient channels are compared (C07).
+INCREMENT_NODES = ("A", "B")
+OVERLAP_ATTACKS = (PROBING_ATTACK, "fgsm", "pgd:50")
+
+
+def noise_of(written: str, scale: Scale) -> Noise:
+    """The noise that the paper writes as "none", "U(16)" or "Gauss(10)", at a scale."""
+    kind, _, amount = written.rstrip(")").partition("(")
+    if kind == "none":
+        return Noise()
+    name = {"U": "uniform", "Gauss": "gauss"}[kind]
+    return Noise.parse(f"{name}:{scale.budget(float(amount)):g}")
+
+
+def due(results: Results, needs: Sequence[Need], run: str, seed: int) -> list[Need]:
+    """The needs of a trained run, each at the checkpoint that it is of, that are not complete yet."""
+    here = [need.on(results.which(run, need.which, seed)) for need in needs if need.run == run]
+    return [need for need in merged(here) if results.missing(need, seed)]
+
+
+@dataclass
+class Measurer:
+    """Measures one run.
+
+    Args:
+        results: where results are looked up and kept.
+        run: its name.
+        seed: which of its trainings.
+        device: where to measure.
+    """
+
+    results: Results
+    run: str
+    seed: int
+    device: torch.device
+
+    def measure(self, need: Need) -> None:
+        """Measure what is missing of a need of this run."""
+        if need.kind in ("accuracy", "transfer"):
+            for source, attack in self.results.missing(need, self.seed):
+                began = time.perf_counter()
+                rows = self._accuracy(need, source, attack)
+                self._write(need, self._among(need, rows), began)
+            return
+        kinds: dict[str, Callable[[Need], pd.DataFrame]] = {
+            "channels": lambda need: self._probe(need).activations().frame,
+            "increments": lambda need: self._probe(need).increments(INCREMENT_NODES).frame,
+            "overlap": self._overlap,
+            "masking": self._masking,
+        }
+        began = time.perf_counter()
+        self._write(need, kinds[need.kind](need), began)
+
+    def _write(self, need: Need, frame: pd.DataFrame, began: float) -> None:
+        facts = provenance(seconds=round(time.perf_counter() - began, 3), **self._probe(need).facts)
+        store.write(self.results.path(need, self.seed), frame, self.results.key(need, self.seed), facts)
+
+    def _among(self, need: Need, rows: pd.DataFrame) -> pd.DataFrame:
+        """New rows of one attack in the place of older ones, among those of the other attacks, in the need's order."""
+        before = self.results.find(need, self.seed)
+        if before is None:
+            return rows
+        before = before.fillna({"source": ""})
+        new = set(rows[["source", "attack", "noise"]].itertuples(index=False, name=None))
+        kept = [unit not in new for unit in before[["source", "attack", "noise"]].itertuples(index=False, name=None)]
+        frame = pd.concat([before[kept], rows], ignore_index=True)
+        places = {unit: place for place, unit in enumerate(self._order(need))}
+        order = [places.get(unit, len(places)) for unit in zip(frame["source"], frame["attack"], strict=True)]
+        return frame.iloc[sorted(range(len(frame)), key=order.__getitem__)]
+
+    def _order(self, need: Need) -> list[tuple[str, str]]:
+        return [(source, attack) for source in need.sources or ("",) for attack in self.results.attacks(need)]
+
+    def _accuracy(self, need: Need, source: str, attack: str) -> pd.DataFrame:
+        """Rows (source, attack, spec, noise, draw, n, correct) of one attack under all noises of the need."""
+        noises = {noise_of(noise, self.results.scale).spec: noise for noise in need.noises}
+        amounts = [Noise.parse(spec) for spec in noises]
+        spec = self.results.spec(attack)
+        attacks = () if spec in (CLEAN, None) else (spec,)
+        if source:
+            crafting = self._probe_of(self._load(source, "best"), need.xi)
+            target = self._load(self.run, need.which)
+            frame = crafting.transfer([target], attacks, amounts, noise_draws=DRAWS).frame
+            frame = frame[frame["target"] == str(target.path)]
+        else:
+            frame = self._probe(need).evaluate(attacks, amounts, noise_draws=DRAWS).frame
+        if attack != CLEAN:
+            frame = frame[frame["attack"] != CLEAN]
+        rows = frame.assign(source=source, attack=attack, spec=spec, noise=frame["noise"].map(noises))
+        rows = rows.rename(columns={"draw": "mask_draw", "noise_draw": "draw"})
+        return rows[["source", "attack", "spec", "noise", "draw", "n", "correct"]]
+
+    def _masking(self, need: Need) -> pd.DataFrame:
+        """Rows (attack, mask, masked, draw, n, correct) of Fig. 4."""
+        columns = {spec: attack for attack in need.attacks if (spec := self.results.spec(attack))}
+        masking = self._probe(need).mask("A", FIG4_ALPHA2, compare=FIG4_COMPARE, attacks=tuple(columns))
+        frame = masking.evaluation.frame
+        frame = frame.assign(attack=frame["attack"].map({CLEAN: CLEAN, **columns}))
+        return frame[["attack", "mask", "masked", "draw", "n", "correct"]]
+
+    def _overlap(self, need: Need) -> pd.DataFrame:
+        return pd.concat([self._probe(need).overlap("A", attack) for attack in OVERLAP_ATTACKS], ignore_index=True)
+
+    def _probe(self, need: Need) -> Probe:
+        return self._probe_of(self._load(self.run, need.which), need.xi)
+
+    def _probe_of(self, checkpoint: Checkpoint, xi: float) -> Probe:
+        return Probe(
+            checkpoint, self._images, epsilon=self.results.scale.budget(xi) / 255, device=self.device, seed=self.seed
+        )
+
+    def _load(self, run: str, which: str) -> Checkpoint:
+        directory = self.results.run(run, self.seed)
+        return load(directory.best if which == "best" else directory.checkpoint)
+
+    @cached_property
+    def _images(self) -> Dataset:
+        data = {"cifar100": "cifar100", **self.results.data}[RUNS[self.run].data]
+        return load_data(data, "test", limit=self.results.scale.images)

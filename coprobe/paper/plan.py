@@ -1,0 +1,200 @@
+"""The plan of the paper: what feeds each figure, each table and the claims, and what of it is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from coprobe.errors import unknown
+from coprobe.figures.style import save_all
+from coprobe.figures.tables import save_table
+from coprobe.files import atomic
+from coprobe.paper import claims, tables
+from coprobe.paper.jobs import Job, Order, plan_jobs
+from coprobe.paper.needs import Need, merged
+from coprobe.paper.pictures import FIGURES, caption
+from coprobe.paper.results import MissingResultError, Results
+
+CLAIMS = "claims"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A figure, a table, or the list of claims.
+
+    Attributes:
+        name: fig01, tab1, claims.
+        title: what it shows.
+        needs: what it is made from; a `history` comes with the training.
+        render: writes it into a directory; raises `MissingResultError` while it can't be.
+    """
+
+    name: str
+    title: str
+    needs: tuple[Need, ...]
+    render: Callable[[Results, Path], list[Path]]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The files that were written, and why other items could not be."""
+
+    files: list[Path] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def items() -> dict[str, Item]:
+    """Everything that the paper shows, by name."""
+    found = [
+        Item(
+            picture.name,
+            picture.title,
+            (*picture.needs, *(Need(run, "history") for run in picture.runs)),
+            lambda results, out, number=number: _render_figure(results, out, number),
+        )
+        for number, picture in FIGURES.items()
+    ]
+    found += [
+        Item(
+            f"tab{number}",
+            table.title,
+            tuple(tables.needs(number)),
+            lambda results, out, number=number: _render_table(results, out, number),
+        )
+        for number, table in tables.TABLES.items()
+    ]
+    found.append(Item(CLAIMS, "Claims C01 to C45 and controls", tuple(claims.needs()), _render_claims))
+    return {item.name: item for item in found}
+
+
+def chosen(only: Sequence[str] = ()) -> list[Item]:
+    """The items of these names, all if none is named; `fig3` and `tab05` will do.
+
+    Raises:
+        InputError: a name that is none.
+    """
+    known = items()
+    if not only:
+        return list(known.values())
+    found = []
+    for name in only:
+        kind, digits = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
+        full = f"{kind}{int(digits):0{2 if kind == 'fig' else 1}d}" if digits else name
+        if full not in known:
+            raise unknown("figure or table", name, known)
+        found.append(known[full])
+    return found
+
+
+def order_of(results: Results, chosen_items: Sequence[Item], **how: Any) -> Order:
+    """What has to be made for these items; `how`: device, repair."""
+    needs = merged(need for item in chosen_items for need in item.needs if need.run in results.runs)
+    needs = [replace(need, sources=tuple(s for s in need.sources if s in results.runs)) for need in needs]
+    return Order(results.directory, results.scale, tuple(needs), dict(results.data), results.seeds, **how)
+
+
+def render(results: Results, out: Path, chosen_items: Sequence[Item]) -> Rendered:
+    """Write every item that can be written; raises `DamagedError` for a damaged result."""
+    rendered = Rendered()
+    for item in chosen_items:
+        try:
+            rendered.files.extend(item.render(results, out))
+        except MissingResultError as error:
+            rendered.missing[item.name] = str(error)
+    return rendered
+
+
+def overview(order: Order, chosen_items: Sequence[Item], seconds_per_pass: float) -> pd.DataFrame:
+    """What is there and what is missing: a row per item with runs, trained, measurements, measured and minutes.
+
+    The minutes are those of one job at a time, and those of a run count for the first item that needs it.
+    """
+    counted: set[str] = set()
+    rows = []
+    for item in chosen_items:
+        own = replace(order, needs=order_of(order.results, [item]).needs)
+        todo = plan_jobs(own)
+        fresh = [job for job in todo if job.name not in counted]
+        counted |= {job.name for job in fresh}
+        runs = {need.run for need in own.needs} | {source for need in own.needs for source in need.sources}
+        measured = {need.place for need in own.needs if need.kind != "history"}
+        rows.append(
+            {
+                "item": item.name,
+                "title": item.title,
+                "runs": len(runs) * order.seeds,
+                "untrained": sum(job.kind == "train" for job in todo),
+                "measurements": len(measured) * order.seeds,
+                "unmeasured": sum(len(own.due(job)) for job in todo if job.kind != "train"),
+                "minutes": sum(job.passes for job in fresh) * seconds_per_pass / 60,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def seconds_per_pass(order: Order) -> float:
+    """How long a forward and a backward pass of one image takes here, measured on the network of the scale."""
+    import torch
+
+    from coprobe.models import build
+
+    recipe = order.results.recipe("mep-12")
+    network = build(recipe.arch, num_classes=10, in_channels=3, **({"width": recipe.width} if recipe.width else {}))
+    network = network.to(order.device)
+    images = torch.rand(64, 3, 32, 32, device=order.device, requires_grad=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    took = []
+    for _ in range(4):
+        began = time.perf_counter()
+        network(images).sum().backward()
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return min(took) / len(images)
+
+
+def minutes(jobs: Sequence[Job], per_pass: float, at_once: int) -> float:
+    """About how long jobs take, so many at a time."""
+    return sum(job.passes for job in jobs) * per_pass / 60 / max(1, at_once)
+
+
+def _render_figure(results: Results, out: Path, number: int) -> list[Path]:
+    picture = FIGURES[number]
+    frame = picture.content(results)
+    about = caption(results, picture)
+    facts = {"title": picture.title, "about": about, **_provenance(results, picture.runs, picture.needs)}
+    return save_all(picture.draw(frame, about), frame, out, picture.name, facts)
+
+
+def _render_table(results: Results, out: Path, number: int) -> list[Path]:
+    title, about = tables.TABLES[number].title, tables.about(number, results)
+    return save_table(tables.content(number, results), out, f"tab{number}", f"Table {number}. {title}", about)
+
+
+def _render_claims(results: Results, out: Path) -> list[Path]:
+    frame = claims.judged(results)
+    paths = [out / "claims.csv", out / "claims.md"]
+    for path, text in zip(paths, (frame.to_csv(index=False), claims.markdown(frame)), strict=True):
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return paths
+
+
+def _provenance(results: Results, runs: Sequence[str], needs: Sequence[Need]) -> dict[str, Any]:
+    """Which runs a figure is from, and with what they were made."""
+    names = list(dict.fromkeys([*runs, *(need.run for need in needs)]))
+    made = [results.run(name).about().get("provenance", {}) for name in names]
+    found = {key: sorted({str(one[key]) for one in made if one.get(key)}) for key in ("commit", "device", "torch")}
+    return {
+        "scale": results.scale.name,
+        "seeds": results.seeds,
+        "runs": ", ".join(names),
+        **{key: ", ".join(values) for key, values in found.items()},
+    }

@@ -1,0 +1,278 @@
+"""What has been measured at one scale: read from run directories, never computed here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from coprobe.attacks import parse
+from coprobe.attacks.examples import CLEAN
+from coprobe.errors import InputError
+from coprobe.evaluation import wilson
+from coprobe.files import write_json
+from coprobe.paper import store
+from coprobe.paper.needs import Need
+from coprobe.paper.runs import RUNS, Scale
+from coprobe.probe import verdict_of
+from coprobe.statistics import ChannelStatistics
+from coprobe.training.recipe import Recipe
+from coprobe.training.run import Run
+
+#: Knobs that say where a run's images lie, not what they are.
+_PLACES = ("data", "init")
+#: The columns of the paper's tables that are attacks.
+COLUMNS = ("fgsm", "pgd10", "pgd20", "pgd50", "cw", "apgd_t", "aa")
+
+
+class MissingResultError(InputError):
+    """A result that has not been measured yet."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs of the paper's plan in a directory, at one scale.
+
+    Args:
+        directory: holds a run directory per run (`NAME`, and `NAME-s1` … for further seeds).
+        scale: how large they are.
+        data: what the paper's data sets are read from; those of the scale by default.
+        seeds: how many times every run is trained.
+
+    Raises:
+        InputError: the directory holds the runs of another scale.
+    """
+
+    directory: Path
+    scale: Scale
+    data: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", {**self.scale.data, **self.data})
+        marked = self._marked()
+        if marked not in (None, self.scale.name):
+            raise InputError(
+                f"{self.directory}: holds runs of scale {marked}, not {self.scale.name}; name another --runs"
+            )
+
+    @property
+    def _mark(self) -> Path:
+        return self.directory / "scale.json"
+
+    def _marked(self) -> str | None:
+        try:
+            return str(json.loads(self._mark.read_text(encoding="utf-8"))["scale"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{self._mark}: can't be read; delete it if you know the scale of these runs") from None
+
+    def mark(self) -> None:
+        """Note in the directory of which scale its runs are."""
+        if self._marked() is None:
+            write_json(self._mark, {"scale": self.scale.name})
+
+    @property
+    def runs(self) -> list[str]:
+        """The names of the runs whose images are at hand."""
+        return [name for name, run in RUNS.items() if run.data in self.data]
+
+    def recipe(self, name: str, seed: int = 0) -> Recipe:
+        """The recipe that the plan has for a run."""
+        return RUNS[name].recipe(self.scale, {"cifar100": "cifar100", **self.data}, seed)
+
+    def run(self, name: str, seed: int = 0) -> Run:
+        """The directory of a run."""
+        return Run(self.directory / (name if seed == 0 else f"{name}-s{seed}"))
+
+    def is_planned(self, name: str, seed: int = 0) -> bool:
+        """Whether a run, if it is there, has the recipe that the plan has for it."""
+        run = self.run(name, seed)
+        return not run.begun or not self._differences(name, seed)
+
+    def _differences(self, name: str, seed: int) -> list[str]:
+        return _placeless(self.recipe(name, seed)).differences(_placeless(self.run(name, seed).recipe))
+
+    def is_trained(self, name: str, seed: int = 0) -> bool:
+        """Whether a run is there and finished; `InputError` if it is there with another recipe."""
+        run = self.run(name, seed)
+        if not run.begun:
+            return False
+        differences = self._differences(name, seed)
+        if differences:
+            raise InputError(
+                f"{run.directory}: is not the run that the plan has ({', '.join(differences[:3])}); "
+                "name another --runs, or pass --repair to train it again"
+            )
+        return run.outcome is not None
+
+    def outcome(self, name: str, seed: int = 0) -> dict[str, Any]:
+        """How a run ended (see `Run.outcome`); raises `MissingResultError` before it has."""
+        if name not in self.runs:
+            raise MissingResultError(f"run {name} is not part of scale {self.scale.name}")
+        outcome = self.run(name, seed).outcome if self.is_trained(name, seed) else None
+        if outcome is None:
+            raise MissingResultError(f"run {name} is not trained; {self._remedy}")
+        return outcome
+
+    def history(self, name: str) -> pd.DataFrame:
+        """history.csv of every seed of a run, with a column `seed`."""
+        for seed in range(self.seeds):
+            if self.outcome(name, seed)["epochs"] == 0:
+                raise MissingResultError(f"run {name} diverged in its first epoch: there is no history of it")
+        parts = [self.run(name, seed).history.assign(seed=seed) for seed in range(self.seeds)]
+        return pd.concat(parts, ignore_index=True)
+
+    def which(self, name: str, which: str, seed: int = 0) -> str:
+        """`last` where the best checkpoint of a run is its last one, else `which`."""
+        outcome = self.outcome(name, seed)
+        return "last" if outcome["best_epoch"] == outcome["epochs"] else which
+
+    def kind(self, name: str, which: str = "last") -> str:
+        """What kind of model a checkpoint is, by how it was trained and what its accuracies were then (seed 0)."""
+        recipe, outcome = self.recipe(name), self.outcome(name)
+        if recipe.method == "clean":
+            return "clean-trained"
+        if recipe.method == "noise" or recipe.noise != "none":
+            return "noise-trained"
+        if which == "last" and outcome["collapse_epoch"] is not None and outcome["converged"]:
+            return "CO-affected"
+        epoch = outcome["best_epoch"] if which == "best" else outcome["epochs"]
+        row = self.run(name).history.set_index("epoch").loc[epoch]
+        classes = 100 if RUNS[name].data == "cifar100" else 10
+        return verdict_of(row["clean"], row["fgsm"], row["pgd10"], classes)
+
+    def spec(self, attack: str) -> str | None:
+        """The attack in a column of the paper at this scale, None if there is none; any other name is a spec."""
+        return self.scale.attacks.get(attack) if attack in COLUMNS else attack
+
+    def attacks(self, need: Need) -> tuple[str, ...]:
+        """The attacks of a need that this scale has, clean images first."""
+        return (CLEAN, *(attack for attack in need.attacks if self.spec(attack)))
+
+    def path(self, need: Need, seed: int = 0) -> Path:
+        """The file of a need."""
+        return self.run(need.run, seed).directory / "stats" / need.file
+
+    def key(self, need: Need, seed: int = 0) -> str:
+        """What the file of a need is of. Attacks, noises and sources are its rows, so a file can grow."""
+        recipe = _placeless(self.recipe(need.run, seed)).to_dict()
+        scale = {"name": self.scale.name, "stretch": self.scale.stretch, "images": self.scale.images}
+        return store.key_of(kind=need.kind, which=need.which, xi=float(need.xi), recipe=recipe, scale=scale)
+
+    def find(self, need: Need, seed: int = 0) -> pd.DataFrame | None:
+        """What was measured for a need so far; None if nothing was; `DamagedError` for a damaged file."""
+        return store.read(self.path(need, seed), self.key(need, seed))
+
+    def missing(self, need: Need, seed: int = 0) -> list[tuple[str, str]]:
+        """The (source, attack) of a need that are not measured under all its noises; its kind alone if it has none."""
+        if need.kind == "history":
+            return []
+        found = self.find(need, seed)
+        if need.kind not in ("accuracy", "transfer"):
+            return [] if found is not None else [("", need.kind)]
+        wanted = [(source, attack) for source in need.sources or ("",) for attack in self.attacks(need)]
+        if found is None:
+            return wanted
+        rows = found.fillna({"source": ""})[["source", "attack", "spec", "noise"]].drop_duplicates()
+        there = set(rows.itertuples(index=False, name=None))
+        return [
+            (source, attack)
+            for source, attack in wanted
+            if not all((source, attack, self.spec(attack), noise) in there for noise in need.noises)
+        ]
+
+    def get(self, need: Need) -> pd.DataFrame:
+        """The result of a need, every seed, with a column `seed`.
+
+        Raises:
+            MissingResultError: some of it is not measured yet.
+            DamagedError: a file was changed since it was written.
+        """
+        parts = []
+        for seed in range(self.seeds):
+            here = need.on(self.which(need.run, need.which, seed))
+            if self.missing(here, seed):
+                raise MissingResultError(
+                    f"{need.kind} of run {need.run} ({here.which} checkpoint, {need.xi:g}/255) is not measured; "
+                    + self._remedy
+                )
+            found = self.find(here, seed)
+            assert found is not None
+            parts.append(found.assign(seed=seed))
+        return pd.concat(parts, ignore_index=True)
+
+    def accuracies(
+        self,
+        run: str,
+        which: str = "last",
+        *,
+        attacks: tuple[str, ...] = (),
+        noises: tuple[str, ...] = ("none",),
+        xi: float = 16,
+        sources: tuple[str, ...] = (),
+    ) -> pd.DataFrame:
+        """Accuracies of a checkpoint, clean images first, a row per (source, attack, noise), over draws and seeds.
+
+        Columns: source, attack (a column of the paper), label (as people read it), noise, n, correct, accuracy, low,
+        high (95 % Wilson; with several seeds the mean and its standard deviation), spread (standard deviation over
+        the draws of the noise, NaN without draws).
+
+        Args:
+            run: its name.
+            which: `last` or `best`.
+            xi: ξ_E, n of n/255.
+            attacks: columns of the paper or specs; a column that the scale does not have is left out.
+            noises: as the paper writes them.
+            sources: runs on which the images were crafted; none for the model itself.
+        """
+        need = Need(run, "transfer" if sources else "accuracy", which, xi, attacks, noises, sources)
+        frame = self.get(need).fillna({"source": ""})
+        rows = []
+        for source in sources or ("",):
+            for attack in self.attacks(need):
+                for noise in noises:
+                    here = (frame["source"] == source) & (frame["attack"] == attack) & (frame["noise"] == noise)
+                    about = {"source": source, "attack": attack, "label": self.label(attack), "noise": noise}
+                    rows.append({**about, **summary(frame[here])})
+        return pd.DataFrame(rows)
+
+    def label(self, attack: str) -> str:
+        """An attack as people read it (PGD-50); `InputError` for a column that the scale does not have."""
+        spec = self.spec(attack)
+        if spec is None:
+            raise InputError(f"scale {self.scale.name} has no attack in the column {attack}")
+        return CLEAN if spec == CLEAN else parse(spec, 0).label
+
+    def channels(self, run: str, which: str = "last") -> ChannelStatistics:
+        """The channel statistics of a checkpoint (seed 0) at A…E under PGD-10 without the stop rule at 16/255."""
+        frame = self.get(Need(run, "channels", which))
+        return ChannelStatistics(frame[frame["seed"] == 0].drop(columns="seed"))
+
+    @property
+    def _remedy(self) -> str:
+        return f"'coprobe paper --scale {self.scale.name}' makes it"
+
+
+def _placeless(recipe: Recipe) -> Recipe:
+    """A recipe without the places of its images, which differ from machine to machine."""
+    return dataclasses.replace(recipe, data="", init=None)
+
+
+def summary(rows: pd.DataFrame) -> dict[str, float]:
+    """Accuracy of rows (seed, draw, n, correct) with its interval."""
+    n = int(rows["n"].iloc[0])
+    per_seed = rows.groupby("seed")["correct"].mean() / n
+    accuracy = float(per_seed.mean())
+    if len(per_seed) > 1:
+        low, high = max(0.0, accuracy - per_seed.std()), min(1.0, accuracy + per_seed.std())
+    else:
+        low, high = wilson(accuracy * n, n)
+    spread = float((rows[rows["seed"] == 0]["correct"] / n).std())
+    return {"n": n, "correct": accuracy * n, "accuracy": accuracy, "low": low, "high": high, "spread": spread}

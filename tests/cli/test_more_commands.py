@@ -1,0 +1,164 @@
+"""`increments` and `transfer`, and evaluation over several draws of the noise, end to end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.cells import cell_len
+
+from coprobe.attacks import parse
+from coprobe.checkpoint import load
+from coprobe.data import load as load_data
+from coprobe.evaluation import Noise
+from coprobe.probe import Probe
+from tests.cli.test_commands import check_same
+from tests.cli.test_commands import parse as parse_json
+
+TABLES = {
+    "increments tiny.pt --limit 20 --attack pgd:2:rule=always": {"node", "channel", "step", "s", "s_step", "images"},
+    "transfer tiny.pt co --limit 20 --attacks fgsm --noise none --noise uniform:16": {
+        "target", "attack", "noise", "mask", "n", "accuracy", "low", "high", "spread",
+    },
+    "evaluate tiny.pt --limit 20 --attacks fgsm --noise none --noise gauss:60 --noise-draws 3": {"model", "spread"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def two(here: Path, store: Path) -> Path:
+    """The working directory, which holds `tiny.pt` and the run `co`."""
+    shutil.copytree(store / "co", here / "co")
+    return here
+
+
+def probe(path: str, **settings: Any) -> Probe:
+    return Probe(load(path), load_data("digits", "test", limit=20), 16 / 255, **settings)
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_a_table_for_people_and_json_and_files_for_programs(two: Path, coprobe: Any, line: str) -> None:
+    people = coprobe(line)
+    assert (people.code, people.err) == (0, "")
+    assert max(map(cell_len, people.out.splitlines())) <= 80 and len(people.out.splitlines()) > 4
+    for suffix in ("parquet", "csv", "json"):
+        result = coprobe(f"{line} --json --out t.{suffix}")
+        assert (result.code, result.err) == (0, f"wrote t.{suffix}\n")
+    given = parse_json(result.out)
+    assert set(given["rows"][0]) >= TABLES[line]
+    check_same(pd.read_parquet("t.parquet").to_dict("records"), given["rows"])
+    check_same(pd.read_csv("t.csv", keep_default_na=False).to_dict("records"), given["rows"])
+    check_same(json.loads((two / "t.json").read_text())["rows"], given["rows"])
+    about = given["provenance"]
+    assert about["checkpoint"].endswith("tiny.pt") and (about["images"], about["seed"]) == (20, 0)
+    assert parse_json(coprobe(f"{line} --json").out)["rows"] == given["rows"]
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_pictures(two: Path, coprobe: Any, line: str) -> None:
+    result = coprobe(f"{line} --json --plot picture.png")
+    assert (result.code, result.err) == (0, "wrote picture.png\n")
+    content = (two / "picture.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) > 3000
+
+
+def test_increments_are_those_of_the_library(two: Path, coprobe: Any) -> None:
+    rows = parse_json(coprobe("increments tiny.pt --limit 20 --attack pgd:3 --node B --node A --seed 2 --json").out)
+    frame = pd.DataFrame(rows["rows"])
+    assert list(frame["node"].unique()) == ["B", "A"] and list(frame["step"].unique()) == [0, 1, 2, 3]
+    expected = probe("tiny.pt", seed=2).increments(["B", "A"], "pgd:3")
+    for node in "AB":
+        shown = frame[frame["node"] == node].pivot(index="step", columns="channel", values="s")
+        assert shown.to_numpy() == pytest.approx(expected.s(node), rel=1e-12)
+    assert frame[frame["step"] == 0]["s_step"].isna().all() and (frame[frame["step"] == 0]["s"] > 0).all()
+
+
+def test_increments_shows_where_and_how_much(two: Path, coprobe: Any) -> None:
+    out = coprobe("increments tiny.pt --limit 20 --attack pgd:2").out
+    increments = probe("tiny.pt").increments(["A"], "pgd:2")
+    shown = [line.split() for line in out.splitlines() if line.split()[:1] == ["A"]]
+    assert [row[1] for row in shown] == ["0", "1", "2"]
+    s = increments.s("A")[2]
+    expected = [s.sum(), increments.s_step("A")[2].sum(), s.max()]
+    assert shown[2][2:] == [*(f"{value:.3g}" for value in expected), str(s.argmax())]
+    assert len(shown[0]) == 5  # nothing before step 0
+
+
+def test_transfer_measures_every_model_on_the_images_of_the_first(two: Path, coprobe: Any) -> None:
+    shutil.copytree(two / "co", two / "other")
+    (two / "other" / "checkpoint.pt").replace(two / "other.pt")
+    given = parse_json(coprobe("transfer co tiny.pt other.pt --eps 60 --limit 20 --attacks pgd:2 --json").out)
+    correct = {(row["target"], row["attack"]): row["correct"] for row in given["rows"]}
+    source, data = load("co").model, load_data("digits", "test", limit=20)
+    x, y = data.images.float() / 255, data.labels
+    examples = Probe(load("co"), data, 60 / 255)._examples([parse("pgd:2", 60 / 255)], keep=False)
+    with examples as batches:
+        (batch,) = batches
+    x_adv = batch.images["pgd:2"]
+    for name, model in (("co", source), ("tiny.pt", load("tiny.pt").model)):
+        assert correct[name, "clean"] == (model(x).argmax(1) == y).sum()
+        assert correct[name, "PGD-2"] == (model(x_adv).argmax(1) == y).sum()
+    assert correct["other.pt", "PGD-2"] == correct["co", "PGD-2"], "the same weights in another file"
+    digests = given["provenance"]["targets"]
+    assert list(digests) == ["co", "tiny.pt", "other.pt"] and digests["co"] == digests["other.pt"] != digests["tiny.pt"]
+
+
+def test_evaluate_averages_over_draws(two: Path, coprobe: Any) -> None:
+    line = "evaluate tiny.pt --limit 20 --attacks fgsm --noise none --noise gauss:90"
+    given = parse_json(coprobe(f"{line} --noise-draws 4 --json").out)["rows"]
+    noises = [Noise(), Noise("gauss", 90 / 255)]
+    frame = probe("tiny.pt").evaluate(["fgsm"], noises, noise_draws=4).frame
+    for row in given:
+        attack = {"clean": "clean", "FGSM": "fgsm"}[row["attack"]]
+        drawn = frame[(frame["attack"] == attack) & (frame["noise"] == row["noise"])]["accuracy"]
+        assert row["accuracy"] == pytest.approx(drawn.mean())
+        assert len(drawn) == (1 if row["noise"] == "none" else 4)
+        assert row["spread"] is None if len(drawn) == 1 else row["spread"] == pytest.approx(drawn.std())
+    assert coprobe(f"{line} --noise-draws 4").out.count(" ± ") == 2
+    assert " ± " not in coprobe(line).out
+    single = parse_json(coprobe(f"{line} --json").out)["rows"]
+    first = frame[frame["noise_draw"] == 0]["accuracy"]
+    assert [row["accuracy"] for row in single] == pytest.approx(list(first))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("increments none.pt", "none.pt: no such file"),
+        ("increments", "Missing argument 'CHECKPOINT'"),
+        ("increments tiny.pt --limit 20 --node Z", "unknown node 'Z'"),
+        ("increments tiny.pt --limit 20 --attack aa", "attack 'aa' does not hand out its steps; choose from "),
+        ("increments tiny.pt --limit 20 --attack pdg", "unknown attack 'pdg'; did you mean pgd?"),
+        ("increments tiny.pt --plot a.gif", "a.gif: the name must end in .png or .pdf or .svg"),
+        ("transfer tiny.pt", "Missing argument 'TARGET"),
+        ("transfer tiny.pt none.pt", "none.pt: no such file"),
+        ("transfer none.pt tiny.pt", "none.pt: no such file"),
+        ("transfer tiny.pt tiny.pt --limit 20", "a model is named twice beside"),
+        ("transfer tiny.pt co co/checkpoint.pt --limit 20", "a model is named twice beside"),
+        ("transfer tiny.pt rgb.pt --limit 20", "images of 1 channels and the model takes 3"),
+        ("transfer tiny.pt co --limit 20 --attacks pgdd", "unknown attack 'pgdd'"),
+        ("transfer tiny.pt co --noise gaus:3", "unknown noise 'gaus'"),
+        ("transfer tiny.pt co --out table", "table: the name must end in .parquet"),
+        ("evaluate tiny.pt --noise-draws 0", "'--noise-draws': 0 is not in the range"),
+        ("evaluate tiny.pt --limit 20 --attacks pgd-eot:samples=0", "pgd-eot: samples 0: must be at least 1"),
+    ],
+)
+def test_bad_input(two: Path, coprobe: Any, line: str, message: str, attacks: list[str]) -> None:
+    write_rgb(two / "rgb.pt")
+    before = sorted(two.rglob("*"))
+    result = coprobe(line)
+    assert (result.code, result.out, attacks) == (2, "", [])
+    assert result.err.startswith("coprobe: error: ") and result.err.count("\n") == 1
+    assert message in result.err
+    assert sorted(two.rglob("*")) == before
+
+
+def write_rgb(path: Path) -> None:
+    from coprobe.checkpoint import Checkpoint
+    from coprobe.models import Classifier, build
+
+    arch_args = {"width": 4, "num_classes": 10, "in_channels": 3}
+    Checkpoint(Classifier(build("resnet18", **arch_args)).eval(), "resnet18", arch_args).save(path)
