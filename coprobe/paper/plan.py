@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def items() -> dict[str, Item]:
             picture.name,
             picture.title,
             (*picture.needs, *(Need(run, "history") for run in picture.runs)),
-            lambda results, out, number=number: _render_figure(results, out, number),
+            partial(_render_figure, number),
         )
         for number, picture in FIGURES.items()
     ]
@@ -64,7 +65,7 @@ def items() -> dict[str, Item]:
             f"tab{number}",
             table.title,
             tuple(tables.needs(number)),
-            lambda results, out, number=number: _render_table(results, out, number),
+            partial(_render_table, number),
         )
         for number, table in tables.TABLES.items()
     ]
@@ -165,7 +166,7 @@ def minutes(jobs: Sequence[Job], per_pass: float, at_once: int) -> float:
     return sum(job.passes for job in jobs) * per_pass / 60 / max(1, at_once)
 
 
-def _render_figure(results: Results, out: Path, number: int) -> list[Path]:
+def _render_figure(number: int, results: Results, out: Path) -> list[Path]:
     picture = FIGURES[number]
     frame = picture.content(results)
     about = caption(results, picture)
@@ -173,7 +174,7 @@ def _render_figure(results: Results, out: Path, number: int) -> list[Path]:
     return save_all(picture.draw(frame, about), frame, out, picture.name, facts)
 
 
-def _render_table(results: Results, out: Path, number: int) -> list[Path]:
+def _render_table(number: int, results: Results, out: Path) -> list[Path]:
     title, about = tables.TABLES[number].title, tables.about(number, results)
     return save_table(tables.content(number, results), out, f"tab{number}", f"Table {number}. {title}", about)
 

@@ -14,7 +14,6 @@ from coprobe.errors import unknown
 from coprobe.training.recipe import PRESETS, Recipe
 
 
-
 @dataclass(frozen=True)
 class Scale:
     """How large everything is.

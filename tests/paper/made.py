@@ -138,6 +138,8 @@ def history_of(results: Results, name: str, fate: str, seed: int = 0) -> pd.Data
     rise = 0.7 + 0.3 * epoch / recipe.epochs
     table = pd.DataFrame({"epoch": epoch, "lr": recipe.lr, "train_loss": 2.3 - rise, "train_accuracy": 0.6 * rise})
     table["train_seconds"] = 30.0
+    if recipe.stable_node:
+        table["stable"] = 0.01 / epoch
     for radius in ("", f"_{recipe.eps_also:g}") if recipe.eps_also else ("",):
         for column, attack in ((CLEAN, CLEAN), ("fgsm", "fgsm"), ("pgd10", "pgd10")):
             usual, after = (

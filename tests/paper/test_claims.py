@@ -331,6 +331,7 @@ def test_where_nothing_collapsed_claims_about_the_collapse_are_undecided(run: st
         ("C43", {"marks": {"rs-10": NONE}}, "no collapsed model at 10/255"),
         ("C44", {"scale": SCALES["small"]}, "width 16"),
         ("C45", {"seeds": 2}, "2 of at least 3 seeds"),
+        ("K2", {"scale": SCALES["demo"]}, "anticipates noise of 16/255, and this scale adds 56/255"),
         ("K4", {"draws": (0.6, 0.6)}, "2 draws"),
     ],
 )  # fmt: skip
@@ -397,6 +398,13 @@ def test_judged_from_files_and_as_markdown(tmp_path) -> None:
     assert text.count("\n| C") == 4
     assert "**C08, undecided.** " in text
     assert "**C01" not in text
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_every_claim_can_be_judged_at_every_scale(scale: str, tmp_path) -> None:
+    frame = judged(make_results(tmp_path, scale, needs=needs()))
+    missing = set(frame[frame["verdict"] == "not yet measured"]["id"])
+    assert missing == ({"C04", "C42"} if scale == "paper" else {"C04", "C19", "C42"})
 
 
 def test_a_damaged_result_is_named(tmp_path) -> None:

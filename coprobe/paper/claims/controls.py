@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from coprobe.paper.claims.reading import NOISE, accuracies, require_collapse
-from coprobe.paper.claims.record import Check, Estimate, Finding, at_least, claim, conclude
+from coprobe.paper.claims.record import Check, Estimate, Finding, UnmetError, at_least, claim, conclude
 from coprobe.paper.needs import Need
 from coprobe.paper.results import Results
 
 CO = "mep-12"
 #: PGD-50 that goes on past the decision border, anticipates the noise, or takes larger steps from ten starts.
 ALWAYS, EXPECTED, STRONGER = "pgd:50:rule=always", "pgd-eot:50", "pgd:50:step-size=4:restarts=10"
+#: Noise that `EXPECTED` draws, n of n/255.
+_ANTICIPATED = 16
 #: What C29 asks of noise.
 _GAIN = 0.30
 _BOTH = ("none", NOISE)
@@ -48,7 +50,10 @@ def k1(results: Results) -> Finding:
     needs=[_EXPECTED],
 )
 def k2(results: Results) -> Finding:
-    """Still at least 30 points."""
+    """Still at least 30 points; the attack has to anticipate the noise that is there."""
+    added = results.scale.budget(_ANTICIPATED)
+    if added != _ANTICIPATED:
+        raise UnmetError(f"the attack anticipates noise of {_ANTICIPATED}/255, and this scale adds {added:g}/255")
     require_collapse(results, CO)
     found = accuracies(results, _EXPECTED)
     return conclude([_survives("EOT-PGD-50", found(EXPECTED, NOISE), found("pgd50"))])
