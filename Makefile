@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = coprobe tests benchmarks
+SOURCES = coprobe tests benchmarks notebooks
 
 # The stamps are newer than setup.cfg once its dependencies are installed.
 RUN = $(VENV)/.run
 DEV = $(VENV)/.dev
 
-.PHONY: demo pair paper test lint format readme clean
+.PHONY: demo pair paper notebooks test lint format readme clean
 
 demo: $(RUN)
 	$(BIN)/coprobe demo
@@ -36,6 +36,11 @@ SCALE ?= demo
 paper: $(RUN)
 	$(BIN)/coprobe paper --scale $(SCALE) --runs benchmarks/campaign/results/$(SCALE) \
 		$(if $(filter demo,$(SCALE)),,--cifar10 $(DATA))
+
+# Runs the notebooks on the results of the small scale and keeps the outputs in them; start_here trains its two models
+# into runs/start_here first, which takes minutes. DATA as above.
+notebooks: $(DEV)
+	OMP_NUM_THREADS=1 COPROBE_SCALE=small COPROBE_CIFAR10=$(DATA) $(BIN)/python -m notebooks.run
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)

@@ -3,12 +3,21 @@
 import json
 import math
 import os
+import threading
 
 import pandas as pd
 import pytest
 
 from coprobe.errors import InputError
-from coprobe.files import atomic, check_writable, check_writable_directory, records, write_json, write_table
+from coprobe.files import (
+    atomic,
+    check_writable,
+    check_writable_directory,
+    exclusive,
+    records,
+    write_json,
+    write_table,
+)
 
 ROWS = [
     {"name": "a", "count": 3, "value": 0.1 + 0.2, "tiny": 1.2345678901234567e-18},
@@ -150,3 +159,26 @@ def test_a_folder_without_permission(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(InputError, match="can't write there"):
         check_writable(tmp_path / "locked" / "new" / "a.csv")
+
+
+def test_one_at_a_time_works_in_a_directory(tmp_path):
+    began, ended = threading.Event(), threading.Event()
+
+    def wait():
+        began.set()
+        with exclusive(tmp_path / "new"):
+            ended.set()
+
+    other = threading.Thread(target=wait)
+    with exclusive(tmp_path / "new"), exclusive(tmp_path / "another"):
+        other.start()
+        assert began.wait(5) and not ended.wait(0.2)
+    other.join(5)
+    assert ended.is_set()
+
+
+def test_a_directory_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), exclusive(tmp_path):
+        raise ZeroDivisionError
+    with exclusive(tmp_path):
+        assert names(tmp_path) == [".lock"]

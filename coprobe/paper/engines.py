@@ -6,21 +6,25 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError, unknown
 from coprobe.paper.jobs import Job, Order, execute
 from coprobe.training.interruption import Interruption
 
-ENGINES = ("local", "ray")
 #: How often a job is begun before a worker that dies in it is a failure.
 ATTEMPTS = 3
+#: What the system says of a full disk, or of a user's full share of it.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Seconds between two looks at whether somebody wants to stop.
 _LOOK_EVERY = 0.5
 #: Seconds that workers have to save what they have when the work is stopped.
@@ -74,7 +78,7 @@ def work(
     failures: dict[str, Failure] = {}
 
     def fail(job: Job, reason: str) -> None:
-        if os.strerror(errno.ENOSPC) in reason:
+        if any(os.strerror(number) in reason for number in _FULL):
             raise RunError(f"{job.name}: {reason}; make room, and the same command goes on")
         failures[job.name] = Failure(job, reason)
         on_end(job, reason)
@@ -89,7 +93,7 @@ def work(
                         engine.submit(waiting.pop(job.name))
                         running.add(job.name)
                         on_begin(job)
-                for job, reason in engine.finished():
+                for job, reason in engine.finished() if running else []:
                     running.discard(job.name)
                     if reason is not None:
                         fail(job, reason)
@@ -103,11 +107,15 @@ def work(
 
 
 def answer(job: Job, order: Order) -> str | None:
-    """Do a job; the reason if it failed. What was not foreseen comes with its traceback."""
+    """Do a job; the reason if it failed. What was not foreseen comes with its traceback.
+
+    Raises:
+        InterruptedRunError: SIGTERM or SIGINT came, and what there was to save is saved.
+    """
     try:
         execute(job, order)
-    except (InterruptedRunError, KeyboardInterrupt):
-        return "stopped"
+    except InterruptedRunError:
+        raise
     except CoprobeError as error:
         return str(error)
     except OSError as error:
@@ -150,7 +158,8 @@ class LocalEngine(Engine):
         worker = idle[0] if idle else self._hire()
         self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
         worker.job = job
-        worker.connection.send(job)
+        with suppress(OSError):  # it died while it was idle, which `finished` notices
+            worker.connection.send(job)
 
     def finished(self) -> list[tuple[Job, str | None]]:
         """What ended; a job whose worker died is begun again, up to `ATTEMPTS` times."""
@@ -164,6 +173,7 @@ class LocalEngine(Engine):
                 ended.append((job, worker.connection.recv()))
             except (EOFError, OSError):
                 worker.process.join()
+                worker.connection.close()
                 self._workers.remove(worker)
                 if self._attempts[job.name] < ATTEMPTS:
                     self.submit(job)
@@ -208,9 +218,10 @@ def _serve(connection: Connection, order: Order) -> None:
             job = connection.recv()
         except (EOFError, OSError):
             return
-        reason = answer(job, order)
         try:
-            connection.send(reason)
+            connection.send(answer(job, order))
+        except InterruptedRunError as error:
+            sys.exit(error.exit_code)
         except OSError:
             return
 
@@ -254,7 +265,7 @@ class RayEngine(Engine):
 
     def submit(self, job: Job) -> None:
         """Make a job a task."""
-        self._running[self._task.remote(job, self._order)] = job
+        self._running[self._task.remote(job, self._order, Path.cwd())] = job
 
     def finished(self) -> list[tuple[Job, str | None]]:
         """What ended."""
@@ -272,20 +283,36 @@ class RayEngine(Engine):
         """Cancel what still runs; leave a cluster that was there before as it was."""
         for task in self._running:
             self._ray.cancel(task)
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=_TIME_TO_SAVE)
         if self._begun:
             self._ray.shutdown()
 
 
-def _on_cluster(job: Job, order: Order) -> str | None:
+def _on_cluster(job: Job, order: Order, place: Path) -> str | None:
     import torch
 
     if order.device == "cpu":
         torch.set_num_threads(1)
-    return answer(job, order)
+    try:
+        os.chdir(place)  # where the paths of runs and data begin
+    except OSError as error:
+        return f"{place}: {error.strerror}; the machines of the cluster must share it"
+    try:
+        return answer(job, order)
+    except InterruptedRunError as error:
+        return str(error)
 
 
-def make_engine(name: str, order: Order, *, count: int, gpus: float = 0.0) -> Engine:
-    """The engine of this name; `InputError` for an unknown one."""
+#: Engines by name, made from what is made, workers at a time, and the share of a GPU that a job takes.
+ENGINES: dict[str, Callable[[Order, int, float], Engine]] = {
+    "local": lambda order, count, gpus: LocalEngine(order, count),
+    "ray": lambda order, count, gpus: RayEngine(order, gpus),
+}
+
+
+def engine_named(name: str) -> Callable[[Order, int, float], Engine]:
+    """What makes the engine of this name; `InputError` for an unknown one."""
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
-    return LocalEngine(order, count) if name == "local" else RayEngine(order, gpus)
+    return ENGINES[name]

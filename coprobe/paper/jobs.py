@@ -10,7 +10,7 @@ from pathlib import Path
 from coprobe.attacks import parse
 from coprobe.attacks.base import ATTACKS
 from coprobe.errors import DivergedError
-from coprobe.files import exclusive
+from coprobe.files import exclusive, sweep
 from coprobe.paper.measure import DRAWS, Measurer, due
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
@@ -50,9 +50,15 @@ class Order:
         """The results of these runs so far."""
         return Results(self.directory, self.scale, self.data, self.seeds)
 
-    def due(self, job: Job) -> list[Need]:
-        """What a job has to measure."""
-        return _missing(self, job.kind, job.run, job.seed, trained=_name("train", job.run, job.seed) not in job.after)
+    def is_trained(self, run: str, seed: int) -> bool:
+        """Whether a run is there and finished; one of another recipe is refused, or not there if it is repaired."""
+        if self.repair and not self.results.is_planned(run, seed):
+            return False
+        return self.results.is_trained(run, seed)
+
+    def is_measured(self, need: Need, seed: int) -> bool:
+        """Whether nothing is left to measure for a need."""
+        return self.is_trained(need.run, seed) and not due(self.results, [need], need.run, seed, repair=self.repair)
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,14 @@ def _name(kind: str, run: str, seed: int) -> str:
 
 
 def plan_jobs(order: Order) -> list[Job]:
-    """What is still to do, in the order of the plan; raises `InputError` for a run of another recipe."""
+    """What is still to do, in the order of the plan; raises `InputError` for runs of other recipes or other images."""
+    order.results.check_images()
     wanted = {need.run for need in order.needs} | {source for need in order.needs for source in need.sources}
     places = [(run, seed) for run in order.results.runs if run in wanted for seed in range(order.seeds)]
     training = [
         Job("train", run, seed, passes=_training(order.results.recipe(run, seed)))
         for run, seed in places
-        if not _is_trained(order, run, seed)
+        if not order.is_trained(run, seed)
     ]
     untrained = {job.name: job for job in training}
     found = []
@@ -115,11 +122,14 @@ def execute(job: Job, order: Order) -> None:
     run = results.run(job.run, job.seed)
     with exclusive(run.directory):
         if job.kind == "train":
-            if not _is_trained(order, job.run, job.seed):
+            if not order.is_trained(job.run, job.seed):
                 _train(order, job)
             return
+        sweep(run.directory / "stats")
         measurer = Measurer(results, job.run, job.seed, torch.device(order.device))
         for need in _missing(order, job.kind, job.run, job.seed, trained=True):
+            if order.repair:
+                _repair(results, need, job.seed)
             measurer.measure(need)
 
 
@@ -134,21 +144,10 @@ def _train(order: Order, job: Job) -> None:
         run.give_up()
 
 
-def _is_trained(order: Order, run: str, seed: int) -> bool:
-    if order.repair and not order.results.is_planned(run, seed):
-        return False
-    return order.results.is_trained(run, seed)
-
-
 def _missing(order: Order, kind: str, run: str, seed: int, *, trained: bool) -> list[Need]:
     """What a job of this kind has to measure of a run."""
     needs = [need for need in order.needs if need.run == run and _measured_by(kind, need)]
-    if not trained:
-        return merged(needs)
-    if order.repair:
-        for need in needs:
-            _repair(order.results, need.on(order.results.which(run, need.which, seed)), seed)
-    return due(order.results, needs, run, seed)
+    return due(order.results, needs, run, seed, repair=order.repair) if trained else merged(needs)
 
 
 def _measured_by(kind: str, need: Need) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import pandas as pd
 import torch
@@ -20,6 +21,7 @@ from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, Scale
 from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE
+from coprobe.paper.store import DamagedError
 from coprobe.probe import PROBING_ATTACK, Probe
 from coprobe.provenance import provenance
 
@@ -39,10 +41,25 @@ def noise_of(written: str, scale: Scale) -> Noise:
     return Noise.parse(f"{name}:{scale.budget(float(amount)):g}")
 
 
-def due(results: Results, needs: Sequence[Need], run: str, seed: int) -> list[Need]:
-    """The needs of a trained run, each at the checkpoint that it is of, that are not complete yet."""
+def due(results: Results, needs: Sequence[Need], run: str, seed: int, *, repair: bool = False) -> list[Need]:
+    """The needs of a trained run, each at the checkpoint that it is of, that can be measured and are not complete yet.
+
+    Raises:
+        DamagedError: a result was changed since it was written; with `repair` it is due.
+    """
     here = [need.on(results.which(run, need.which, seed)) for need in needs if need.run == run]
-    return [need for need in merged(here) if results.missing(need, seed)]
+    return [need for need in merged(here) if _is_due(results, need, seed, repair)]
+
+
+def _is_due(results: Results, need: Need, seed: int, repair: bool) -> bool:
+    if any(results.is_lost(name, seed) for name in (need.run, *need.sources)):
+        return False  # there is no checkpoint, and never will be
+    try:
+        return bool(results.missing(need, seed))
+    except DamagedError:
+        if repair:
+            return True
+        raise
 
 
 @dataclass
@@ -83,20 +100,18 @@ class Measurer:
         store.write(self.results.path(need, self.seed), frame, self.results.key(need, self.seed), facts)
 
     def _among(self, need: Need, rows: pd.DataFrame) -> pd.DataFrame:
-        """New rows of one attack in the place of older ones, among those of the other attacks, in the need's order."""
+        """New rows in the place of older ones like them, among all the others, in the need's order."""
         before = self.results.find(need, self.seed)
         if before is None:
             return rows
         before = before.fillna({"source": ""})
-        new = set(rows[["source", "attack", "noise"]].itertuples(index=False, name=None))
-        kept = [unit not in new for unit in before[["source", "attack", "noise"]].itertuples(index=False, name=None)]
+        new = set(_units(rows))
+        kept = [unit not in new for unit in _units(before)]
         frame = pd.concat([before[kept], rows], ignore_index=True)
-        places = {unit: place for place, unit in enumerate(self._order(need))}
-        order = [places.get(unit, len(places)) for unit in zip(frame["source"], frame["attack"], strict=True)]
+        units = product(need.sources or ("",), self.results.attacks(need), need.noises)
+        places = {unit: place for place, unit in enumerate(units)}
+        order = [places.get(unit, len(places)) for unit in _units(frame)]
         return frame.iloc[sorted(range(len(frame)), key=order.__getitem__)]
-
-    def _order(self, need: Need) -> list[tuple[str, str]]:
-        return [(source, attack) for source in need.sources or ("",) for attack in self.results.attacks(need)]
 
     def _accuracy(self, need: Need, source: str, attack: str) -> pd.DataFrame:
         """Rows (source, attack, spec, noise, draw, n, correct) of one attack under all noises of the need."""
@@ -144,3 +159,7 @@ class Measurer:
     def _images(self) -> Dataset:
         data = {"cifar100": "cifar100", **self.results.data}[RUNS[self.run].data]
         return load_data(data, "test", limit=self.results.scale.images)
+
+
+def _units(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+    return list(rows[["source", "attack", "noise"]].itertuples(index=False, name=None))

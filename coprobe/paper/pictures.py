@@ -33,7 +33,6 @@ class Picture:
         draw: draws them; the text goes small into a corner.
         runs: the runs whose histories it needs.
         needs: the measurements that it needs.
-        about_data: whether it is made from data at all.
     """
 
     number: int
@@ -72,10 +71,6 @@ def caption(results: Results, picture: Picture) -> str:
     seeds = "seed 0" if results.seeds == 1 else f"{results.seeds} seeds"
     trained = f"{recipe.limit_train or 'all'} training images, {recipe.epochs} epochs"
     return f"scale {scale.name}: {shown}, {trained}{images}{held_out}, {seeds}"
-
-
-def _budget(scale: Scale, xi: float) -> str:
-    return f"{scale.budget(xi):g}/255"
 
 
 def _histories(results: Results) -> pd.DataFrame:
@@ -203,21 +198,27 @@ def _with_change(frame: pd.DataFrame) -> pd.DataFrame:
 def _logit_term(results: Results) -> pd.DataFrame:
     models = [("mep-12", "last", "without Eq. 10"), ("mep-eq10-12", "best", "with Eq. 10")]
     parts = [_bars(results, models, ("none", NOISE), COLUMNS, xi) for xi in (12, 16)]
-    return _with_change(pd.concat(parts, ignore_index=True))
+    return _with_change(pd.concat(parts, ignore_index=True)).assign(noise=_noise(results.scale))
 
 
 def _robustness(results: Results) -> pd.DataFrame:
-    return _bars(results, _FIG9, ("none", NOISE), COLUMNS).assign(noise=lambda frame: _shown(results, frame))
+    frame = _bars(results, _FIG9, ("none", NOISE), COLUMNS)
+    return frame.assign(noise=_here(results.scale, frame["noise"]))
 
 
-def _shown(results: Results, frame: pd.DataFrame) -> pd.Series:
-    """The noises of a frame as they are at this scale."""
-    return frame["noise"].replace(NOISE, f"U(±{_budget(results.scale, 16)})")
+def _noise(scale: Scale) -> str:
+    """The noise of the figures as it is at a scale, for labels."""
+    return f"U(±{scale.budget(16):g}/255)"
+
+
+def _here(scale: Scale, noises: pd.Series) -> pd.Series:
+    """Noises as the paper writes them, with the amount that they have at a scale."""
+    return noises.replace(NOISE, f"U({scale.budget(16):g})")
 
 
 def _augmented(results: Results) -> pd.DataFrame:
     models = [(run, "last", label) for run, label in _fig10(results)]
-    return _with_change(_bars(results, models, ("none", NOISE), COLUMNS))
+    return _with_change(_bars(results, models, ("none", NOISE), COLUMNS)).assign(noise=_noise(results.scale))
 
 
 def _fig10(results: Results) -> list[tuple[str, str]]:
@@ -256,7 +257,7 @@ def _transferred(results: Results) -> pd.DataFrame:
             )
         )
     frame = pd.concat(parts, ignore_index=True).drop(columns="attack").rename(columns={"label": "attack"})
-    frame["noise"] = _shown(results, frame)
+    frame["noise"] = _here(results.scale, frame["noise"])
     return frame[
         ["source", "source_xi", "epsilon", "noise", "attack", "n", "accuracy", "low", "high", "white_box", "clean"]
     ]
@@ -280,7 +281,6 @@ def _accuracy_needs(models: Sequence[tuple[str, str]], xi: float, attacks: tuple
     return [Need(run, "accuracy", which, xi, attacks, ("none", NOISE)) for run, which in models]
 
 
-#: The text in the corner stands for itself; the noise of Figs. 8 and 11 is written by the scale's amount.
 FIGURES: dict[int, Picture] = {
     picture.number: picture
     for picture in (
@@ -313,7 +313,7 @@ FIGURES: dict[int, Picture] = {
         ),
         Picture(
             8, "The logit term of Eq. 10, and noise", _logit_term,
-            lambda frame, about: fig08.draw(frame, about=about),
+            lambda frame, about: fig08.draw(frame, noise=frame["noise"].iloc[0], about=about),
             needs=tuple(need for xi in (12, 16)
                         for need in _accuracy_needs([("mep-12", "last"), ("mep-eq10-12", "best")], xi, COLUMNS)),
         ),
@@ -327,7 +327,8 @@ FIGURES: dict[int, Picture] = {
             needs=tuple(Need(run, "increments") for run in ("mep-16", *(run for run, _ in _NOISE_TRAINED))),
         ),
         Picture(
-            11, "Models trained on noise", _augmented, lambda frame, about: fig11.draw(frame, about=about),
+            11, "Models trained on noise", _augmented,
+            lambda frame, about: fig11.draw(frame, noise=frame["noise"].iloc[0], about=about),
             needs=tuple(_accuracy_needs(
                 [("mep-16", "last"), *((run, "last") for run, _ in _NOISE_TRAINED)], 16, COLUMNS)),
         ),

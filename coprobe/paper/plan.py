@@ -82,14 +82,14 @@ def chosen(only: Sequence[str] = ()) -> list[Item]:
     known = items()
     if not only:
         return list(known.values())
-    found = []
+    found: list[str] = []
     for name in only:
         kind, digits = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
         full = f"{kind}{int(digits):0{2 if kind == 'fig' else 1}d}" if digits else name
         if full not in known:
             raise unknown("figure or table", name, known)
-        found.append(known[full])
-    return found
+        found.append(full)
+    return [known[name] for name in dict.fromkeys(found)]
 
 
 def order_of(results: Results, chosen_items: Sequence[Item], **how: Any) -> Order:
@@ -111,28 +111,27 @@ def render(results: Results, out: Path, chosen_items: Sequence[Item]) -> Rendere
 
 
 def overview(order: Order, chosen_items: Sequence[Item], seconds_per_pass: float) -> pd.DataFrame:
-    """What is there and what is missing: a row per item with runs, trained, measurements, measured and minutes.
+    """What is there and what is missing: a row per item with runs, untrained, measurements, unmeasured and minutes.
 
-    The minutes are those of one job at a time, and those of a run count for the first item that needs it.
+    The minutes are those of one job at a time; what several items need counts for the first of them.
     """
-    counted: set[str] = set()
-    rows = []
-    for item in chosen_items:
-        own = replace(order, needs=order_of(order.results, [item]).needs)
-        todo = plan_jobs(own)
-        fresh = [job for job in todo if job.name not in counted]
-        counted |= {job.name for job in fresh}
-        runs = {need.run for need in own.needs} | {source for need in own.needs for source in need.sources}
-        measured = {need.place for need in own.needs if need.kind != "history"}
+    rows, so_far = [], 0.0
+    for place, item in enumerate(chosen_items):
+        needs = order_of(order.results, [item]).needs
+        measured = [need for need in needs if need.kind != "history"]
+        runs = {name for need in needs for name in (need.run, *need.sources)}
+        together = order_of(order.results, chosen_items[: place + 1]).needs
+        before, so_far = so_far, sum(job.passes for job in plan_jobs(replace(order, needs=together)))
+        seeds = range(order.seeds)
         rows.append(
             {
                 "item": item.name,
                 "title": item.title,
                 "runs": len(runs) * order.seeds,
-                "untrained": sum(job.kind == "train" for job in todo),
+                "untrained": sum(not order.is_trained(run, seed) for run in runs for seed in seeds),
                 "measurements": len(measured) * order.seeds,
-                "unmeasured": sum(len(own.due(job)) for job in todo if job.kind != "train"),
-                "minutes": sum(job.passes for job in fresh) * seconds_per_pass / 60,
+                "unmeasured": sum(not order.is_measured(need, seed) for need in measured for seed in seeds),
+                "minutes": (so_far - before) * seconds_per_pass / 60,
             }
         )
     return pd.DataFrame(rows)

@@ -68,7 +68,7 @@ class Results:
     def _marked(self) -> str | None:
         try:
             return str(json.loads(self._mark.read_text(encoding="utf-8"))["scale"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{self._mark}: can't be read; delete it if you know the scale of these runs") from None
@@ -97,7 +97,11 @@ class Results:
         return not run.begun or not self._differences(name, seed)
 
     def _differences(self, name: str, seed: int) -> list[str]:
-        return _placeless(self.recipe(name, seed)).differences(_placeless(self.run(name, seed).recipe))
+        try:
+            begun = self.run(name, seed).recipe
+        except InputError:
+            return ["no readable recipe.json"]
+        return _placeless(self.recipe(name, seed)).differences(_placeless(begun))
 
     def is_trained(self, name: str, seed: int = 0) -> bool:
         """Whether a run is there and finished; `InputError` if it is there with another recipe."""
@@ -121,11 +125,36 @@ class Results:
             raise MissingResultError(f"run {name} is not trained; {self._remedy}")
         return outcome
 
+    def is_lost(self, name: str, seed: int = 0) -> bool:
+        """Whether a run diverged in its first epoch, and left neither history nor checkpoint."""
+        outcome = self.run(name, seed).outcome
+        return outcome is not None and outcome["epochs"] == 0
+
+    def _refuse_lost(self, name: str, seed: int) -> None:
+        if self.is_lost(name, seed):
+            raise MissingResultError(f"run {name} diverged in its first epoch: there is nothing to show of it")
+
+    def check_images(self) -> None:
+        """Raise `InputError` if the trained runs were trained on different images."""
+        first: dict[str, tuple[str, str]] = {}
+        for name in self.runs:
+            run = self.run(name)
+            if not (run.begun and self.is_planned(name)):
+                continue  # `is_trained` refuses it, unless it is to be repaired
+            digest = run.about().get("provenance", {}).get("data_digest")
+            if digest is None:
+                continue
+            other, expected = first.setdefault(RUNS[name].data, (name, digest))
+            if digest != expected:
+                raise InputError(
+                    f"{self.directory}: {name} and {other} were trained on different images; name another --runs"
+                )
+
     def history(self, name: str) -> pd.DataFrame:
         """history.csv of every seed of a run, with a column `seed`."""
         for seed in range(self.seeds):
-            if self.outcome(name, seed)["epochs"] == 0:
-                raise MissingResultError(f"run {name} diverged in its first epoch: there is no history of it")
+            self.outcome(name, seed)
+            self._refuse_lost(name, seed)
         parts = [self.run(name, seed).history.assign(seed=seed) for seed in range(self.seeds)]
         return pd.concat(parts, ignore_index=True)
 
@@ -143,6 +172,8 @@ class Results:
             return "noise-trained"
         if which == "last" and outcome["collapse_epoch"] is not None and outcome["converged"]:
             return "CO-affected"
+        if self.is_lost(name):
+            return "did not converge"
         epoch = outcome["best_epoch"] if which == "best" else outcome["epochs"]
         row = self.run(name).history.set_index("epoch").loc[epoch]
         classes = 100 if RUNS[name].data == "cifar100" else 10
@@ -161,10 +192,13 @@ class Results:
         return self.run(need.run, seed).directory / "stats" / need.file
 
     def key(self, need: Need, seed: int = 0) -> str:
-        """What the file of a need is of. Attacks, noises and sources are its rows, so a file can grow."""
+        """What the file of a need is of. Attacks on accuracy, noises and sources are its rows, so that it can grow."""
         recipe = _placeless(self.recipe(need.run, seed)).to_dict()
         scale = {"name": self.scale.name, "stretch": self.scale.stretch, "images": self.scale.images}
-        return store.key_of(kind=need.kind, which=need.which, xi=float(need.xi), recipe=recipe, scale=scale)
+        facts = {"kind": need.kind, "which": need.which, "xi": float(need.xi), "recipe": recipe, "scale": scale}
+        if need.kind == "masking":
+            facts["attacks"] = [self.spec(attack) for attack in self.attacks(need)]
+        return store.key_of(**facts)
 
     def find(self, need: Need, seed: int = 0) -> pd.DataFrame | None:
         """What was measured for a need so far; None if nothing was; `DamagedError` for a damaged file."""
@@ -176,7 +210,8 @@ class Results:
             return []
         found = self.find(need, seed)
         if need.kind not in ("accuracy", "transfer"):
-            return [] if found is not None else [("", need.kind)]
+            columns = self.attacks(need) if need.kind == "masking" else ()
+            return [] if found is not None and {*columns} <= {*found.get("attack", ())} else [("", need.kind)]
         wanted = [(source, attack) for source in need.sources or ("",) for attack in self.attacks(need)]
         if found is None:
             return wanted
@@ -198,6 +233,8 @@ class Results:
         parts = []
         for seed in range(self.seeds):
             here = need.on(self.which(need.run, need.which, seed))
+            for name in (need.run, *need.sources):
+                self._refuse_lost(name, seed)
             if self.missing(here, seed):
                 raise MissingResultError(
                     f"{need.kind} of run {need.run} ({here.which} checkpoint, {need.xi:g}/255) is not measured; "

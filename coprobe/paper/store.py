@@ -33,11 +33,13 @@ def about(path: Path) -> Path:
 
 
 def write(path: Path, frame: pd.DataFrame, key: str, provenance: Mapping[str, Any]) -> None:
-    """Write a result and, after it, what it is of: a reader sees both or neither."""
-    text = frame.to_csv(index=False, lineterminator="\n")
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-    write_json(about(path), {"key": key, "sha256": _digest(text.encode()), **provenance})
+    """Write a result and what it is of; whenever this is cut short, a reader sees the old pair, the new one or none."""
+    content = frame.to_csv(index=False, lineterminator="\n").encode()
+    facts = {"key": key, "sha256": _digest(content), **provenance}
+    with atomic(about(path)) as new_facts, atomic(path) as new_rows:
+        write_json(new_facts, facts)
+        new_rows.write_bytes(content)
+        about(path).unlink(missing_ok=True)  # the rows take their place first, and old facts would call them damaged
 
 
 def read(path: Path, key: str) -> pd.DataFrame | None:

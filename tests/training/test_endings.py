@@ -136,3 +136,25 @@ def test_a_later_divergence_keeps_the_checkpoints_before(
     assert coprobe.load(out / "best.pt").metrics["epoch"] == 1
     assert list(Run(out).history["epoch"]) == [1]
     assert Run(out).outcome is None
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best", "collapse"), [([], 0, None), ([0.3, 0.4, 0.4, 0.2], 3, None), ([0.4, 0.5, 0.01, 0.0], 2, 3)]
+)
+def test_a_run_is_given_up_with_what_it_had(
+    tmp_path: Path, accuracies: list[float], best: int, collapse: int | None
+) -> None:
+    run = Run(tmp_path)
+    run.begin(QUICK, {"seed": 0})
+    if accuracies:
+        pd.DataFrame({"pgd10": accuracies}).to_csv(tmp_path / "history.csv")
+    run.resumable.write_bytes(b"state")
+    run.give_up()
+    assert run.outcome == {
+        "ended_by": "divergence",
+        "epochs": len(accuracies),
+        "best_epoch": best,
+        "collapse_epoch": collapse,
+        "converged": False,
+    }
+    assert run.recipe == QUICK and not run.resumable.exists()

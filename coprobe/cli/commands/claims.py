@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from coprobe.cli.options import debug_option
+from coprobe.cli.options import PaperOptions, debug_option, paper_options
 from coprobe.cli.output import json_option, message, print_table, print_text
 
 if TYPE_CHECKING:
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Which claims of the paper hold.")
-@click.option("--scale", default="small", show_default=True, help="Scale of the runs: demo, small or paper.")
-@click.option("--runs", type=click.Path(path_type=Path), help="Directory of the runs.  [default: runs/paper/SCALE]")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of every run.")
+@paper_options
 @click.option("--only", help="These claims, by their ids.")
 @json_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table (.csv, .md, .json).")
 @debug_option
-def command(scale: str, runs: Path | None, seeds: int, only: str | None, as_json: bool, out: Path | None) -> None:
+def command(only: str | None, as_json: bool, out: Path | None, **paper: Any) -> None:
     """List the paper's claims with our verdicts.
 
     A claim is confirmed, refuted, undecided (too close to tell, or what it is about did not happen in these runs) or
@@ -33,22 +31,16 @@ def command(scale: str, runs: Path | None, seeds: int, only: str | None, as_json
     \b
     Examples:
       coprobe claims
-      coprobe claims --scale demo --only C05,C08
+      coprobe claims --scale small --only C05,C08
       coprobe claims --out claims.md
     """
-    from coprobe.errors import InputError
     from coprobe.files import check_writable, records
     from coprobe.paper.claims import CLAIMS, CONTROLS, chosen, judged
-    from coprobe.paper.results import Results
-    from coprobe.paper.runs import scale_of
 
     if out:
         check_writable(out, (".csv", ".md", ".json"))
     claims = chosen([id.strip() for id in only.split(",")]) if only else [*CLAIMS, *CONTROLS]
-    directory = runs or Path("runs/paper") / scale_of(scale).name
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory; 'coprobe paper --scale {scale}' makes it, or name --runs")
-    frame = judged(Results(directory, scale_of(scale), seeds=seeds), claims)
+    frame = judged(PaperOptions(**paper).results(), claims)
     if as_json:
         click.echo(json.dumps(records(frame), indent=2, ensure_ascii=False))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coprobe.cli.options import PaperOptions, debug_option, paper_options
+from coprobe.cli.options import PaperOptions, comma_separated, debug_option, paper_options
 from coprobe.cli.output import message, print_table
 from coprobe.errors import RunError
 
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from coprobe.paper.jobs import Job
 
 
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return () if value is None else comma_separated(ctx, param, value)
+
+
 @click.command(short_help="Everything that the paper shows, made and drawn.")
 @paper_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the figures.  [default: figures/SCALE]")
-@click.option("--only", help="Some of it, as fig3,tab5,claims.")
+@click.option("--only", callback=_names, help="Some of it, as fig3,tab5,claims.")
 @click.option("--plan", "show_plan", is_flag=True, help="Print what exists and what is missing; do nothing.")
 @click.option("--engine", default="local", show_default=True, help="local, or ray for a cluster.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one per core, one on a GPU]")
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 @debug_option
 def command(
     out: Path | None,
-    only: str | None,
+    only: tuple[str, ...],
     show_plan: bool,
     engine: str,
     jobs: int | None,
@@ -54,14 +58,15 @@ def command(
     """
     from coprobe.engine import choose_device
     from coprobe.files import check_writable_directory
-    from coprobe.paper.engines import make_engine, work
+    from coprobe.paper.engines import engine_named, work
     from coprobe.paper.jobs import plan_jobs
     from coprobe.paper.plan import chosen, minutes, order_of, overview, render, seconds_per_pass
 
+    make_engine = engine_named(engine)
     results = PaperOptions(**paper).results()
     out = check_writable_directory(out or Path("figures") / results.scale.name)
     check_writable_directory(results.directory)
-    items = chosen([name.strip() for name in only.split(",")] if only else ())
+    items = chosen(only)
     order = order_of(results, items, device=str(choose_device(device)), repair=repair)
     count = jobs or _at_once(order.device)
     todo = plan_jobs(order)
@@ -70,14 +75,13 @@ def command(
         return
     failures: list[Failure] = []
     if todo:
+        workers = make_engine(order, count, 1 / count if order.device.startswith("cuda") else 0.0)
         results.mark()
         about = minutes(todo, seconds_per_pass(order), count)
-        message(f"scale {results.scale.name}: {len(todo)} jobs, {count} at a time, at most {about:.0f} min")
+        jobs_due = f"{len(todo)} job" + ("s" if len(todo) > 1 else "")
+        message(f"scale {results.scale.name}: {jobs_due}, {count} at a time, at most {about:.0f} min")
         report = _Report(todo)
-        share = 1 / count if order.device.startswith("cuda") else 0.0
-        failures = work(
-            todo, make_engine(engine, order, count=count, gpus=share), on_begin=report.begins, on_end=report.ends
-        )
+        failures = work(todo, workers, on_begin=report.begins, on_end=report.ends)
     rendered = render(results, out, items)
     _tell(rendered, as_json)
     if failures:

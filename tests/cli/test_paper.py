@@ -1,0 +1,231 @@
+"""`coprobe paper`, `table` and `figure` from the plan's runs: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.cells import cell_len
+
+from coprobe.paper import engines
+from coprobe.paper.jobs import Job, Order
+from coprobe.paper.needs import Need
+from coprobe.paper.pictures import FIGURES
+from coprobe.paper.results import Results
+from coprobe.paper.runs import SCALES
+from coprobe.training.run import Run
+from tests.paper.made import make_results
+from tests.paper.tiny import TINY, InlineEngine
+
+RUNS = "--scale tiny --runs runs"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, a scale that takes no time, and an engine in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SCALES, "tiny", TINY)
+    monkeypatch.setitem(engines.ENGINES, "local", lambda order, count, gpus: InlineEngine(order))
+    return tmp_path
+
+
+def made(number: int, *, leave_out: str = "") -> Results:
+    """Made-up results of the tiny scale for a figure, without those of a kind."""
+    picture = FIGURES[number]
+    runs = {*picture.runs, *(name for need in picture.needs for name in (need.run, *need.sources))}
+    return make_results(Path("runs"), TINY, sorted(runs), [need for need in picture.needs if need.kind != leave_out])
+
+
+def test_a_figure_from_nothing_and_then_from_what_is_there(place: Path, coprobe: Any) -> None:
+    line = f"paper {RUNS} --out pictures --only fig3,fig1 --device cpu"
+    first = coprobe(line)
+    assert first.code == 0, first.err
+    wanted = [f"pictures/{name}.{suffix}" for name in ("fig03", "fig01") for suffix in ("png", "pdf", "csv")]
+    assert sorted(first.out.splitlines()) == sorted(wanted)
+    messages = first.err.splitlines()
+    assert re.fullmatch(r"scale tiny: 4 jobs, \d+ at a time, at most \d+ min", messages[0])
+    assert re.fullmatch(r"\[1/4\] train mep-12: \d+ s; about \d+ min left", messages[1]) and len(messages) == 5
+    assert json.loads((place / "runs/scale.json").read_text()) == {"scale": "tiny"}
+    content = (place / "pictures/fig03.csv").read_bytes()
+    second = coprobe(line)
+    assert (second.code, second.err) == (0, "") and second.out == first.out
+    assert (place / "pictures/fig03.csv").read_bytes() == content
+    rest = coprobe(f"paper {RUNS} --out pictures --only fig1,fig3,tab7 --plan --json")
+    rows = {row["item"]: row for row in json.loads(rest.out)["items"]}
+    assert rows["fig01"]["untrained"] == rows["fig03"]["unmeasured"] == rows["fig03"]["minutes"] == 0
+    assert (rows["tab7"]["runs"], rows["tab7"]["untrained"]) == (4, 4)
+
+
+def test_the_plan_is_printed_and_nothing_is_done(place: Path, coprobe: Any) -> None:
+    result = coprobe(f"paper {RUNS} --plan --jobs 2")
+    assert (result.code, result.err) == (0, "") and not list(place.iterdir())
+    assert max(map(cell_len, result.out.splitlines())) <= 80
+    assert re.search(r"fig01 .* 0/2 +0/0 ", result.out) and re.search(r"claims .* 0/\d\d ", result.out)
+    assert "At most" in result.out and "2 at a time" in result.out
+    rows = json.loads(coprobe(f"paper {RUNS} --plan --json --jobs 2").out)
+    assert rows["at_once"] == 2 and len(rows["items"]) == 20
+    assert rows["items"][0].keys() == {
+        "item", "title", "runs", "untrained", "measurements", "unmeasured", "minutes",
+    }  # fmt: skip
+
+
+def test_what_is_not_there_yet_is_said(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "execute", lambda job, order: None)
+    result = coprobe(f"paper {RUNS} --only fig1,fig7 --out pictures")
+    assert result.code == 0 and "pictures/fig07.png" in result.out and "fig01" not in result.out
+    assert "fig01 is not there yet: run mep-12 is not trained" in result.err
+    given = json.loads(coprobe(f"paper {RUNS} --only fig1,fig7 --out pictures --json").out)
+    assert list(given["missing"]) == ["fig01"] and "pictures/fig07.csv" in given["files"]
+
+
+def failing(error: Exception) -> Callable[[Job, Order], None]:
+    def execute(job: Job, order: Order) -> None:
+        raise error
+
+    return execute
+
+
+def test_what_fails_is_told_in_the_end(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "execute", failing(ZeroDivisionError("by zero")))
+    result = coprobe(f"paper {RUNS} --only fig3,fig7 --out pictures")
+    assert result.code == 1 and "pictures/fig07.png" in result.out
+    last = result.err.splitlines()[-1]
+    assert last.startswith(
+        "coprobe: error: 4 of 4 jobs failed: train mep-12: ZeroDivisionError: by zero; measure mep-12"
+    )
+
+
+def test_a_full_disk_stops_the_command(place: Path, coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "execute", failing(OSError(28, "No space left on device", "runs/x.csv")))
+    result = coprobe(f"paper {RUNS} --only fig1 --out pictures")
+    assert result.code == 1 and not (place / "pictures").exists()
+    assert result.err.splitlines()[-1] == (
+        "coprobe: error: train mep-12: runs/x.csv: No space left on device; make room, and the same command goes on"
+    )
+
+
+def test_damage_is_named_and_repaired(place: Path, coprobe: Any) -> None:
+    line = f"paper {RUNS} --only fig3 --out pictures"
+    assert coprobe(line).code == 0
+    content = (place / "pictures/fig03.csv").read_bytes()
+    path = place / "runs/mep-12/stats/channels-last-16.csv"
+    path.write_bytes(path.read_bytes()[:100])
+    for command in (line, f"{line} --plan", f"figure 3 {RUNS}"):
+        result = coprobe(command)
+        assert (result.code, result.out) == (2, "")
+        assert result.err == (
+            "coprobe: error: runs/mep-12/stats/channels-last-16.csv: damaged result; "
+            "'coprobe paper --repair' makes it again\n"
+        )
+    assert coprobe(f"{line} --repair --plan").code == 0 and path.stat().st_size == 100
+    result = coprobe(f"{line} --repair")
+    assert result.code == 0 and "scale tiny: 1 job, " in result.err
+    assert (place / "pictures/fig03.csv").read_bytes() == content
+
+
+def test_a_run_of_another_recipe_is_refused_and_repaired(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"paper {RUNS} --only fig1 --out pictures"
+    assert coprobe(line).code == 0
+    monkeypatch.setitem(SCALES, "tiny", replace(TINY, knobs={**TINY.knobs, "epochs": 1}))
+    result = coprobe(line)
+    assert result.code == 2 and "mep-12: is not the run that the plan has (--epochs 1 (not 2))" in result.err
+    assert coprobe(f"{line} --repair").code == 0 and Run(Path("runs/mep-12")).recipe.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("paper --scale papr", r"unknown scale 'papr'; did you mean paper"),
+        ("table 5 --scale papr", r"unknown scale 'papr'; did you mean paper"),
+        ("figure 5 --scale papr", r"unknown scale 'papr'; did you mean paper"),
+        (f"paper {RUNS} --only fig13", r"unknown figure or table 'fig13'; did you mean fig1"),
+        (f"paper {RUNS} --only tab8 --plan", r"unknown figure or table 'tab8'; did you mean tab"),
+        (f"paper {RUNS} --only ,", r"--only: name at least one, separated by commas"),
+        (f"paper {RUNS} --only ''", r"--only: name at least one"),
+        (f"paper {RUNS} --engine rai", r"unknown engine 'rai'; did you mean ray"),
+        (f"paper {RUNS} --jobs 0", r"'--jobs': 0 is not in the range"),
+        (f"paper {RUNS} --seeds 0", r"'--seeds': 0 is not in the range"),
+        (f"paper {RUNS} --device gpu", r"--device 'gpu' is no device"),
+        ("table 8", r"unknown table '8'; choose from 1, 2, 3, 4, 5, 6, 7"),
+        ("table x", r"'NUMBER': 'x' is not a valid integer"),
+        ("figure 13", r"unknown figure '13'; did you mean 3 or 1 or 12\?"),
+        ("figure 0", r"unknown figure '0'"),
+        (f"table 5 {RUNS}", r"nothing of table 5 is measured yet; 'coprobe paper --scale tiny' makes it"),
+        (f"figure 8 {RUNS}", r"run mep-12 is not trained; 'coprobe paper --scale tiny' makes it"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(place: Path, coprobe: Any, line: str, says: str) -> None:
+    result = coprobe(line)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("coprobe: error: ") and len(result.err.splitlines()) == 1
+    assert re.search(says, result.err), result.err
+    assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize("line", ["paper", "paper --plan", "table 5", "figure 8", "claims"])
+def test_runs_of_two_scales_are_not_mixed(place: Path, coprobe: Any, line: str) -> None:
+    (place / "runs").mkdir()
+    (place / "runs/scale.json").write_text('{"scale": "small"}')
+    result = coprobe(f"{line} {RUNS}")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "coprobe: error: runs: holds runs of scale small, not tiny; name another --runs\n"
+    assert [path.name for path in place.rglob("*") if path.is_file()] == ["scale.json"]
+
+
+def test_runs_that_are_a_file_are_refused(place: Path, coprobe: Any) -> None:
+    (place / "runs").write_text("")
+    result = coprobe(f"paper {RUNS} --only fig7")
+    assert result.code == 2 and "is not a directory" in result.err and not (place / "figures").exists()
+
+
+def test_ray_that_is_not_installed_is_said_before_anything_is_done(
+    place: Path, coprobe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = coprobe(f"paper {RUNS} --only fig1 --engine ray")
+    assert (result.code, result.out) == (2, "") and not list(place.iterdir())
+    assert result.err == "coprobe: error: --engine ray needs Ray; run 'pip install coprobe[cluster]'\n"
+
+
+def test_a_statistic_that_is_lacking_says_what_makes_it(coprobe: Any) -> None:
+    made(12, leave_out="transfer")
+    result = coprobe(f"figure 12 {RUNS} --out pictures")
+    assert (result.code, result.out) == (2, "") and not Path("pictures").exists()
+    assert result.err == (
+        "coprobe: error: transfer of run mep-12 (last checkpoint, 8/255) is not measured; "
+        "'coprobe paper --scale tiny' makes it\n"
+    )
+
+
+def test_figure_8_is_drawn_from_the_papers_runs(coprobe: Any) -> None:
+    made(8)
+    result = coprobe(f"figure 8 {RUNS} --out pictures")
+    assert (result.code, result.err) == (0, "")
+    assert sorted(result.out.splitlines()) == [f"pictures/fig08.{suffix}" for suffix in ("csv", "pdf", "png")]
+    given = json.loads(coprobe(f"figure 8 {RUNS} --out pictures --json").out)
+    drawn = pd.read_csv("pictures/fig08.csv")
+    assert len(given["rows"]) == len(drawn) == 2 * 2 * 3 and given["rows"][0]["model"] == drawn["model"].iloc[0]
+    assert given["rows"][0]["change"] == pytest.approx(drawn["change"].iloc[0])
+
+
+def test_table_5_stands_beside_the_papers_numbers(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_aa = replace(TINY, attacks={**TINY.attacks, "aa": "apgd-ce"})
+    monkeypatch.setitem(SCALES, "tiny", with_aa)
+    needs = [Need("mep-12", "accuracy", attacks=("fgsm", "pgd10", "aa"), noises=("U(16)",))]
+    make_results(Path("runs"), with_aa, ["mep-12"], needs)
+    result = coprobe(f"table 5 {RUNS}")
+    assert (result.code, result.err) == (0, "")
+    assert "Table 5." in result.out and "Ours-CO" in result.out and "Scale tiny: digits, in no time" in result.out
+    written = coprobe(f"table 5 {RUNS} --out tables --json")
+    rows = json.loads(written.out)["rows"]
+    assert {row["run"] for row in rows if row["ours"] is not None} == {"mep-12"}
+    assert {row["metric"] for row in rows} == {"clean", "fgsm", "pgd10", "aa"}
+    assert sorted(path.name for path in Path("tables").iterdir()) == ["tab5.csv", "tab5.md", "tab5.tex"]
+    assert sorted(written.err.splitlines()) == [f"wrote tables/tab5.{suffix}" for suffix in ("csv", "md", "tex")]
