@@ -100,7 +100,7 @@ def plan_jobs(order: Order) -> list[Job]:
         if not order.is_trained(run, seed)
     ]
     untrained = {job.name: job for job in training}
-    found = []
+    found: list[Job] = []
     for run, seed in places:
         own = _name("train", run, seed)
         if own in untrained:
@@ -109,7 +109,9 @@ def plan_jobs(order: Order) -> list[Job]:
             needs = _missing(order, kind, run, seed, trained=own not in untrained)
             if needs:
                 sources = [_name("train", source, seed) for need in needs for source in need.sources]
-                after = tuple(name for name in dict.fromkeys([own, *sources]) if name in untrained)
+                # one at a time in a directory: two would wait for each other there
+                before = [job.name for job in found if (job.run, job.seed, job.kind) == (run, seed, "measure")]
+                after = (*(name for name in dict.fromkeys([own, *sources]) if name in untrained), *before)
                 found.append(Job(kind, run, seed, after, sum(_measuring(order, need) for need in needs)))
     return found
 
