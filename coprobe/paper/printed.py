@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TABLES = range(1, 8)
 
-_DIRECTORY = Path(__file__).parent / "printed"
+_DIRECTORY = Path(__file__).parent / "numbers"
 
 
 def printed(table: int) -> pd.DataFrame:

@@ -296,7 +296,7 @@ class _Job:
                 model.precision = self.recipe.precision
         failure = self.processes.share(failure)  # the others would wait for ever
         if failure:
-            raise RunError(failure)
+            raise DivergedError(failure)
         row["seconds"] = self.loop.seconds + time.perf_counter() - began
         return self.processes.share(row)
 

@@ -32,7 +32,7 @@ def test_everything_is_planned_in_the_order_of_the_runs(tmp_path: Path) -> None:
     assert [(job.name, job.after) for job in jobs] == [
         ("train mep-12", ()),
         ("measure mep-12", ("train mep-12",)),
-        ("transfer mep-12", ("train mep-12", "train cs-8", "train cs-12")),
+        ("transfer mep-12", ("train mep-12", "train cs-8", "train cs-12", "measure mep-12")),
         ("train origin", ()),
         ("measure origin", ("train origin",)),
         ("train co-10-8", ()),
@@ -54,7 +54,7 @@ def test_seeds_are_runs_of_their_own(tmp_path: Path) -> None:
 def test_what_is_there_is_not_planned(trained: Path) -> None:
     order = order_for(trained, [ACCURACY, TRANSFER])
     jobs = {job.name: job.after for job in plan_jobs(order)}
-    assert jobs == {"measure mep-12": (), "transfer mep-12": ("train cs-12",), "train cs-12": ()}
+    assert jobs == {"measure mep-12": (), "transfer mep-12": ("train cs-12", "measure mep-12"), "train cs-12": ()}
     assert do(replace(order, needs=(ACCURACY,))) == ["measure mep-12"]
     assert names(replace(order, needs=(ACCURACY,))) == []
     assert names(replace(order, needs=(replace(ACCURACY, attacks=("fgsm", "pgd10")),))) == ["measure mep-12"]

@@ -10,7 +10,7 @@ from coprobe.errors import InputError
 from coprobe.paper.printed import TABLES, printed, value
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "paper"
-PACKAGED = Path(__file__).resolve().parents[2] / "coprobe" / "paper" / "printed"
+PACKAGED = Path(__file__).resolve().parents[2] / "coprobe" / "paper" / "numbers"
 
 
 @pytest.mark.parametrize(
