@@ -77,7 +77,7 @@ SCALES = {
             "CIFAR-10, ResNet-18 of width 16, an hour on two cores",
             {"cifar10": "cifar10"},
             {"width": 16, "limit_train": 3000, "held_out": 200, "epochs": 8, "batch_size": 32, "lr": 0.2},
-            {**_ATTACKS, "apgd_t": "apgd-t", "aa": "aa-fast"},
+            {**_ATTACKS, "apgd_t": "apgd-t", "aa": "apgd-ce"},
             weights=0.25,
             co_weights=0.001,
             baseline="fgsm",
