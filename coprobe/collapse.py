@@ -34,10 +34,11 @@ def verdict_of(clean: float, fgsm: float, pgd: float, classes: int) -> str:
 
     `did not converge`: clean ≤ 1.5 / classes. `CO-affected`: PGD accuracy is less than half
     of FGSM accuracy and at least 10 points below it: the one-step attack is no longer a good attack. `stable`:
-    PGD accuracy is at least a quarter of clean accuracy. `not robust`: none of these, as after clean training.
+    PGD accuracy is at least a quarter of clean and two thirds of FGSM accuracy, so that one step is about as good as
+    many. `not robust`: none of these, as after clean training, or on the way to a collapse.
     """
     if not converged(clean, classes):
         return "did not converge"
     if pgd < fgsm / 2 and fgsm - pgd >= 0.1:
         return "CO-affected"
-    return "stable" if pgd >= clean / 4 else "not robust"
+    return "stable" if pgd >= max(clean / 4, fgsm * 2 / 3) else "not robust"

@@ -38,7 +38,9 @@ def test_guessing_is_no_convergence() -> None:
         (0.16, 0.16, 0.16, 10, "stable"),
         (0.85, 0.90, 0.00, 10, "CO-affected"),
         (0.85, 0.50, 0.24, 10, "CO-affected"),
-        (0.85, 0.50, 0.25, 10, "stable"),  # not below half
+        (0.85, 0.50, 0.25, 10, "not robust"),  # not below half, but below two thirds
+        (0.85, 0.45, 0.30, 10, "stable"),
+        (0.85, 0.46, 0.30, 10, "not robust"),
         (0.85, 0.15, 0.06, 10, "not robust"),  # less than 10 points below
         (0.80, 0.45, 0.40, 10, "stable"),
         (0.80, 0.25, 0.20, 10, "stable"),
