@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,7 @@ class Results:
             raise MissingResultError(f"run {name} is not part of scale {self.scale.name}")
         outcome = self.run(name, seed).outcome if self.is_trained(name, seed) else None
         if outcome is None:
-            raise MissingResultError(f"run {name} is not trained; {self._remedy}")
+            raise MissingResultError(f"run {name} is not trained; {self.remedy}")
         return outcome
 
     def is_lost(self, name: str, seed: int = 0) -> bool:
@@ -238,7 +239,7 @@ class Results:
             if self.missing(here, seed):
                 raise MissingResultError(
                     f"{need.kind} of run {need.run} ({here.which} checkpoint, {need.xi:g}/255) is not measured; "
-                    + self._remedy
+                    + self.remedy
                 )
             found = self.find(here, seed)
             assert found is not None
@@ -293,8 +294,11 @@ class Results:
         return ChannelStatistics(frame[frame["seed"] == 0].drop(columns="seed"))
 
     @property
-    def _remedy(self) -> str:
-        return f"'coprobe paper --scale {self.scale.name}' makes it"
+    def remedy(self) -> str:
+        """What to do about a result that is missing, the end of a sentence."""
+        usual = self.directory == Path("runs/paper") / self.scale.name
+        where = "" if usual else f" --runs {shlex.quote(str(self.directory))}"
+        return f"'coprobe paper --scale {self.scale.name}{where}' makes it"
 
 
 def _placeless(recipe: Recipe) -> Recipe:

@@ -244,9 +244,7 @@ def content(number: int, results: Results) -> pd.DataFrame:
 
     frame = pd.DataFrame(_lines(number, results))
     if frame["ours"].isna().all():
-        raise MissingResultError(
-            f"nothing of table {number} is measured yet; 'coprobe paper --scale {results.scale.name}' makes it"
-        )
+        raise MissingResultError(f"nothing of table {number} is measured yet; {results.remedy}")
     frame["difference"] = frame["ours"] - frame["paper"]
     return frame
 

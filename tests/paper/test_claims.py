@@ -263,14 +263,19 @@ def test_unknown_claims_get_the_nearest_names() -> None:
 def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     runs = str(make_results(tmp_path / "runs", "small", ["mep-12", "mep-8"], needs()).directory)
-    assert main(["claims", "--runs", runs, "--only", "C03,C22,C01,C23", "--out", str(tmp_path / "c.md")]) == 0
+    assert (
+        main(
+            ["claims", "--scale", "small", "--runs", runs, "--only", "C03,C22,C01,C23", "--out", str(tmp_path / "c.md")]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     titles = ["confirmed (2)", "refuted (1)", "not yet measured (1)"]
     assert [line for line in out.splitlines() if line in titles] == titles
-    assert "C23: run co-10-8 is not trained; 'coprobe paper --scale small' makes it" in " ".join(out.split())
+    assert "C23: run co-10-8 is not trained; 'coprobe paper --scale small --runs" in " ".join(out.split())
     assert "wrote" in err
     assert (tmp_path / "c.md").read_text(encoding="utf-8").count("| C") == 4
-    assert main(["claims", "--runs", runs, "--only", "C22", "--json"]) == 0
+    assert main(["claims", "--scale", "small", "--runs", runs, "--only", "C22", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["id"], row["verdict"], row["seeds"]) == ("C22", "confirmed", 1)
 

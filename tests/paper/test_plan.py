@@ -69,13 +69,14 @@ def test_what_can_be_written_is_and_what_is_missing_is_said(tmp_path: Path) -> N
     assert sorted(path.name for path in rendered.files) == written
     assert {name.split(".")[0] for name in written} == {"fig01", "fig07", "fig09", "tab3"}
     assert {"fig09.png", "fig09.pdf", "fig09.csv", "tab3.md", "tab3.tex", "tab3.csv"} <= set(written)
-    assert rendered.missing == {"tab7": "nothing of table 7 is measured yet; 'coprobe paper --scale demo' makes it"}
+    assert rendered.missing == {"tab7": f"nothing of table 7 is measured yet; {results.remedy}"}
     assert not list((tmp_path / "out").glob("*.tmp*"))
 
 
 def test_what_is_missing_names_the_command(tmp_path: Path) -> None:
-    rendered = render(Results(tmp_path, TINY), tmp_path / "out", chosen(["fig3", "fig7"]))
-    assert rendered.missing == {"fig03": "run mep-12 is not trained; 'coprobe paper --scale tiny' makes it"}
+    results = Results(tmp_path, TINY)
+    rendered = render(results, tmp_path / "out", chosen(["fig3", "fig7"]))
+    assert rendered.missing == {"fig03": f"run mep-12 is not trained; {results.remedy}"}
     assert {path.stem for path in rendered.files} == {"fig07"}
 
 

@@ -144,8 +144,16 @@ def test_an_unfinished_run_is_not_trained(results: Results) -> None:
     del about["outcome"]
     path.write_text(json.dumps(about))
     assert results.is_planned("mep-12") and not results.is_trained("mep-12")
-    with pytest.raises(MissingResultError, match="run mep-12 is not trained; 'coprobe paper --scale tiny' makes it"):
+    with pytest.raises(
+        MissingResultError, match="run mep-12 is not trained; 'coprobe paper --scale tiny --runs .* makes it"
+    ):
         results.outcome("mep-12")
+
+
+def test_what_makes_it_names_runs_that_are_not_where_they_usually_are(results: Results) -> None:
+    usual = replace(results, directory=Path("runs/paper/tiny"))
+    assert usual.remedy == "'coprobe paper --scale tiny' makes it"
+    assert replace(results, directory=Path("a b")).remedy == "'coprobe paper --scale tiny --runs 'a b'' makes it"
 
 
 def test_runs_of_two_scales_are_not_mixed(results: Results, tmp_path: Path) -> None:
@@ -176,8 +184,7 @@ def test_what_is_not_measured_says_what_makes_it(results: Results) -> None:
         with pytest.raises(MissingResultError) as caught:
             results.get(need)
         assert str(caught.value) == (
-            f"{need.kind} of run mep-12 (best checkpoint, 16/255) is not measured; "
-            "'coprobe paper --scale tiny' makes it"
+            f"{need.kind} of run mep-12 (best checkpoint, 16/255) is not measured; {results.remedy}"
         )
 
 

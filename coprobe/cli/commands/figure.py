@@ -10,7 +10,7 @@ import click
 
 from coprobe.cli.options import PaperOptions, ProbingOptions, debug_option, paper_options, probing_options
 from coprobe.cli.output import message
-from coprobe.errors import unknown
+from coprobe.errors import InputError
 
 
 @click.command(short_help="A figure of the paper, from its runs or from yours.")
@@ -56,7 +56,7 @@ def _of_paper(number: int, out: Path, options: PaperOptions) -> tuple[list[Path]
     from coprobe.paper.plan import chosen
 
     if number not in FIGURES:
-        raise unknown("figure", str(number), map(str, FIGURES))
+        raise InputError(f"unknown figure '{number}'; choose from {min(FIGURES)} to {max(FIGURES)}")
     results = options.results()
     frame = FIGURES[number].content(results)
     (item,) = chosen([f"fig{number}"])
