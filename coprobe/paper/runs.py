@@ -61,7 +61,7 @@ SCALES = {
             "handwritten digits, ResNet-18 of width 16, minutes on a laptop",
             {"cifar10": "digits"},
             {
-                "width": 16, "limit_train": 448, "held_out": 50, "epochs": 6, "batch_size": 16, "lr": 0.05,
+                "width": 16, "limit_train": 400, "held_out": 40, "epochs": 6, "batch_size": 16, "lr": 0.05,
                 "schedule": "constant", "augment": "crop",
             },
             {**_ATTACKS, "aa": "apgd-ce"},
@@ -70,7 +70,7 @@ SCALES = {
             co_weights=0.001,
             baseline="fgsm",
             co_images=100,
-            images=50,
+            images=40,
         ),
         Scale(
             "small",

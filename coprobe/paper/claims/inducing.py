@@ -50,7 +50,9 @@ def c23(results: Results) -> Finding:
     paper="says so (Fig. 5)",
 )
 def c24(results: Results) -> Finding:
-    """It does not collapse."""
+    """It does not collapse, and converges."""
+    if all_are(results, "co-1-8", NOT_CONVERGED):
+        raise UnmetError(f"the claim is about a model that learns, and {ended(results, 'co-1-8')}")
     collapses = all_are(results, "co-1-8", COLLAPSED)
     if collapses:
         _require_stable_baseline(results)
