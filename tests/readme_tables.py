@@ -100,9 +100,9 @@ def claims() -> str:
 
 
 def gallery() -> str:
-    """The figures of the small scale, two in a row."""
+    """The figures of the demo scale, two in a row."""
     cells = [
-        f"**Fig. {number}.** {picture.title}<br>![Figure {number}](figures/small/{picture.name}.png)"
+        f"**Fig. {number}.** {picture.title}<br>![Figure {number}](figures/demo/{picture.name}.png)"
         for number, picture in PICTURES.items()
     ]
     rows = [f"| {left} | {right} |" for left, right in zip(cells[::2], cells[1::2], strict=True)]
