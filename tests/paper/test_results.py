@@ -145,7 +145,7 @@ def test_an_unfinished_run_is_not_trained(results: Results) -> None:
     path.write_text(json.dumps(about))
     assert results.is_planned("mep-12") and not results.is_trained("mep-12")
     with pytest.raises(
-        MissingResultError, match="run mep-12 is not trained; 'coprobe paper --scale tiny --runs .* makes it"
+        MissingResultError, match=r"run mep-12 is not trained; 'coprobe paper --scale tiny --runs .* makes it"
     ):
         results.outcome("mep-12")
 
