@@ -37,10 +37,12 @@ paper: $(RUN)
 	$(BIN)/coprobe paper --scale $(SCALE) --runs benchmarks/campaign/results/$(SCALE) \
 		$(if $(filter demo,$(SCALE)),,--cifar10 $(DATA))
 
-# Runs the notebooks on the results of the small scale and keeps the outputs in them; start_here trains its two models
-# into runs/start_here first, which takes minutes. DATA as above.
+# Runs the notebooks and keeps the outputs in them: on the results of the small scale, and start_here, which trains two
+# models of its own, at demo scale, where one of them collapses.
 notebooks: $(DEV)
-	OMP_NUM_THREADS=1 COPROBE_SCALE=small COPROBE_CIFAR10=$(DATA) $(BIN)/python -m notebooks.run
+	OMP_NUM_THREADS=1 COPROBE_SCALE=small $(BIN)/python -m notebooks.run \
+		$(filter-out start_here,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
+	OMP_NUM_THREADS=1 COPROBE_SCALE=demo $(BIN)/python -m notebooks.run start_here
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
