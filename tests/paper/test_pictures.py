@@ -102,13 +102,13 @@ def test_what_is_declared_is_needed(folder: Path, tmp_path: Path, number: int) -
         facts = store.about(results.path(here))
         text = facts.read_text()
         facts.unlink()
-        with pytest.raises(MissingResultError, match=f"{need.kind} of run {need.run} .*'coprobe paper --scale demo'"):
+        with pytest.raises(MissingResultError, match=f"{need.kind} of run {need.run} .*'coprobe paper --scale demo "):
             picture.content(results)
         facts.write_text(text)
     for name in picture.runs:
         directory = results.run(name).directory
         directory.rename(tmp_path / "away")
-        with pytest.raises(MissingResultError, match=f"run {name} is not trained; 'coprobe paper --scale demo' makes"):
+        with pytest.raises(MissingResultError, match=f"run {name} is not trained; 'coprobe paper --scale demo "):
             picture.content(results)
         (tmp_path / "away").rename(directory)
     picture.content(results)

@@ -215,7 +215,7 @@ def test_a_best_checkpoint_that_is_the_last_has_no_other(tmp_path: Path) -> None
 
 
 def test_nothing_measured(tmp_path: Path) -> None:
-    with pytest.raises(MissingResultError, match="nothing of table 4 is measured yet; 'coprobe paper --scale demo'"):
+    with pytest.raises(MissingResultError, match="nothing of table 4 is measured yet; 'coprobe paper --scale demo "):
         content(4, results(tmp_path))
 
 

@@ -34,13 +34,17 @@ def command(only: str | None, as_json: bool, out: Path | None, **paper: Any) -> 
       coprobe claims --scale small --only C05,C08
       coprobe claims --out claims.md
     """
+    from coprobe.errors import InputError
     from coprobe.files import check_writable, records
     from coprobe.paper.claims import CLAIMS, CONTROLS, chosen, judged
 
     if out:
         check_writable(out, (".csv", ".md", ".json"))
     claims = chosen([id.strip() for id in only.split(",")]) if only else [*CLAIMS, *CONTROLS]
-    frame = judged(PaperOptions(**paper).results(), claims)
+    results = PaperOptions(**paper).results()
+    if not results.directory.is_dir():
+        raise InputError(f"{results.directory}: no such directory; {results.remedy}, or name --runs")
+    frame = judged(results, claims)
     if as_json:
         click.echo(json.dumps(records(frame), indent=2, ensure_ascii=False))
     else:
