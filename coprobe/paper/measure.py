@@ -15,6 +15,7 @@ from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint import Checkpoint, load
 from coprobe.data import Dataset
 from coprobe.data import load as load_data
+from coprobe.errors import InputError
 from coprobe.evaluation import Noise
 from coprobe.paper import store
 from coprobe.paper.needs import Need, merged
@@ -153,7 +154,10 @@ class Measurer:
 
     def _load(self, run: str, which: str) -> Checkpoint:
         directory = self.results.run(run, self.seed)
-        return load(directory.best if which == "best" else directory.checkpoint)
+        path = directory.best if which == "best" else directory.checkpoint
+        if not path.exists():
+            raise InputError(f"{path}: no weights, only results; remove {directory.directory} to train it again")
+        return load(path)
 
     @cached_property
     def _images(self) -> Dataset:

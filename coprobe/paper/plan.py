@@ -20,6 +20,7 @@ from coprobe.paper.jobs import Job, Order, plan_jobs
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.pictures import FIGURES, caption
 from coprobe.paper.results import MissingResultError, Results
+from coprobe.paper.runs import RUNS
 
 CLAIMS = "claims"
 
@@ -69,7 +70,8 @@ def items() -> dict[str, Item]:
         )
         for number, table in tables.TABLES.items()
     ]
-    found.append(Item(CLAIMS, "Claims C01 to C45 and controls", tuple(claims.needs()), _render_claims))
+    histories = (Need(run, "history") for run in RUNS)
+    found.append(Item(CLAIMS, "Claims C01 to C45 and controls", (*claims.needs(), *histories), _render_claims))
     return {item.name: item for item in found}
 
 

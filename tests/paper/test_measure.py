@@ -12,6 +12,7 @@ import torch
 
 from coprobe.checkpoint import load
 from coprobe.data import load as load_data
+from coprobe.errors import InputError
 from coprobe.evaluation import Noise
 from coprobe.paper import store
 from coprobe.paper.measure import DRAWS, Measurer, due, noise_of
@@ -210,3 +211,12 @@ def test_of_a_run_that_diverged_at_once_nothing_is_due(tmp_path: Path) -> None:
     transfer = Need("mep-12", "transfer", attacks=("fgsm",), sources=("cs-8",))
     assert due(results, [Need("cs-8", "channels")], "cs-8", 0) == []
     assert due(results, [transfer], "mep-12", 0) == []
+
+
+def test_weights_that_were_not_kept_are_named(measurer: Measurer) -> None:
+    path = measurer.results.run("mep-12").checkpoint
+    path.unlink()
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt: no weights, only results; remove .*mep-12 to train it again"
+    ):
+        measurer.measure(NEED)
