@@ -1,0 +1,77 @@
+"""safetensors files: their library checks the header; the bytes are read by position."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from coprobe.containers.meaning import outside
+from coprobe.containers.source import Source
+from coprobe.containers.values import Storage, Stored, Unsound
+from coprobe.errors import InputError
+
+MOST_TENSORS = 20_000
+_LONGEST_HEADER = 8 << 20
+_AGAIN = "copy or download it again"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+
+
+def read_safetensors(source: Source) -> tuple[dict[str, Stored | Unsound], dict[str, str]]:
+    """Tensors by name, and the file's own metadata.
+
+    Raises:
+        InputError: cut short, a header that lies, or more tensors than coprobe reads.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length + 8 > source.size:
+        raise InputError(f"is cut short: its header ends at byte {length + 8:,}, and it has {source.size:,}; {_AGAIN}")
+    if length > _LONGEST_HEADER:
+        raise InputError(f"has a header of {length:,} bytes, and coprobe reads {_LONGEST_HEADER:,}; save fewer tensors")
+    text = source.read(8, length)
+    if text.count(b"data_offsets") > MOST_TENSORS:
+        raise InputError(f"holds more tensors than the {MOST_TENSORS:,} that coprobe reads; save the state_dict alone")
+    try:
+        with safe_open(str(source.path), framework="pt") as file:
+            names, metadata = list(file.keys()), dict(file.metadata() or {})
+        header: dict[str, Any] = json.loads(text)
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        raise InputError(f"is a damaged or forged safetensors file ({error}); {_AGAIN}") from None
+    return {name: _described(name, header[name], 8 + length) for name in names}, metadata
+
+
+def _described(name: str, entry: dict[str, Any], start: int) -> Stored | Unsound:
+    """The tensor of an entry that the library has found consistent."""
+    shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        return Unsound(f"has elements of the type {entry['dtype'][:20]}", torch.Size(shape))
+    stride, step = [], 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= max(1, size)
+    problem = outside(shape, tuple(reversed(stride)), 0, (last - first) // dtype.itemsize)
+    if problem:
+        return Unsound(problem)
+    storage = Storage(name, dtype, start + first, last - first)
+    return Stored(dtype, torch.Size(shape), tuple(reversed(stride)), 0, storage)
