@@ -8,16 +8,28 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coprobe.errors import InputError
+from coprobe.text import cut, printable, storable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".json")
+_LONGEST_ERROR = 300
+
+
+@contextmanager
+def about_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the name of a file before every `InputError` about it, on one line that is safe to show."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
+        raise InputError(cut(printable(text), _LONGEST_ERROR)) from error.__cause__
 
 
 @contextmanager
@@ -49,10 +61,17 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Wait until no other process works in `directory`, and keep the others waiting while the block runs.
+def exclusive(directory: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
+    """Keep `directory`, which is made if it is not there, to this process while the block runs.
 
     The system lets go when the process ends, however it ends. Windows has no such lock, and nothing waits there.
+
+    Args:
+        directory: where only one is to work.
+        wait: until no other process works there; else such a process is an error.
+
+    Raises:
+        InputError: another process works there, and this one is not to wait.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,9 +80,28 @@ def exclusive(directory: str | os.PathLike[str]) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with (directory / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    path = directory / ".lock"
+    with ExitStack() as files:
+        locked = -1
+        while not _is_at(path, locked):  # whoever had the lock has removed its file, and the next makes another
+            locked = files.enter_context(path.open("w")).fileno()
+            try:
+                fcntl.flock(locked, how)
+            except BlockingIOError:
+                raise InputError(f"{directory}: another process works there; wait for it, or name another") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the file that is open there is the one that `path` names now."""
+    try:
+        return descriptor >= 0 and os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def sweep(directory: str | os.PathLike[str]) -> None:
@@ -126,11 +164,25 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         return
     with atomic(path) as temporary:
         if path.suffix == ".parquet":
-            frame.to_parquet(temporary, index=False)
+            _storable(frame).to_parquet(temporary, index=False)
         else:
-            frame.to_csv(temporary, index=False)
+            write_csv(frame, temporary)
     if path.suffix == ".csv" and frame.attrs:
         write_json(path.with_suffix(".provenance.json"), frame.attrs)
+
+
+def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    r"""Write the rows as they are, not atomically; only what UTF-8 can't hold, and `\r`, is escaped."""
+    # Python's writer puts no quotes around a lone \r, and every reader would end the row there.
+    frame.replace("\r", r"\\r", regex=True).to_csv(path, index=False, errors="backslashreplace")
+
+
+def _storable(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with lone surrogates escaped, where a column of mixed objects holds texts."""
+    mixed = [str(name) for name in frame if frame[name].dtype == object]
+    return frame.assign(
+        **{name: frame[name].map(lambda cell: storable(cell) if isinstance(cell, str) else cell) for name in mixed}
+    )
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Files: whole or not at all, and bad targets found before the work."""
 
+import csv
 import json
 import math
 import os
@@ -18,6 +19,8 @@ from coprobe.files import (
     write_json,
     write_table,
 )
+from coprobe.text import storable
+from tests.nasty import NASTY
 
 ROWS = [
     {"name": "a", "count": 3, "value": 0.1 + 0.2, "tiny": 1.2345678901234567e-18},
@@ -182,3 +185,71 @@ def test_a_directory_is_free_again_after_an_error(tmp_path):
         raise ZeroDivisionError
     with exclusive(tmp_path):
         assert names(tmp_path) == [".lock"]
+    assert names(tmp_path) == []
+
+
+def test_who_does_not_wait_is_told(tmp_path):
+    with exclusive(tmp_path):
+        with (
+            pytest.raises(InputError, match="another process works there; wait for it"),
+            exclusive(tmp_path, wait=False),
+        ):
+            raise AssertionError("two at once")
+        assert names(tmp_path) == [".lock"]
+    with exclusive(tmp_path, wait=False):
+        pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such locks")
+def test_many_that_make_and_remove_the_lock_are_one_at_a_time(tmp_path):
+    inside, most, done = [], [], []
+
+    def work():
+        for _ in range(20):
+            with exclusive(tmp_path / "run"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+        done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(done) == 6 and set(most) == {1} and names(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_permissions_that_the_person_wants(tmp_path, frame, umask):
+    before = os.umask(umask)
+    try:
+        with exclusive(tmp_path / "run"):
+            for name in ("t.csv", "t.json", "t.parquet"):
+                write_table(frame, tmp_path / "run" / name)
+            made = [*(tmp_path / "run").iterdir()]
+    finally:
+        os.umask(before)
+    made = [path for path in made if path.name != ".lock"]
+    assert len(made) == 4
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o666 & ~umask}
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])
+@pytest.mark.parametrize("name", NASTY, ids=lambda name: ascii(name[:30]))
+def test_any_name_can_be_written_and_only_lone_surrogates_are_changed(tmp_path, suffix, name):
+    made = pd.DataFrame({"n": [1, 2]})
+    made["name"] = pd.Series([name, "b"], dtype=object)
+    made.attrs = {"of": name}
+    write_table(made, tmp_path / f"t{suffix}")
+    if suffix == ".parquet":
+        read = pd.read_parquet(tmp_path / "t.parquet")
+        assert (list(read["name"]), read.attrs) == ([storable(name), "b"], {"of": name})
+    elif suffix == ".csv":
+        with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+            assert [row["name"] for row in csv.DictReader(file)] == [storable(name).replace("\r", r"\r"), "b"]
+        assert json.loads((tmp_path / "t.provenance.json").read_text())["of"] == name
+    else:
+        about = json.loads((tmp_path / "t.json").read_text())
+        assert ([row["name"] for row in about["rows"]], about["of"]) == ([name, "b"], name)

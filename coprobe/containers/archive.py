@@ -1,4 +1,4 @@
-"""The zip archives that torch writes: members stored as they are, in one folder, each described twice.
+"""The zip archives that torch writes: members in one folder, each described twice.
 
 Python's zipfile and torch's own reader take archives that mean different things to different readers: two members
 of one name, a directory that says other than the members. Here both descriptions must agree, members must not
@@ -27,12 +27,13 @@ _REMEDY = "copy or download it again, or save the state_dict anew"
 
 @dataclass(frozen=True)
 class Member:
-    """Where the bytes of a member are, and their CRC-32 by the archive's own word."""
+    """Where the bytes of a member are, and their CRC-32 by the archive's own word; torch compresses none."""
 
     name: str
     offset: int
     size: int
     crc: int
+    compressed: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def read_archive(source: Source) -> Archive:
     """Check the directory of an archive against its members, without reading their content.
 
     Raises:
-        InputError: cut short; encrypted or compressed members; anything that two readers could understand differently.
+        InputError: cut short; encrypted members; anything that two readers could understand differently.
     """
     count, start, length, comment = _find_directory(source)
     if count > MOST_MEMBERS or length > 200 * MOST_MEMBERS:
@@ -96,6 +97,8 @@ def _find_directory(source: Source) -> tuple[int, int, int, bytes]:
     behind = first + end
     if end >= 20 and tail[end - 20 : end - 16] == _LOCATOR:
         behind, *wide = _wide_end(source, tail[end - 20 : end])
+        if behind + 56 != first + end - 20:
+            raise InputError(f"{_DAMAGED} (there are bytes between its ends); {_REMEDY}")
         for narrow, limit, value in zip((count, length, start), (0xFFFF, 2**32 - 1, 2**32 - 1), wide, strict=True):
             if narrow not in (value, limit):
                 raise InputError(f"{_DAMAGED} (its two ends differ); {_REMEDY}")
@@ -133,15 +136,14 @@ def _read_member(source: Source, directory: bytes, place: int) -> tuple[Member, 
     name = _checked_name(raw)
     if flags & ~(_DESCRIBED_BEHIND | _UTF8) or disk or comment_length:
         raise InputError(f"is an archive with the encrypted or unknown member '{name}'; {_REMEDY}")
-    if method or packed != size:
-        raise InputError(f"is an archive with the compressed member '{name}', which torch never writes; {_REMEDY}")
     if stat.S_ISLNK(attributes >> 16):
         raise InputError(f"is an archive with the link '{name}'; {_REMEDY}")
-    begin = _check_local(source, offset, name, raw, common, size)
-    if begin + size > source.size:
-        raise InputError(f"{_DAMAGED} (member '{name}' has {size:,} bytes, more than the file); {_REMEDY}")
+    begin = _check_local(source, offset, name, raw, common, packed, size)
+    if begin + packed > source.size:
+        raise InputError(f"{_DAMAGED} (member '{name}' has {packed:,} bytes, more than the file); {_REMEDY}")
     following = name_at + name_length + extra_length
-    return Member(name, begin, size, crc), following, (offset, begin + size, bool(flags & _DESCRIBED_BEHIND))
+    member = Member(name, begin, size, crc, compressed=bool(method) or packed != size)
+    return member, following, (offset, begin + packed, bool(flags & _DESCRIBED_BEHIND))
 
 
 def _widened(extra: bytes, *narrow: int) -> tuple[int, ...]:
@@ -175,16 +177,17 @@ def _checked_name(raw: bytes) -> str:
     return name
 
 
-def _check_local(source: Source, offset: int, name: str, raw: bytes, common: list[int], size: int) -> int:
+def _check_local(source: Source, offset: int, name: str, raw: bytes, common: list[int], packed: int, size: int) -> int:
     """Compare the header in front of a member with the directory; returns where its bytes begin."""
     header = source.read(offset, 30 + len(raw))
     if len(header) < 30 + len(raw) or header[:4] != _LOCAL:
         raise InputError(f"{_DAMAGED} (no member '{name}' where the directory says); {_REMEDY}")
-    *own, crc, packed, unpacked, name_length, extra_length = struct.unpack_from("<5H3I2H", header, 4)
-    if 2**32 - 1 in (packed, unpacked):
-        unpacked, packed = _widened(source.read(offset + 30 + name_length, extra_length), unpacked, packed)
-    described_behind = common[1] & _DESCRIBED_BEHIND and (crc, packed, unpacked) in ((0, 0, 0), (0, size, size))
-    if own[1:] != common[1:5] or not (described_behind or (crc, packed, unpacked) == (common[5], size, size)):
+    *own, crc, own_packed, own_size, name_length, extra_length = struct.unpack_from("<5H3I2H", header, 4)
+    if 2**32 - 1 in (own_packed, own_size):
+        own_size, own_packed = _widened(source.read(offset + 30 + name_length, extra_length), own_size, own_packed)
+    said = (crc, own_packed, own_size)
+    described_behind = common[1] & _DESCRIBED_BEHIND and said in ((0, 0, 0), (0, packed, size))
+    if own[1:] != common[1:5] or not (described_behind or said == (common[5], packed, size)):
         raise InputError(f"is an ambiguous archive (member '{name}' is described in two ways); {_REMEDY}")
     if header[30:] != raw or name_length != len(raw):
         raise InputError(f"is an ambiguous archive (member '{name}' has two names); {_REMEDY}")

@@ -17,10 +17,12 @@ from coprobe.containers.kinds import kind_of
 from coprobe.containers.safetensors import read_safetensors
 from coprobe.containers.source import Source
 from coprobe.containers.torch_files import read_pickles, read_zip
-from coprobe.containers.values import Storage, Stored
+from coprobe.containers.values import Stored
 from coprobe.errors import InputError
+from coprobe.files import about_file
 
 _ALIGNED = 16
+_DEEPEST = 100
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Contents:
         Raises:
             InputError: the file changed since it was opened, or the memory doesn't suffice.
         """
-        hulls: dict[int, tuple[Storage, int, int]] = {}
+        hulls: dict[int, tuple[Stored, int, int]] = {}
         for stored in wanted.values():
             first, last = _extent(stored)
-            _, begin, end = hulls.get(id(stored.storage), (None, first, last))
-            hulls[id(stored.storage)] = (stored.storage, min(begin, first), max(end, last))
-        with _naming(self.source.path):
-            read = {key: (self._bytes(storage, begin, end), begin) for key, (storage, begin, end) in hulls.items()}
+            one, begin, end = hulls.get(id(stored.storage), (stored, first, last))
+            hulls[id(stored.storage)] = (one, min(begin, first), max(end, last))
+        with about_file(self.source.path):
+            read = {key: (self._bytes(one, begin, end), begin) for key, (one, begin, end) in hulls.items()}
             self.source.check_unchanged()
         return {name: _view(stored, *read[id(stored.storage)]) for name, stored in wanted.items()}
 
@@ -66,14 +68,13 @@ class Contents:
             InputError: it holds anything else, or is nested too deeply.
         """
         found: dict[str, Stored] = {}
-        with _naming(self.source.path):
-            try:
-                _collect(self.payload, found)
-            except RecursionError:
-                raise InputError("is nested too deeply; copy it again") from None
-        return _replaced(self.payload, self.tensors(found))
+        with about_file(self.source.path):
+            _collect(self.payload, found, set(), ())
+        return _replaced(self.payload, self.tensors(found), {})
 
-    def _bytes(self, storage: Storage, begin: int, end: int) -> Tensor:
+    def _bytes(self, stored: Stored, begin: int, end: int) -> Tensor:
+        """These bytes of the storage of a tensor, in this machine's order for the elements of that tensor."""
+        storage = stored.storage
         try:
             buffer = torch.empty(end - begin, dtype=torch.uint8)
         except (RuntimeError, MemoryError):
@@ -84,8 +85,8 @@ class Contents:
             raw[:] = np.frombuffer(storage.held, np.uint8)[begin:end]
         else:
             self.source.fill(storage.offset + begin, raw)
-        if storage.swapped and storage.dtype is not None:
-            width = storage.dtype.itemsize // (2 if storage.dtype.is_complex else 1)
+        if storage.swapped:
+            width = stored.dtype.itemsize // (2 if stored.dtype.is_complex else 1)
             raw.view(f"u{width}").byteswap(inplace=True)
         return buffer
 
@@ -113,33 +114,33 @@ def _view(stored: Stored, raw: Tensor, begin: int) -> Tensor:
     return tensor.resolve_conj().resolve_neg() if stored.conjugated or stored.negated else tensor
 
 
-def _collect(value: Any, found: dict[str, Stored]) -> None:
+def _collect(value: Any, found: dict[str, Stored], seen: set[int], around: tuple[int, ...]) -> None:
+    """Find every tensor; `around` are the containers that `value` is in."""
+    if len(around) > _DEEPEST or id(value) in around:
+        raise InputError("is nested too deeply; copy it again")
     if isinstance(value, Stored):
         found[str(id(value))] = value
     elif isinstance(value, dict | list | tuple):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
         for part in value.values() if isinstance(value, dict) else value:
-            _collect(part, found)
+            _collect(part, found, seen, (*around, id(value)))
     elif not isinstance(value, bool | int | float | str | bytes | None):
         raise InputError(f"holds a {getattr(value, 'name', type(value).__name__)} where plain values belong")
 
 
-def _replaced(value: Any, read: Mapping[str, Tensor]) -> Any:
+def _replaced(value: Any, read: Mapping[str, Tensor], done: dict[int, Any]) -> Any:
     if isinstance(value, Stored):
         return read[str(id(value))]
-    if isinstance(value, dict):
-        return {key: _replaced(part, read) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_replaced(part, read) for part in value)
-    return value
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the name of the file before what is wrong with it."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {key: _replaced(part, read, done) for key, part in value.items()}
+        else:
+            done[id(value)] = type(value)(_replaced(part, read, done) for part in value)
+    return done[id(value)]
 
 
 @contextmanager
@@ -159,8 +160,10 @@ def open_checkpoint(path: str | Path) -> Iterator[Contents]:
         InputError: anything that is not such a file, is damaged, or would take unreasonable memory or time.
     """
     path = Path(path)
-    with Source(path) as source:
-        with _naming(path):
+    with about_file(path):
+        source = Source(path)
+    with source:
+        with about_file(path):
             contents = _read(source)
         yield contents
 

@@ -16,10 +16,10 @@ from coprobe.errors import InputError
 
 #: Operations and bytes of objects that any file may use, and what each storage that really is in the file adds:
 #: a tensor takes about 40 operations and 2 kB.
-OPERATIONS, OPERATIONS_PER_STORAGE = 600_000, 100
-ROOM, ROOM_PER_STORAGE = 32 << 20, 4 << 10
+OPERATIONS, OPERATIONS_PER_STORAGE = 400_000, 100
+ROOM, ROOM_PER_STORAGE = 32 << 20, 6 << 10
 _LONGEST_NUMBER = 1000
-_MOST_TUPLE_KEYS = 1000
+_MOST_TUPLE_KEYS, _WIDEST_KEY = 1000, 20
 _FAR = 2**61 - 1
 
 _DAMAGED = "holds a damaged or forged pickle"
@@ -90,7 +90,7 @@ class Machine:
             if self.place >= len(self.data):
                 raise InputError(f"holds a pickle that is cut short; {REMEDY}") from None
             raise InputError(f"{_DAMAGED}; {REMEDY}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError):
             raise InputError(f"{_DAMAGED}; {REMEDY}") from None
         raise InputError(_TOO_MUCH)
 
@@ -167,23 +167,25 @@ class Machine:
     def _name(self, module: Any, name: Any) -> Name:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError
+        self.pay(len(module) + len(name))  # every time, since it takes time to look up
         label = f"{module}.{name}"
         if label not in self._names:
-            self.pay(len(label) + 300)
+            self.pay(300)
             self._names[label] = Name(label)
         return self._names[label]
 
     # Containers.
 
-    def key(self, value: Any) -> Any:
-        """`value`, if it may be a key: hashing it can't be made slow by whoever chose it."""
-        if isinstance(value, str | bytes | bool | float | Name | None) or (
-            isinstance(value, int) and -_FAR < value < _FAR
-        ):
+    def key(self, value: Any, depth: int = 0) -> Any:
+        """`value`, if it may be a key: whoever chose it can't make it slow to hash and to compare."""
+        if isinstance(value, str | bytes):
+            self.pay(len(value))
             return value
-        if isinstance(value, tuple) and self._tuple_keys < _MOST_TUPLE_KEYS and len(value) <= 20:
+        if isinstance(value, bool | float | Name | None) or (isinstance(value, int) and -_FAR < value < _FAR):
+            return value
+        if isinstance(value, tuple) and self._tuple_keys < _MOST_TUPLE_KEYS and max(len(value), depth) <= _WIDEST_KEY:
             self._tuple_keys += 1
-            return tuple(map(self.key, value))
+            return tuple(self.key(part, depth + 1) for part in value)
         raise InputError(f"holds a dictionary with keys of the kind {type(value).__name__}; {REMEDY}")
 
     def _set_items(self, values: list[Any]) -> None:
@@ -215,7 +217,7 @@ class Machine:
         target.update(map(self.key, values))
 
     def _tuple(self, values: list[Any]) -> None:
-        self._push(tuple(values), 48 + 8 * len(values))
+        self._push(tuple(values), 140 + 8 * len(values))
 
     # Objects.
 
@@ -363,11 +365,11 @@ _KNOWN: dict[int, Callable[[Machine], Any]] = {
     0x8E: _value(lambda m: m._take(m._number("<Q", 8))),
     0x96: _value(lambda m: m._take(m._number("<Q", 8))),
     # Containers.
-    ord("]"): lambda m: m._push([], 90),
+    ord("]"): lambda m: m._push([], 140),
     ord("}"): lambda m: m._push({}, 100),
     0x8F: lambda m: m._push(set(), 230),
     ord(")"): lambda m: m._push(()),
-    ord("l"): lambda m: m._push(m._since_mark(), 90),
+    ord("l"): lambda m: m._push(m._since_mark(), 140),
     ord("d"): _dictionary,
     ord("t"): lambda m: m._tuple(m._since_mark()),
     0x85: lambda m: m._tuple([m._pop()]),

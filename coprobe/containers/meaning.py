@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from coprobe.containers.values import Foreign, Name, Storage, Stored, Unsound
 from coprobe.errors import InputError
 
 _MOST_DIMENSIONS = 64
+_FAR = 2**62
 _LONGEST_COPY = 1 << 20
 
 #: Storage classes of torch, by the name before "Storage"; `UntypedStorage` holds bytes that each tensor reads its way.
@@ -30,10 +32,27 @@ STORAGE_TYPES: dict[str, torch.dtype | None] = {
     "Bool": torch.bool,
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
+    "QInt8": torch.int8,
+    "QUInt8": torch.uint8,
+    "QInt32": torch.int32,
     "Untyped": None,
 }
-_QUANTISED_STORAGES = ("QInt8", "QInt32", "QUInt8", "QUInt4x2", "QUInt2x4")
-_DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+#: Element types that tensors in untyped storages may have, by their names: those that torch can copy and convert.
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        *(dtype for dtype in STORAGE_TYPES.values() if dtype is not None),
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+        torch.complex32,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.float8_e4m3fnuz,
+        torch.float8_e5m2fnuz,
+        torch.float8_e8m0fnu,
+    )
+}
 _ARRAY_TYPES = {
     "f2": torch.float16,
     "f4": torch.float32,
@@ -120,11 +139,11 @@ def outside(shape: Any, stride: Any, start: Any, stored: int) -> str:
     """Why a tensor of this geometry can't be in a storage of so many elements; empty if it can."""
     if not (isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= _MOST_DIMENSIONS):
         return "has no geometry"
-    if not all(type(n) is int and 0 <= n < 2**62 for n in (*shape, *stride, start)):
+    if not all(type(n) is int and 0 <= n < _FAR for n in (*shape, *stride, start)):
         return "has an impossible geometry"
-    count = 1
-    for size in shape:
-        count *= size
+    if math.prod(max(1, size) for size in shape) >= _FAR:
+        return "has an impossible geometry"
+    count = math.prod(shape)
     if count > stored:
         return f"has {count:,} elements where {stored:,} are stored"
     last = start + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else start - 1
@@ -133,7 +152,9 @@ def outside(shape: Any, stride: Any, start: Any, stored: int) -> str:
 
 def _typed_tensor(machine: Machine, storage: Any, start: int, shape: Any, stride: Any, *more: Any) -> Stored | Unsound:
     gradient, hooks, dtype, *flags = more
-    return _tensor(machine, storage, start, shape, stride, gradient, hooks, *flags, dtype=_DTYPES.get(dtype.name))
+    if dtype.name not in _DTYPES:
+        return Unsound(f"has elements of the type {dtype.name[:40]}")
+    return _tensor(machine, storage, start, shape, stride, gradient, hooks, *flags, dtype=_DTYPES[dtype.name])
 
 
 def _first(machine: Machine, value: Any, *more: Any) -> Any:
@@ -141,6 +162,8 @@ def _first(machine: Machine, value: Any, *more: Any) -> Any:
 
 
 def _of_subclass(machine: Machine, function: Any, kind: Any, args: Any, state: Any) -> Any:
+    if not isinstance(function, Name) or not function.name.startswith("torch._utils."):
+        return UNKNOWN
     return machine.call(function, args)
 
 
@@ -165,6 +188,8 @@ def _fill(array: Stored, shape: Any, dtype: Any, fortran: bool, content: Any) ->
         )
     kind = _ARRAY_TYPES[code]
     shape = shape if isinstance(shape, tuple) else (shape,)
+    if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and 0 <= size <= len(held) for size in shape):
+        raise InputError("holds an array of an impossible shape; copy it again")
     stride = _dense(shape, fortran)
     problem = outside(shape, stride, 0, len(held) // kind.itemsize)
     if problem:
@@ -255,7 +280,10 @@ def _text_of_parts(machine: Machine, *parts: Any) -> str:
 
 
 def _device(machine: Machine, kind: Any, index: Any = None) -> str:
-    return f"{kind}" if index is None else f"{kind}:{index}"
+    if not isinstance(kind, str) or not isinstance(index, int | None):
+        raise TypeError
+    machine.pay(len(kind))
+    return kind if index is None else f"{kind}:{index}"
 
 
 def _bytes(machine: Machine, *args: Any) -> bytes:

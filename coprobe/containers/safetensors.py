@@ -14,6 +14,8 @@ from coprobe.errors import InputError
 
 MOST_TENSORS = 20_000
 _LONGEST_HEADER = 8 << 20
+#: How often the signs of JSON may stand in a header of so many tensors, and of texts with such signs in its metadata.
+_MOST_SIGNS = {b"{": 2 * MOST_TENSORS, b"[": 3 * MOST_TENSORS, b":": 6 * MOST_TENSORS, b",": 12 * MOST_TENSORS}
 _AGAIN = "copy or download it again"
 _DTYPES = {
     "F64": torch.float64,
@@ -49,15 +51,22 @@ def read_safetensors(source: Source) -> tuple[dict[str, Stored | Unsound], dict[
     if length > _LONGEST_HEADER:
         raise InputError(f"has a header of {length:,} bytes, and coprobe reads {_LONGEST_HEADER:,}; save fewer tensors")
     text = source.read(8, length)
-    if text.count(b"data_offsets") > MOST_TENSORS:
+    if any(text.count(sign) > most for sign, most in _MOST_SIGNS.items()):
         raise InputError(f"holds more tensors than the {MOST_TENSORS:,} that coprobe reads; save the state_dict alone")
     try:
+        header: dict[str, Any] = json.loads(text, object_pairs_hook=_unique)
         with safe_open(str(source.path), framework="pt") as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
-        header: dict[str, Any] = json.loads(text)
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise InputError(f"is a damaged or forged safetensors file ({error}); {_AGAIN}") from None
+    except (SafetensorError, ValueError, RecursionError, MemoryError, OSError) as error:
+        raise InputError(f"is a damaged or forged safetensors file ({str(error)[:80]}); {_AGAIN}") from None
     return {name: _described(name, header[name], 8 + length) for name in names}, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; two values of one name are an error, since readers differ in which they take."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("two entries of one name")
+    return dict(pairs)
 
 
 def _described(name: str, entry: dict[str, Any], start: int) -> Stored | Unsound:

@@ -16,7 +16,7 @@ from coprobe.containers.source import Source
 from coprobe.errors import InputError
 
 #: The entries of a safetensors file's metadata: what coprobe says about the file, and the seal.
-ABOUT, SEAL = "coprobe", "coprobe-seal"
+ABOUT, SEAL = "coprobe-about", "coprobe-seal"
 _PREFIX = b"coprobe sha256 "
 _DIGITS = 64
 BLANK = "0" * _DIGITS
@@ -64,6 +64,8 @@ def check_metadata(source: Source, metadata: Mapping[str, str]) -> bool:
         InputError: the seal doesn't fit.
     """
     if SEAL not in metadata:
+        if ABOUT in metadata:
+            raise InputError(_BROKEN)
         return False
     place = _place(source)
     if metadata[SEAL] != _digest(source, source.size, (place, place + _DIGITS)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from coprobe.errors import InputError
 
 _CHUNK = 1 << 20
+#: Of a file as large as this, at least an eighth must have been written: what was not is read as zeros for ever.
+_LARGE = 1 << 30
 
 
 class Source:
@@ -24,6 +27,7 @@ class Source:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_file(path)
         self._file = path.open("rb", buffering=0)
         self._opened = os.fstat(self._file.fileno())
         self.size = self._opened.st_size
@@ -75,3 +79,25 @@ class Source:
         now = os.fstat(self._file.fileno())
         if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
             raise InputError("changed while it was read; wait until it is written, and read it again")
+
+
+def check_file(path: Path) -> None:
+    """Raise `InputError`, without opening it, unless `path` is a file that can be read and holds something."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", error)
+        raise InputError(f"{reason}; check the path") from None
+    if stat.S_ISDIR(about.st_mode):
+        if (path / ".metadata").exists():
+            raise InputError("is a folder of torch.distributed.checkpoint, whose index can run code; convert it with "
+                             "dcp_to_torch_save where it is trusted")  # fmt: skip
+        raise InputError("is a directory without a checkpoint.pt; name a checkpoint file")
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError("is no regular file; name a checkpoint file")
+    if not os.access(path, os.R_OK):
+        raise InputError("no permission to read it")
+    if not about.st_size:
+        raise InputError("is empty; copy or download it again")
+    if about.st_size >= _LARGE and 512 * getattr(about, "st_blocks", about.st_size) < about.st_size // 8:
+        raise InputError(f"has {about.st_size:,} bytes, most of which were never written; copy or download it again")

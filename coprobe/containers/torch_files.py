@@ -19,6 +19,7 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 #: The longest pickle of a file, and what each storage adds to it.
 LONGEST_PICKLE, PICKLE_PER_STORAGE = 16 << 20, 256
 _AGAIN = "copy or download it again"
+_SAVE = "save model.state_dict() with torch.save"
 
 
 def read_zip(source: Source) -> tuple[Any, list[str], Archive]:
@@ -29,10 +30,14 @@ def read_zip(source: Source) -> tuple[Any, list[str], Archive]:
     """
     archive = read_archive(source)
     check_torch_archive(archive.members)
+    for member in archive.members.values():
+        if member.compressed:
+            raise InputError(f"is an archive with the compressed member '{member.name[:60]}', unlike torch's; {_SAVE}")
     notes = _check_content(source, archive)
     storages = {name.removeprefix("data/"): m for name, m in archive.members.items() if name.startswith("data/")}
+    filled = sum(member.size > 0 for member in storages.values())
     pickle = archive.members["data.pkl"]
-    if pickle.size > LONGEST_PICKLE + PICKLE_PER_STORAGE * len(storages):
+    if pickle.size > LONGEST_PICKLE + PICKLE_PER_STORAGE * filled:
         raise InputError(f"describes its content in {pickle.size:,} bytes; save model.state_dict() alone")
     swapped = _is_swapped(source, archive)
     known: dict[str, Storage] = {}
@@ -49,6 +54,8 @@ def read_zip(source: Source) -> tuple[Any, list[str], Archive]:
                     f"declares {declared:,} bytes for storage '{key[:40]}' and has {member.size:,}; {_AGAIN}"
                 )
             known[key] = Storage(key, dtype, member.offset, member.size, swapped)
+        if (known[key].dtype, known[key].nbytes) != (dtype, count * (dtype.itemsize if dtype else 1)):
+            raise InputError(f"declares two kinds of storage '{key[:40]}'; {_AGAIN}")
         return known[key]
 
     machine = Machine(
@@ -56,7 +63,7 @@ def read_zip(source: Source) -> tuple[Any, list[str], Archive]:
         call=call,
         restore=restore_array,
         persistent=persistent,
-        storages=len(storages),
+        storages=filled,
     )
     payload = machine.run()
     if machine.place != pickle.size:
@@ -125,7 +132,7 @@ def read_pickles(source: Source) -> tuple[str, Any, list[str]]:
         return "plain pickle", first, labels_note(called)
     version, place = run(place)
     if type(version) is not int or version != _PROTOCOL:
-        raise InputError(f"is a torch file of the unknown protocol {str(version)[:20]}; save model.state_dict() anew")
+        raise InputError(f"is a torch file of an unknown protocol; {_SAVE}")
     system, place = run(place)
     little = system.get("little_endian") if isinstance(system, dict) else None
     if not isinstance(little, bool):
@@ -139,7 +146,7 @@ def read_pickles(source: Source) -> tuple[str, Any, list[str]]:
         nbytes = count * (dtype.itemsize if dtype else 1)
         found = known.setdefault(key, Storage(key, dtype, -1, nbytes, little != (sys.byteorder == "little")))
         if (found.dtype, found.nbytes) != (dtype, nbytes):
-            raise InputError(f"declares two sizes for storage '{key[:40]}'; {_AGAIN}")
+            raise InputError(f"declares two kinds of storage '{key[:40]}'; {_AGAIN}")
         return found
 
     payload, place = run(place, persistent)
@@ -153,14 +160,14 @@ def read_pickles(source: Source) -> tuple[str, Any, list[str]]:
 
 
 def _no_storage(given: Any) -> Any:
-    raise InputError("is a pickle that refers to something outside itself; save model.state_dict() with torch.save")
+    raise InputError(f"is a pickle that refers to something outside itself; {_SAVE}")
 
 
 def _check_plain(called: dict[str, None], behind: int) -> None:
     if any(name.startswith("joblib.") for name in called):
-        raise InputError("is a joblib file; save model.state_dict() with torch.save")
+        raise InputError(f"is a joblib file; {_SAVE}")
     if behind:
-        raise InputError(f"is a pickle with {behind:,} bytes behind it; save model.state_dict() with torch.save")
+        raise InputError(f"is a pickle with {behind:,} bytes behind it; {_SAVE}")
 
 
 def _locate(source: Source, known: dict[str, Storage], keys: Any, place: int) -> None:
