@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from coprobe.data.bounds import cause, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
+from coprobe.data.gather import Encoded, gather
 from coprobe.errors import InputError, unknown
 from coprobe.registry import Registry
 
@@ -36,18 +38,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader answers: every label, and a way to get some of the images.
+    """What a reader answers: every label, and the images or a way to get some of them.
 
     Attributes:
         labels: int64, batch.
         classes: the class names, in the order of the labels.
-        images: from ascending indices to their images, uint8, chosen × channels × height × width; called once, so
-            that only the images that are wanted are decoded.
+        images: uint8, batch × channels × height × width; or, where they are yet to be decoded, a function that gives
+            the encoded images at some indices, so that only those that are wanted are read.
+        notes: what a person should know about how the data set was read.
     """
 
     labels: Tensor
     classes: tuple[str, ...]
-    images: Callable[[Tensor], Tensor]
+    images: Tensor | Encoded
+    notes: tuple[str, ...] = ()
 
 
 DATASETS: Registry[Callable[[Request], Source]] = Registry("dataset")
@@ -59,7 +63,9 @@ def default_root() -> Path:
     return Path(os.environ.get("COPROBE_DATA") or "~/.cache/coprobe/data").expanduser()
 
 
-def load(spec: str, split: str = "test", *, limit: int | None = None, root: Path | None = None) -> Dataset:
+def load(
+    spec: str, split: str = "test", *, limit: int | None = None, root: Path | None = None, skip_bad: bool = False
+) -> Dataset:
     """Read one split of a data set into memory.
 
     Args:
@@ -67,10 +73,13 @@ def load(spec: str, split: str = "test", *, limit: int | None = None, root: Path
         split: "train" or "test".
         limit: keep only a class-balanced prefix of so many images (see `balanced_prefix`); None keeps all.
         root: where named data sets are, or are downloaded to; None takes `default_root()`.
+        skip_bad: go on without the images that can't be decoded (`Dataset.skipped` names them); a limit is still
+            filled where the classes allow it. What is read then is the data set without those images: its digest is
+            that of such a data set, not that of the whole one.
 
     Raises:
         InputError: an unknown name or split, a path too many or missing, a limit below 1, data that are missing and
-            can't be downloaded, or data that are not what they should be.
+            can't be downloaded, data that are not what they should be, or a class that has only bad images.
     """
     name, _, path = spec.partition(":")
     entry = DATASETS.entry(name)
@@ -84,9 +93,40 @@ def load(spec: str, split: str = "test", *, limit: int | None = None, root: Path
     if not argument and spec != name:
         raise InputError(f"dataset '{name}' takes no path, but '{spec}' was given; write {name}")
 
-    where = Path(path).expanduser() if argument else None
+    where = _path(name, path) if argument else None
     source = entry.value(Request(spec, where, split, default_root() if root is None else root))
-    check_labels(source.labels, len(source.classes), f"{spec} ({split})")
-    total = len(source.labels)
-    chosen = torch.arange(total) if limit is None else balanced_prefix(source.labels, limit)
-    return Dataset(source.images(chosen), source.labels[chosen], source.classes, spec, split)
+    what = f"{spec} ({split})"
+    check_labels(source.labels, len(source.classes), what)
+    skipped: tuple[str, ...] = ()
+    if isinstance(source.images, Tensor):
+        total = len(source.labels)
+        chosen = torch.arange(total) if limit is None else balanced_prefix(source.labels, limit)
+        images = source.images[chosen]
+    else:
+        found = gather(source.images, source.labels, source.classes, what, limit=limit, skip_bad=skip_bad)
+        images, chosen, skipped = found.images, found.rows, found.skipped
+    notes = tuple(f"{what}: {note}" for note in (*source.notes, *_remarks(source, skipped)))
+    return Dataset(images, source.labels[chosen], source.classes, spec, split, skipped, notes)
+
+
+def _path(name: str, text: str) -> Path:
+    """The path after the colon; readers may find that nothing is there, but not that the system refuses to look."""
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a NUL or a lone surrogate; no such user
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"dataset '{name}': can't read '{short(text, 80)}' ({cause(reason)}); name another") from None
+    return path
+
+
+def _remarks(source: Source, skipped: tuple[str, ...]) -> Iterator[str]:
+    """What a person should know of any data set."""
+    if len(source.labels) > 1 and source.labels.min() == source.labels.max():
+        name = short(source.classes[int(source.labels[0])])
+        yield f"all {len(source.labels)} images are of one class, '{name}'"
+    if skipped:
+        names = listed([Path(name).name for name in skipped])
+        yield f"left out {len(skipped)} bad {'images' if len(skipped) > 1 else 'image'}: {names}"

@@ -47,4 +47,4 @@ def _read(name: str, kind: Any, request: Request) -> Source:
             "delete it and it will be downloaded again"
         ) from None
     images = torch.from_numpy(np.ascontiguousarray(read.data.transpose(0, 3, 1, 2)))
-    return Source(torch.tensor(read.targets), tuple(read.classes), images.__getitem__)
+    return Source(torch.tensor(read.targets), tuple(read.classes), images)

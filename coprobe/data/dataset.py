@@ -22,6 +22,8 @@ class Dataset:
         classes: the class names, in the order of the labels.
         name: the spec as it was given (`cifar10`, `parquet:DIR`).
         split: "train" or "test".
+        skipped: the names of the bad images that were left out when it was read.
+        notes: what a person should know about how it was read, in sentences.
 
     Raises:
         InputError: a tensor of another type or shape, no image at all, or a label out of range (its row is named).
@@ -32,6 +34,8 @@ class Dataset:
     classes: tuple[str, ...]
     name: str
     split: str
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     _digest: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:

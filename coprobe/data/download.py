@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import http.client
-import socket
+import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
+from coprobe._version import __version__
+from coprobe.data.archive import unpack
+from coprobe.data.bounds import cause
 from coprobe.errors import InputError
+from coprobe.files import exclusive
 
 TIMEOUT = 10.0
 """Seconds without an answer after which a server counts as out of reach."""
+ATTEMPTS = 5
+"""How often a transfer that breaks off is taken up again, as long as each attempt brings some more."""
+MAX_SIZE = 4 * 2**30
+CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,9 @@ class Download:
 def ensure(name: str, root: Path, download: Download) -> Path:
     """The path of `download.holds` in `root`, fetched first if it isn't there.
 
-    It is fetched and unpacked in a temporary folder and then renamed, so that an attempt that fails leaves nothing.
-    What is already there is not examined: its reader checks it.
+    It is fetched and unpacked in the folder `.downloads` of `root` and then renamed. An attempt that breaks off
+    leaves what it has there, and the next goes on from it; another process waits. What is already in its place is
+    not examined: its reader checks it.
 
     Args:
         name: the data set, for messages.
@@ -41,44 +51,119 @@ def ensure(name: str, root: Path, download: Download) -> Path:
         download: what to fetch.
 
     Raises:
-        InputError: it is missing and could not be downloaded.
+        InputError: it is missing and could not be downloaded, or what came is not what was published.
     """
     place = root / download.holds
     if place.exists():
         return place
     try:
-        _fetch(root, download)
-    # torchvision reports a wrong checksum as RuntimeError; URLError is an OSError.
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", error)).splitlines()[:1] or [type(error).__name__]
+        root.mkdir(parents=True, exist_ok=True)
+        with exclusive(root):
+            if not place.exists():  # while this process waited, the other may have fetched it
+                _install(root, download)
+    except (OSError, http.client.HTTPException) as error:
+        reason = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise InputError(
-            f"no {name} in {root} and it could not be downloaded ({reason[0]}); put {download.holds} there, "
-            "or name a folder with --data parquet:DIR or folder:DIR"
+            f"no {name} in {root} and it could not be downloaded ({cause(reason)}); "
+            f"put {download.holds} there, or name a folder with --data parquet:DIR or folder:DIR"
         ) from error
     return place
 
 
-def _fetch(root: Path, download: Download) -> None:
-    from torchvision.datasets import utils
-
-    root.mkdir(parents=True, exist_ok=True)
+def _install(root: Path, download: Download) -> None:
     filename = download.url.rpartition("/")[2]
-    # Standard output belongs to results: what torchvision prints goes to standard error.
-    quiet = contextlib.redirect_stdout(sys.stderr)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder, quiet, _timeout():
-        sys.stderr.write(f"downloading {download.url} to {root}\n")
-        utils.download_url(download.url, folder, filename, download.md5)
-        if filename != download.holds:
-            utils.extract_archive(str(Path(folder, filename)), folder)
-        Path(folder, download.holds).rename(root / download.holds)
-
-
-@contextlib.contextmanager
-def _timeout() -> Iterator[None]:
-    # torchvision opens its connections without one, and would wait for ever.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
+    workshop = root / ".downloads"
+    workshop.mkdir(exist_ok=True)
+    part, unpacked = workshop / f"{filename}.part", workshop / f"{filename}.unpacked"
+    sys.stderr.write(f"downloading {download.url} to {root}\n")
     try:
-        yield
+        fetch(download.url, download.md5, part)
+        if filename == download.holds:
+            part.replace(root / filename)
+        else:
+            shutil.rmtree(unpacked, ignore_errors=True)  # a killed process may have left one
+            unpack(part, unpacked)
+            (unpacked / download.holds).rename(root / download.holds)
+            part.unlink()
     finally:
-        socket.setdefaulttimeout(before)
+        shutil.rmtree(unpacked, ignore_errors=True)
+        with suppress(OSError):  # not empty: the next attempt goes on from there
+            workshop.rmdir()
+
+
+def fetch(url: str, md5: str, part: Path) -> None:
+    """Download `url` to `part`, going on from what is there, and check that all of it has the digest `md5`.
+
+    Raises:
+        InputError: another digest; `part` is deleted.
+        OSError: the server can't be reached, answers with an error or a web page, or breaks off too often; what
+            there is of the file stays in `part`.
+        http.client.HTTPException: the server does not speak HTTP.
+    """
+    if part.exists() and _md5(part) == md5:
+        return
+    for attempt in range(ATTEMPTS):
+        before = _size(part)
+        try:
+            _transfer(url, part)
+            break
+        except (OSError, http.client.HTTPException):
+            if attempt == ATTEMPTS - 1 or _size(part) <= before:
+                raise
+    found = _md5(part)
+    if found != md5:
+        part.unlink()
+        raise InputError(f"{url}: sent a file with MD5 {found}, not {md5} as published; it was deleted, try again")
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Bring the rest of the file, or all of it if the server doesn't send parts."""
+    start = _size(part)
+    headers = {"User-Agent": f"coprobe/{__version__}"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
+            raise
+        error.close()
+        part.unlink()  # as long as the file or longer, and not the file: its digest was compared
+        return _transfer(url, part)
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise URLError("the server sent a web page, which may want a login or be an error")
+        if response.status == http.client.PARTIAL_CONTENT:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                raise URLError("the server sent another part than it was asked for")
+        else:
+            start = 0
+        received = _write(response, part, start)
+        announced = response.headers.get("Content-Length", "")
+    if announced.isdecimal() and received < int(announced):
+        raise URLError(f"the connection broke off after {received} of {announced} bytes")
+    return None
+
+
+def _write(response: http.client.HTTPResponse, part: Path, start: int) -> int:
+    """Write the answer to `part` from byte `start` on; returns how many bytes it was."""
+    received = 0
+    with part.open("ab" if start else "wb") as file:
+        while chunk := response.read(CHUNK):
+            received += file.write(chunk)
+            if start + received > MAX_SIZE:
+                file.truncate(0)
+                raise InputError(f"{response.url}: sends more than {MAX_SIZE} bytes; get the data set elsewhere")
+    return received
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)  # as published; no other digest of these files is
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from coprobe.data.bounds import listed, short
 from coprobe.data.catalog import DATASETS, Request, Source
-from coprobe.data.decode import decode_all
 from coprobe.errors import InputError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
 
@@ -23,31 +27,77 @@ def folder(request: Request) -> Source:
     """Images of one size below `request.path`, as RGB.
 
     Where there are split folders, the classes are those of `train`, so that both splits number them alike. A folder
-    without split folders serves as either split.
+    without split folders serves as either split. Names that begin with a dot (`.ipynb_checkpoints`) are passed over.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
     assert request.path is not None
     try:
         place = _split_folder(request.path, request.split)
         train = request.path / "train"
-        classes, numbers = find_classes(train if place != request.path and train.is_dir() else place)
-        strangers = sorted(set(find_classes(place)[0]) - set(classes))
-        samples = make_dataset(place, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+        classes = class_folders(train if place != request.path and train.is_dir() else place)
+        strangers = sorted(set(class_folders(place)) - set(classes))
+        samples = list_images(place, {name: number for number, name in enumerate(classes)}, SUFFIXES)
     except OSError as error:
-        reason = error.strerror or str(error).rstrip(".")
+        reason = error.strerror or type(error).__name__
         raise InputError(f"{request.path}: {reason}; {request.spec} needs DIR/train/CLASS/ or DIR/CLASS/") from None
+    if not classes:
+        held = "image files but no class folders" if _has_images(place) else "no class folders"
+        raise InputError(f"{place}: holds {held}; put the images of each class into a folder of its own")
     if strangers:
-        raise InputError(f"{place}: class folder '{strangers[0]}' does not exist in {train}; add or remove it")
+        raise InputError(f"{place}: class folder '{short(strangers[0])}' does not exist in {train}; add or remove it")
     if not samples:
-        raise InputError(f"{place}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise InputError(f"{place}: holds no images; files that end in {', '.join(SUFFIXES)} are read")
     labels = torch.tensor([label for _, label in samples])
+    paths = [path for path, _ in samples]
+    return Source(
+        labels, classes, lambda chosen: encoded_files(paths, chosen), tuple(_remarks(place, request, labels, classes))
+    )
 
-    def images(chosen: torch.Tensor) -> torch.Tensor:
-        paths = [Path(samples[i][0]) for i in chosen.tolist()]
-        return decode_all(((path, str(path)) for path in paths), len(paths))
 
-    return Source(labels, tuple(classes), images)
+def class_folders(place: Path) -> tuple[str, ...]:
+    """The names of the folders in `place`, sorted."""
+    return tuple(sorted(path.name for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
+def list_images(place: Path, numbers: Mapping[str, int], suffixes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """The image files below the class folders of `place` that have a number, sorted by class, folder and name."""
+    samples = []
+    for name in sorted(numbers):
+        if (place / name).is_dir():
+            files = (item for item in sorted(_walk(place / name)) if item[1].lower().endswith(suffixes))
+            samples += [(Path(root, file), numbers[name]) for root, file in files]
+    return samples
+
+
+def encoded_files(paths: Sequence[Path], chosen: Tensor) -> Iterator[tuple[Path, str]]:
+    """The files at `chosen` and their names, as `Source.images` gives them."""
+    return ((paths[row], str(paths[row])) for row in chosen.tolist())
+
+
+def _walk(top: Path) -> Iterator[tuple[str, str]]:
+    """Folder and name of each file below `top`; a folder that links reach twice counts once, so that circles end."""
+    seen = set()
+    for root, folders, files in os.walk(top, followlinks=True):
+        status = Path(root).stat()
+        identity = status.st_dev, status.st_ino
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from ((root, name) for name in files if not name.startswith("."))
+
+
+def _has_images(place: Path) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in place.iterdir())
+
+
+def _remarks(place: Path, request: Request, labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
+    if place == request.path:
+        yield "has no folders train and test, so the same images serve as either split"
+    counts = labels.bincount(minlength=len(classes)).tolist()
+    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if empty:
+        yield f"{len(empty)} of {len(classes)} classes without an image: {listed(empty)}"
 
 
 def _split_folder(root: Path, split: str) -> Path:

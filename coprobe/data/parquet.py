@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coprobe.data.bounds import cause, check_growth, short
 from coprobe.data.catalog import DATASETS, Request, Source
-from coprobe.data.decode import decode_all
 from coprobe.errors import InputError
 
 IMAGE_COLUMNS = ("img", "image")
@@ -23,7 +23,10 @@ SPLIT_WORDS = {"train": ("train",), "test": ("test", "val")}
 MAX_ROWS = 20_000_000
 """More than ImageNet-21k has. Two megabytes of Parquet can claim 400 million rows and fill the memory."""
 MAX_CLASSES = 100_000
-BATCH_ROWS = 512
+LABELS_AT_ONCE = 65536
+IMAGES_AT_ONCE = 512
+BYTES_AT_ONCE = 64 * 2**20
+"""What a batch of encoded images may hold; Arrow takes up to five times as much while it fills one."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class _File:
     @property
     def rows(self) -> int:
         return int(self.parquet.metadata.num_rows)
+
+    @property
+    def image_bytes(self) -> str:
+        return f"{self.image}.bytes"
 
 
 @DATASETS.register(
@@ -57,11 +64,8 @@ def parquet(request: Request) -> Source:
         raise InputError(f"{request.path}: {rows} rows, more than {MAX_ROWS}; split it up")
     labels = torch.cat([_labels(file) for file in files])
     classes = _class_names(files[0]) or _numbered(labels, request.path)
-
-    def images(chosen: Tensor) -> Tensor:
-        return decode_all(_encoded(files, chosen), len(chosen))
-
-    return Source(labels, classes, images)
+    shared = ("is a single file, so the same images serve as either split",) if request.path.is_file() else ()
+    return Source(labels, classes, lambda chosen: _encoded(files, chosen), shared)
 
 
 def _split_files(path: Path, split: str) -> list[Path]:
@@ -74,7 +78,7 @@ def _split_files(path: Path, split: str) -> list[Path]:
         # The word must begin a part of the name: "test-0", "cifar_test", but not "latest".
         if found := [file for file in present if re.search(rf"(?<![a-z]){word}", file.stem.lower())]:
             return found
-    names = ", ".join(file.name for file in present[:4]) or "no Parquet file at all"
+    names = short(", ".join(file.name for file in present[:4]), 80) or "no Parquet file at all"
     wanted = " or ".join(f"{word}*.parquet" for word in SPLIT_WORDS[split])
     raise InputError(f"{path}: no {wanted} for the {split} split; it holds {names}")
 
@@ -86,8 +90,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a whole Parquet file ({reason}); download it again") from None
+        raise InputError(f"{path}: not a whole Parquet file ({cause(error)}); download it again") from None
 
 
 def _open(path: Path) -> _File:
@@ -97,18 +100,21 @@ def _open(path: Path) -> _File:
     with _readable(path):
         file = ParquetFile(path, page_checksum_verification=True)
         schema = file.schema_arrow
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
+        raise InputError(f"{path}: its footer contradicts itself about the number of rows; download it again")
     image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if image is None or label is None:
         raise InputError(
-            f"{path}: has the columns {', '.join(schema.names)}; an image column ({' or '.join(IMAGE_COLUMNS)}) "
-            f"and a label column ({' or '.join(LABEL_COLUMNS)}) are needed"
+            f"{path}: has the columns {short(', '.join(schema.names[:20]), 80)}; an image column "
+            f"({' or '.join(IMAGE_COLUMNS)}) and a label column ({' or '.join(LABEL_COLUMNS)}) are needed"
         )
     kind = schema.field(image).type
     if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)):
-        raise InputError(f"{path}: column '{image}' is {kind}; a struct with binary 'bytes' is needed")
+        raise InputError(f"{path}: column '{image}' is {short(str(kind), 80)}; a struct with binary 'bytes' is needed")
     if not pa.types.is_integer(schema.field(label).type):
-        raise InputError(f"{path}: column '{label}' is {schema.field(label).type}; integers are needed")
+        raise InputError(f"{path}: column '{label}' is {short(str(schema.field(label).type), 80)}; integers are needed")
     return _File(path, file, image, label)
 
 
@@ -119,14 +125,34 @@ def _is_binary(kind: Any) -> bool:
 
 
 def _labels(file: _File) -> Tensor:
+    """The labels, read batch by batch, since the footer's word for their number need not be true."""
+    labels = torch.empty(file.rows, dtype=torch.int64)
+    start = 0
+    with _readable(file.path):
+        for batch in file.parquet.iter_batches(LABELS_AT_ONCE, columns=[file.label]):
+            numbers = _numbers(file, batch.column(0), start)
+            if start + len(numbers) > file.rows:
+                break
+            labels[start : start + len(numbers)] = numbers
+            start += len(numbers)
+        else:
+            if start == file.rows:
+                return labels
+    raise InputError(f"{file.path}: has not the {file.rows} rows that its footer says; download it again")
+
+
+def _numbers(file: _File, column: Any, first_row: int) -> Tensor:
     import pyarrow as pa
 
-    with _readable(file.path):
-        column = file.parquet.read(columns=[file.label]).column(0).cast(pa.int64())
     if column.null_count:
-        row = column.is_null().to_pylist().index(True)
+        row = first_row + column.is_null().to_pylist().index(True)
         raise InputError(f"{file.path}: row {row} has no label; remove it")
-    return torch.from_numpy(column.to_numpy().copy())
+    try:
+        return torch.from_numpy(column.cast(pa.int64()).to_numpy().copy())
+    except pa.ArrowInvalid:
+        raise InputError(
+            f"{file.path}: column '{file.label}' holds more than {2**63 - 1}; labels count from 0"
+        ) from None
 
 
 def _class_names(file: _File) -> tuple[str, ...] | None:
@@ -135,7 +161,11 @@ def _class_names(file: _File) -> tuple[str, ...] | None:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][file.label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return tuple(map(str, names)) if isinstance(names, list) and names else None
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        return None
+    if len(names) > MAX_CLASSES:
+        raise InputError(f"{file.path}: names {len(names)} classes; more than {MAX_CLASSES} are not supported")
+    return tuple(map(str, names)) or None
 
 
 def _numbered(labels: Tensor, path: Path) -> tuple[str, ...]:
@@ -166,18 +196,26 @@ def _encoded_in(file: _File, chosen: Tensor) -> Iterator[tuple[bytes, str]]:
 
 
 def _encoded_in_group(file: _File, group: int, chosen: Tensor, first_row: int) -> Iterator[tuple[bytes, str]]:
-    batches = file.parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[f"{file.image}.bytes"])
+    batches = file.parquet.iter_batches(_rows_at_once(file, group), row_groups=[group], columns=[file.image_bytes])
     start = 0
-    while True:
+    while start <= int(chosen[-1]):
         with _readable(file.path):
             batch = next(batches, None)
         if batch is None:
-            return
+            raise InputError(f"{file.path}: ends before row {first_row + int(chosen[-1])}; download it again")
         column = batch.column(0).field("bytes")
         for row in (chosen[(chosen >= start) & (chosen < start + len(column))] - start).tolist():
-            where = f"{file.path} row {first_row + start + row}"
-            encoded = column[row].as_py()
-            if encoded is None:
-                raise InputError(f"{where}: the image has no bytes; remove the row")
-            yield encoded, where
+            yield column[row].as_py() or b"", f"{file.path} row {first_row + start + row}"
         start += len(column)
+
+
+def _rows_at_once(file: _File, group: int) -> int:
+    """So many rows that a batch stays within `BYTES_AT_ONCE`, even if each holds all bytes of its row group.
+
+    They can: a dictionary stores what many rows share once, and 463 bytes of Parquet may hold 200 images of 1 MB.
+    """
+    metadata = file.parquet.metadata.row_group(group)
+    columns = (metadata.column(number) for number in range(metadata.num_columns))
+    size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == file.image_bytes)
+    check_growth(str(file.path), file.path.stat().st_size, size)
+    return max(1, min(IMAGES_AT_ONCE, BYTES_AT_ONCE // max(1, size)))

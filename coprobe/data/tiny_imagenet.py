@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from coprobe.data.bounds import cause
 from coprobe.data.catalog import DATASETS, Request, Source
-from coprobe.data.decode import decode_all
 from coprobe.data.download import Download, ensure
+from coprobe.data.folder import class_folders, encoded_files, list_images
 from coprobe.errors import InputError
 
 ARCHIVE = Download(
@@ -31,28 +32,22 @@ def tiny_imagenet(request: Request) -> Source:
         classes, samples = _list(folder, request.split)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{folder}: not the published layout ({error}); delete it and it will be downloaded again"
+            f"{folder}: not the published layout ({cause(error)}); delete it and it will be downloaded again"
         ) from None
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
-
-    def images(chosen: torch.Tensor) -> torch.Tensor:
-        paths = [samples[i][0] for i in chosen.tolist()]
-        return decode_all(((path, str(path)) for path in paths), len(paths))
-
-    return Source(labels, tuple(classes), images)
+    paths = [path for path, _ in samples]
+    return Source(labels, classes, lambda chosen: encoded_files(paths, chosen))
 
 
-def _list(folder: Path, split: str) -> tuple[list[str], list[tuple[Path, int]]]:
-    from torchvision.datasets.folder import find_classes, make_dataset
-
-    classes, numbers = find_classes(folder / "train")
+def _list(folder: Path, split: str) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    classes = class_folders(folder / "train")
+    numbers = {name: number for number, name in enumerate(classes)}
     if split == "train":
-        listed = make_dataset(folder / "train", numbers, extensions=(".jpeg",))
-        return classes, [(Path(path), label) for path, label in listed]
+        return classes, list_images(folder / "train", numbers, (".jpeg",))
     samples = []
     for line in (folder / "val" / "val_annotations.txt").read_text("utf-8").splitlines():
         filename, wordnet_id, _ = line.split("\t", 2)
         if Path(filename).name != filename:
-            raise ValueError(f"val_annotations.txt names {filename}")
+            raise ValueError(f"val_annotations.txt names {filename!r}")
         samples.append((folder / "val" / "images" / filename, numbers[wordnet_id]))
     return classes, samples

@@ -1,10 +1,13 @@
+import re
 from pathlib import Path
 
 import pytest
 
+import coprobe.data
 from coprobe.data import DATASETS, default_root, load
 from coprobe.errors import InputError
 
+DATA_PACKAGE = Path(coprobe.data.__file__).parent
 REAL = Path(__file__).resolve().parents[2] / "../shared/data/cifar10-jpeg"
 
 
@@ -24,6 +27,10 @@ def test_every_dataset_is_registered():
         ("digits:", "test", None, "takes no path"),
         ("digits", "test", 0, "--limit must be at least 1"),
         ("folder:absent", "test", 0, "--limit must be at least 1"),
+        ("folder:a\0b", "test", None, r"dataset 'folder': can't read 'a\\x00b' \(embedded null byte\)"),
+        ("parquet:\ud800", "test", None, r"dataset 'parquet': can't read '\\ud800'"),
+        ("parquet:" + "x" * 5000, "test", None, r"can't read 'x{79}…' \(File name too long\)"),
+        ("folder:~nobody-of-this-name", "test", None, "can't read '~nobody-of-this-name'"),
     ],
 )
 def test_load_refuses(spec, split, limit, message):
@@ -44,8 +51,36 @@ def test_limit_and_label_check_come_before_decoding(tmp_path, pictures, write_fo
     write_folder(tmp_path, {"a/0.png": images[0], "a/1.png": b"broken", "b/0.png": images[1], "b/1.png": b"broken"})
     data = load(f"folder:{tmp_path}", limit=2)
     assert data.labels.tolist() == [0, 1]
-    with pytest.raises(InputError, match=r"1\.png: not an image"):
+    with pytest.raises(InputError, match=r"a.1\.png: not an image"):
         load(f"folder:{tmp_path}", limit=3)
+
+
+def test_skip_bad_says_what_it_left_out(tmp_path, pictures, write_folder):
+    images = pictures(5)
+    files = {f"{c}/{i}.png": images[i] for i, c in enumerate("aabbb")}
+    whole = load(f"folder:{write_folder(tmp_path / 'whole', files)}")
+    assert whole.skipped == ()
+    torn = write_folder(tmp_path / "torn", files | {"b/2.png": b"<html>", "b/3\x1b.png": b""})
+    data = load(f"folder:{torn}", skip_bad=True)
+    assert data.skipped == (f"{torn / 'b/2.png'}", f"{torn / 'b'}/3\x1b.png")
+    assert data.notes[-1] == rf"folder:{torn} (test): left out 2 bad images: '2.png', '3\x1b.png'"
+    without = whole.subset([0, 1, 3, 4])
+    assert data.digest() == without.digest() != whole.digest()
+    assert data.subset([0]).skipped == data.skipped
+
+
+def test_one_class_only_is_remarked(tmp_path, pictures, write_folder):
+    write_folder(tmp_path, {"train/cat/a.png": pictures(1)[0], "train/cat/b.png": pictures(1)[0]})
+    assert load(f"folder:{tmp_path}", "train").notes == (
+        f"folder:{tmp_path} (train): all 2 images are of one class, 'cat'",
+    )
+    assert load("digits", limit=1).notes == ()
+
+
+def test_no_module_reads_numpy_files_or_pickles():
+    for path in DATA_PACKAGE.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\b(np|numpy)\.(load|fromfile|memmap)\b|allow_pickle|\bpickle\.|extractall", text), path
 
 
 def test_default_root(monkeypatch, tmp_path):

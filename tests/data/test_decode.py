@@ -1,15 +1,14 @@
 import io
+import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from coprobe.data import decode as module
-from coprobe.data.decode import decode, decode_all
+from coprobe.data.decode import BadImageError, decode
 from coprobe.errors import InputError
 
 
@@ -52,9 +51,23 @@ def test_cmyk_jpeg_becomes_rgb():
     assert max(green, blue) < 16
 
 
-def test_interlaced_png():
-    # Each of the 2×1 pixels is a pass and a row of its own: 8 bytes, where 7 would do without passes.
-    assert decode(png(2, 1, interlaced=1, raw=b"\0\x80\x80\x80" * 2), "x").tolist() == [[[128] * 3] * 2]
+def passes(width, height):
+    """The rows of an interlaced grey-128 RGB PNG, pass by pass."""
+    for left, top, across, down in module.PASSES:
+        columns = len(range(left, width, across))
+        yield from [b"\0" + b"\x80" * (3 * columns)] * len(range(top, height, down)) if columns else []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (2, 1), (1, 5), (5, 3), (9, 9), (16, 11)])
+def test_interlaced_png(width, height):
+    rows = list(passes(width, height))
+    assert (decode(png(width, height, interlaced=1, raw=b"".join(rows)), "x") == 128).all()
+    with pytest.raises(InputError, match=r"fewer rows|truncated"):
+        decode(png(width, height, interlaced=1, raw=b"".join(rows[:-1])), "x")
+
+
+def test_sixteen_bits_of_colour_lose_their_lower_half():
+    assert decode(png(2, 1, depth=16, raw=b"\0" + b"\x12\xff" * 6), "x").tolist() == [[[0x12] * 3] * 2]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -69,7 +82,8 @@ def test_cut_images_are_refused(kind, share, pictures, encode):
     ("data", "message"),
     [
         (b"<!DOCTYPE html><html><body>Log in</body></html>", "not an image"),
-        (b"", "not an image"),
+        (b"", "the image has no bytes"),
+        (b"\0" * (4 * 4096 * 4096 + 1), "larger than 67108864 bytes"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not an image"),
         (png(8, 8, rows=7), "fewer rows than its header says"),
         (png(4097, 4096, rows=1), "4097×4096 pixels, more than 16777216"),
@@ -81,6 +95,26 @@ def test_cut_images_are_refused(kind, share, pictures, encode):
 def test_refused(data, message):
     with pytest.raises(InputError, match=f"^here: .*{message}"):
         decode(data, "here")
+
+
+def test_lenient_settings_of_the_program_around_us_do_not_count(monkeypatch, pictures, encode):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    half = encode(pictures(1, 64, 64)[0], "JPEG")[:1500]
+    assert np.asarray(Image.open(io.BytesIO(half))).shape == (64, 64, 3)  # Pillow would take it
+    with pytest.raises(InputError, match="damaged"):
+        decode(half, "x")
+    with pytest.raises(InputError, match="60000×60000 pixels, more than 16777216; make it smaller"):
+        decode(png(60_000, 60_000, rows=1), "x")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_bad_images_say_where_and_why(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImageError) as caught:
+        decode(tmp_path / "pipe.png", "here")
+    assert (caught.value.where, caught.value.reason) == ("here", "not a file")
+    assert str(caught.value) == "here: not a file; remove it"
 
 
 def test_wrong_png_checksum(pictures, encode):
@@ -119,22 +153,3 @@ def test_damage_anywhere_is_an_input_error_or_an_image(pictures, encode):
                 assert decode(data.tobytes(), "here").dtype == np.uint8
             except InputError as error:
                 assert str(error).startswith("here: ")
-
-
-def test_decode_all_stacks_as_channels_first(pictures, encode):
-    arrays = pictures(3, 5, 7)
-    stacked = decode_all(((encode(array), "x") for array in arrays), 3)
-    assert stacked.dtype == torch.uint8
-    assert np.array_equal(stacked.numpy(), arrays.transpose(0, 3, 1, 2))
-
-
-def test_decode_all_names_the_first_of_another_size(pictures, encode):
-    items = [(encode(pictures(1, 5, 7)[0]), "one"), (encode(pictures(1, 7, 5)[0]), "two")]
-    with pytest.raises(InputError, match="two: 5×7 pixels, but one has 7×5"):
-        decode_all(iter(items), 2)
-
-
-def test_paths_may_be_given(tmp_path: Path):
-    path = tmp_path / "a.png"
-    path.write_bytes(png(2, 2))
-    assert decode_all([(path, "a")], 1).shape == (1, 3, 2, 2)

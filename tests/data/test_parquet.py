@@ -31,7 +31,7 @@ def test_rows_of_the_second_file(tmp_path, pictures, write_parquet):
 
 
 def test_only_wanted_rows_are_decoded(tmp_path, pictures, write_parquet, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_ROWS", 3)
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 3)
     images = list(pictures(20))
     labels = [0] * 10 + [1] * 10
     broken = [image if i % 10 < 6 else b"broken" for i, image in enumerate(images)]
@@ -81,7 +81,8 @@ def test_useless_metadata_is_ignored(metadata, tmp_path, pictures, write_parquet
         ([0, 1, -1], None, "row 2 has label -1"),
         ([0, None, 1], ["cat", "dog"], "row 1 has no label"),
         ([0, 10**9, 1], None, "row 1 has label 1000000000; more than 100000 classes"),
-        ([0, 2**63, 1], None, "not a whole Parquet file"),
+        ([0, 2**63, 1], None, "column 'label' holds more than 9223372036854775807; labels count from 0"),
+        ([0.0, 1.0, 2.0], None, "column 'label' is double; integers are needed"),
         (["cat", "dog", "cat"], None, "column 'label' is string; integers are needed"),
     ],
 )
@@ -129,6 +130,69 @@ def test_damaged_page(tmp_path, pictures, encode, write_parquet):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"a\.parquet: not a whole Parquet file"):
         load(f"parquet:{path}")
+
+
+def test_a_single_file_serves_as_either_split(tmp_path, pictures, write_parquet):
+    path = write_parquet(tmp_path / "test.parquet", pictures(2), [0, 1])
+    assert load(f"parquet:{path}").notes == (
+        f"parquet:{path} (test): is a single file, so the same images serve as either split",
+    )
+    assert load(f"parquet:{tmp_path}").notes == ()
+
+
+def test_skipped_rows(tmp_path, pictures, write_parquet):
+    images = list(pictures(8))
+    broken = [None, images[1], b"<html>", *images[3:]]
+    path = write_parquet(tmp_path / "a.parquet", broken, [0, 0, 1, 1] * 2)
+    with pytest.raises(
+        InputError, match=r"a\.parquet row 0: the image has no bytes; 2 of 8 images are bad \(also a\.par"
+    ):
+        load(f"parquet:{path}")
+    data = load(f"parquet:{path}", limit=4, skip_bad=True)
+    assert np.array_equal(data.images.numpy(), np.stack(images)[[1, 3, 4, 6]].transpose(0, 3, 1, 2))
+    assert data.skipped == (f"{path} row 0", f"{path} row 2")
+
+
+def test_names_of_any_signs_and_of_any_kind(tmp_path, pictures, write_parquet):
+    names = ["\x1b[31m", "\ud800"]
+    path = write_parquet(tmp_path / "a.parquet", pictures(2), [0, 1], names=names)
+    assert load(f"parquet:{path}").classes == tuple(names)
+    path = write_parquet(tmp_path / "b.parquet", pictures(2), [0, 1], names=[["nested"], None])
+    assert load(f"parquet:{path}").classes == ("0", "1")
+    path = write_parquet(tmp_path / "c.parquet", pictures(2), [0, 1], names=["x"] * 100_001)
+    with pytest.raises(InputError, match="names 100001 classes; more than 100000"):
+        load(f"parquet:{path}")
+
+
+def test_a_footer_that_contradicts_itself(tmp_path, pictures, write_parquet):
+    path = write_parquet(tmp_path / "a.parquet", pictures(3), [0, 1, 1], groups=100)
+    data = bytearray(path.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    # In thrift's compact protocol the file's number of rows is the field after the schema: an i64, 3 zigzagged.
+    at = data.index(b"\x16\x06\x19", footer)
+    data[at + 1] = 0x0A
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="its footer contradicts itself about the number of rows"):
+        load(f"parquet:{path}")
+
+
+def test_a_row_group_that_grows_too_much(tmp_path, write_parquet, monkeypatch):
+    monkeypatch.setattr("coprobe.data.bounds.FREE_GROWTH", 2**20)
+    path = write_parquet(tmp_path / "a.parquet", [bytes(2**21)], [0])
+    pq.write_table(pq.read_table(path), path, compression="zstd")
+    with pytest.raises(InputError, match=r"a\.parquet: \d+ bytes that unpack to 2\d+ or more"):
+        load(f"parquet:{path}")
+
+
+def test_wide_rows_are_read_few_at_a_time(tmp_path, pictures, write_parquet, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", pictures(6), [0, 1] * 3, groups=100)
+    file = module._open(path)
+    size = file.parquet.metadata.row_group(0).column(0).total_uncompressed_size
+    monkeypatch.setattr(module, "BYTES_AT_ONCE", 2 * size)
+    assert module._rows_at_once(file, 0) == 2
+    assert len(load(f"parquet:{path}")) == 6
+    monkeypatch.setattr(module, "BYTES_AT_ONCE", 1)
+    assert module._rows_at_once(file, 0) == 1
 
 
 def test_image_without_bytes(tmp_path, pictures, write_parquet):
