@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from coprobe._version import __version__
 
 if TYPE_CHECKING:
-    from coprobe.checkpoint import Checkpoint, load
+    from coprobe.checkpoint import Checkpoint, load, wrap
     from coprobe.probe import Probe
 
-__all__ = ["Checkpoint", "Probe", "__version__", "load"]
+__all__ = ["Checkpoint", "Probe", "__version__", "load", "wrap"]
 
-_HOMES = {"Checkpoint": "checkpoint", "load": "checkpoint", "Probe": "probe"}
+_HOMES = {"Checkpoint": "checkpoint", "load": "checkpoint", "wrap": "checkpoint", "Probe": "probe"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import torch
 
 from coprobe.checkpoint import load as load_checkpoint
 from coprobe.data import load as load_data
+from coprobe.errors import InputError
 from coprobe.figures.style import save_all
 from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE, Source, figure1, figure3, figure4
 from coprobe.probe import Diagnosis, Masking, Probe, Progress, silent
@@ -52,7 +53,14 @@ def run(
         device: where to work.
         progress: shows how far training and attacks are.
         on_epoch: called with the run's name and its row of history.csv.
+
+    Raises:
+        InputError: another run is in the place of one of these.
     """
+    for name, (_, unseeded) in RECIPES.items():
+        begun = Run(out / name)
+        if begun.begun and replace(begun.recipe, seed=unseeded.seed) != unseeded:
+            raise InputError(f"{begun.directory}: holds a run that is not the demo's; choose another --out")
     sources, diagnoses, maskings = [], {}, {}
     test = load_data(COLLAPSING.data)
     for name, (title, unseeded) in RECIPES.items():

@@ -55,16 +55,21 @@ def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and parameters without gradients inside the block; every flag as before afterwards.
 
-    Batch-norm statistics and `.grad` are not touched, since nothing in evaluation mode writes to them.
+    Batch-norm statistics and `.grad` are not touched, since nothing in evaluation mode writes to them. Transformers
+    compute attention in one way only, since torch's shortcut is taken or not depending on hooks and gradients, and
+    gives other last digits.
     """
+    shortcut = torch.backends.mha.get_fastpath_enabled()
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
         for parameter, _ in grads:
             parameter.requires_grad_(False)
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(shortcut)
         for module, mode in modes:
             module.training = mode
         for parameter, required in grads:

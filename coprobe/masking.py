@@ -14,7 +14,7 @@ from torch import nn
 from coprobe.attacks.examples import AdversarialBatch
 from coprobe.engine import frozen, generator_for
 from coprobe.errors import InputError
-from coprobe.nodes import masked, resolve
+from coprobe.nodes import Node, masked, tapped
 from coprobe.registry import Registry
 from coprobe.statistics import ALPHA, ChannelStatistics
 
@@ -76,7 +76,10 @@ class Selection:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha2 <= 1:
             raise InputError(f"alpha2 {self.alpha2:g}: must lie between 0 and 1")
-        channels = len(self.statistics.node(self.node))
+        rows = self.statistics.node(self.node)
+        channels = len(rows)
+        if channels < rows["channels"].iloc[0]:
+            raise InputError(f"node '{self.node}' is a single channel; there are no others to choose from")
         if not 0 <= self.count <= channels:
             raise InputError(f"can't mask {self.count} channels of node {self.node}, which has {channels}")
 
@@ -100,10 +103,27 @@ def select(name: str, selection: Selection, *, reason: str = "") -> list[Channel
     return [ChannelMask({selection.node: channels}, reason or name, draw) for draw, channels in enumerate(drawn)]
 
 
+def thresholds(node: Node, alpha2: Sequence[float] | None, percent: float | None) -> tuple[float, ...]:
+    """The values of alpha2 to mask a node with: those given, else 0.5, or none at a node like `A:12`.
+
+    Raises:
+        InputError: the node is a channel, and there are thresholds or a share as well.
+    """
+    if node.channel is None:
+        return (0.5,) if alpha2 is None else tuple(alpha2)
+    if alpha2 or percent is not None:
+        raise InputError(f"node '{node.name}' is the channel to mask; leave out --alpha2 and --percent")
+    return ()
+
+
 def compared_masks(
-    settings: Selection, alpha2: Sequence[float], percent: float | None, compare: Sequence[str]
+    settings: Selection,
+    alpha2: Sequence[float],
+    percent: float | None,
+    compare: Sequence[str],
+    channel: int | None = None,
 ) -> list[ChannelMask]:
-    """Masks of the salient channels, and for comparison masks of as many channels by other selectors.
+    """Masks of the salient channels, or of a given one, and masks of as many channels by other selectors.
 
     Args:
         settings: what the selectors look at; its `alpha2` and `count` are not used.
@@ -111,11 +131,15 @@ def compared_masks(
         percent: instead of thresholds, one mask of this share of the channels, by rank.
         compare: selectors of masks with as many channels as alpha2 = 0.5 gives (or, if 0.5 is not among the
             thresholds, the first one; or as `percent` gives).
+        channel: instead of thresholds, one mask of this channel.
 
     Raises:
-        InputError: neither thresholds nor a share; an unknown selector.
+        InputError: neither thresholds nor a share nor a channel; an unknown selector.
     """
-    if percent is not None:
+    if channel is not None:
+        count = 1
+        masks = [ChannelMask({settings.node: (channel,)}, f"channel {channel}")]
+    elif percent is not None:
         count = count_of_percent(percent, len(settings.t_act))
         masks = select("top", replace(settings, count=count), reason=f"top {percent:g} %")
     else:
@@ -209,18 +233,16 @@ def _attribution(selection: Selection, method: Any, n_steps: int | None = None) 
     """Mean over adversarial images of each channel's absolute attribution, summed over positions."""
     if selection.model is None or selection.batches is None:
         raise InputError("selectors by attribution need the model and its adversarial images")
-    node = resolve(selection.model, selection.node)
-    explain = method(selection.model, node.module)
     total, images = torch.zeros((), dtype=torch.float64), 0
     for batch in selection.batches:
         # A copy, since captum switches the gradient of its input on.
         x = batch.images[selection.attack].detach().clone().requires_grad_()
         # All steps at once would take n_steps times the memory; captum needs room for two at least.
         settings = {"n_steps": n_steps, "internal_batch_size": 2 * len(x)} if n_steps else {}
-        with frozen(selection.model):
+        with frozen(selection.model), tapped(selection.model, selection.node) as tap:
             with torch.no_grad():
                 predicted = selection.model(x).argmax(1)
-            attributed = explain.attribute(x, target=predicted, attribute_to_layer_input=node.at_input, **settings)
+            attributed = method(selection.model, tap).attribute(x, target=predicted, **settings)
         per_image = attributed.detach().flatten(2).sum(2) if attributed.dim() > 2 else attributed.detach()
         total = total + per_image.abs().double().sum(0).cpu()
         images += len(x)

@@ -14,7 +14,7 @@ import torch
 
 from coprobe._version import __version__
 from coprobe.attacks import AdversarialExamples, Attack, parse
-from coprobe.attacks.examples import CLEAN
+from coprobe.attacks.examples import CLEAN, clean_images
 from coprobe.cache import cached
 from coprobe.checkpoint import Checkpoint
 from coprobe.collapse import verdict_of
@@ -22,10 +22,11 @@ from coprobe.data import Dataset, title
 from coprobe.engine import Progress, silent
 from coprobe.errors import InputError, unknown
 from coprobe.evaluation import NO_NOISE, Evaluation, Noise, evaluate
-from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, compared_masks
-from coprobe.nodes import node_table, resolve
+from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, compared_masks, thresholds
+from coprobe.nodes import check_neutral, node_table, resolve
 from coprobe.provenance import provenance
 from coprobe.statistics import ALPHA, ChannelStatistics, Increments, collect, collect_increments, collect_overlap
+from coprobe.text import storable
 
 #: The attack behind V_act and T_act: every image takes every step, so that channels are compared at the same effort.
 #: The rule of the official evaluation leaves an image of a weak model just behind the decision border, where its
@@ -119,6 +120,7 @@ class Probe:
             "data": self.dataset.name,
             "split": self.dataset.split,
             "images": len(self.dataset),
+            **({"skipped": len(self.dataset.skipped)} if self.dataset.skipped else {}),
             "data_digest": self.dataset.digest(),
             "epsilon": round(self.epsilon * 255, 6),
             "seed": self.seed,
@@ -148,8 +150,7 @@ class Probe:
         """
         crafted = parse(attack, self.epsilon)
         nodes = tuple(nodes) or self._table()
-        for node in nodes:
-            resolve(self.model, node)
+        self._find(nodes)
         with self._examples([crafted], keep=False) as examples:
             return self._statistics(examples, nodes, crafted)
 
@@ -161,8 +162,7 @@ class Probe:
             attack: the spec of an attack that hands out its steps.
         """
         followed = parse(attack, self.epsilon)
-        for node in nodes:
-            resolve(self.model, node)
+        self._find(nodes)
 
         def follow() -> pd.DataFrame:
             with self.progress(f"steps of {followed.label}", len(self.dataset)) as advance:
@@ -181,7 +181,7 @@ class Probe:
 
     def overlap(self, node: str = "A", attack: str = PROBING_ATTACK, top: int = 5) -> pd.DataFrame:
         """Whether single images have the same salient channels as all of them (C07), see `collect_overlap`."""
-        resolve(self.model, node)
+        self._find([node])
         crafted = parse(attack, self.epsilon)
         settings = {"node": node, "attack": crafted.spec, "top": top}
         with self._examples([crafted], keep=False) as examples:
@@ -229,7 +229,7 @@ class Probe:
             InputError: a target that the images don't fit, or a model named twice.
         """
         models = [self, *(replace(self, checkpoint=target) for target in targets)]
-        named = {str(probe.checkpoint.path or probe.checkpoint.digest): probe for probe in models}
+        named = {storable(str(probe.checkpoint.path or probe.checkpoint.digest)): probe for probe in models}
         if len(named) < len(models):
             raise InputError(f"a model is named twice beside {', '.join(named)}; name each once")
         with self._examples(self._parse(attacks), keep=True) as examples:
@@ -242,7 +242,7 @@ class Probe:
     def mask(
         self,
         node: str = "A",
-        alpha2: Sequence[float] = (0.5,),
+        alpha2: Sequence[float] | None = None,
         *,
         percent: float | None = None,
         compare: Sequence[str] = ("variance", "random", "attribution"),
@@ -254,8 +254,8 @@ class Probe:
         """Accuracy with the salient channels of a node masked (Eq. 7), beside other masks of the same size.
 
         Args:
-            node: where to mask.
-            alpha2: thresholds; one mask of the channels with T_act above it for each.
+            node: where to mask; with a channel, as in `A:12`, that channel is masked and no other is looked for.
+            alpha2: thresholds; one mask of the channels with T_act above it for each; None means 0.5.
             percent: mask this share of the channels, by rank, instead of using thresholds.
             compare: selectors of other masks of the same size, see `compared_masks`.
             attacks: under which accuracy is measured; the images are crafted once, on the unmasked model.
@@ -263,7 +263,9 @@ class Probe:
             alpha: the factor inside tanh.
             reading: of Eq. 6, see `ChannelStatistics.t_act`.
         """
-        resolve(self.model, node)
+        self._find([node])
+        place = resolve(self.model, node)
+        alpha2 = thresholds(place, alpha2, percent)
         for selector in compare:
             SELECTORS.entry(selector)
         choosing = parse(attack, self.epsilon)
@@ -278,10 +280,10 @@ class Probe:
             "reading": reading,
         }
         with self._examples(self._parse([*attacks, choosing.spec]), keep=True) as examples:
-            statistics = self._statistics(examples, (node,), choosing)
+            statistics = self._statistics(examples, (place.whole,), choosing)
             selection = Selection(
                 statistics,
-                node,
+                place.whole,
                 alpha=alpha,
                 reading=reading,
                 model=self.model,
@@ -293,7 +295,7 @@ class Probe:
                 "masking",
                 settings,
                 lambda: self._masked(
-                    examples, settings["attacks"], compared_masks(selection, alpha2, percent, compare)
+                    examples, settings["attacks"], compared_masks(selection, alpha2, percent, compare, place.channel)
                 ),
             )
         return Masking(Evaluation(frame), tuple(map(ChannelMask.from_plain, frame.attrs["masks"])), statistics)
@@ -327,6 +329,10 @@ class Probe:
         frame = evaluate(self.model, examples, [CLEAN, *attacks], masks=masks, seed=self.seed).frame
         frame.attrs["masks"] = [asdict(mask) for mask in masks]
         return frame
+
+    def _find(self, nodes: Sequence[str]) -> None:
+        """Look on one image whether there are such nodes, before the work."""
+        check_neutral(self.model, clean_images(self.dataset, 0, 1, self.device)[0], nodes)
 
     def _table(self) -> tuple[str, ...]:
         nodes = tuple(node_table(self.model))

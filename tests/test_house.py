@@ -15,9 +15,9 @@ PACKAGE = ROOT / "coprobe"
 
 #: A module imports from floors below its own, or from its own package; CONTRIBUTING.md draws this.
 FLOORS = [
-    {"_version", "errors", "collapse"},
-    {"registry", "files", "provenance"},
-    {"engine", "models", "cache", "containers"},
+    {"_version", "errors", "collapse", "text"},
+    {"registry", "files", "provenance", "engine"},
+    {"models", "cache", "containers"},
     {"nodes", "data"},
     {"attacks", "checkpoint"},
     {"statistics"},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialBatch
 from coprobe.errors import InputError
-from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, count_of_percent, select
+from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, compared_masks, count_of_percent, select
 from coprobe.statistics import ChannelStatistics, collect
 from coprobe.statistics.accumulator import SUMS
 
@@ -156,12 +156,17 @@ def carrier() -> Iterator[Selection]:
     model = Carrier().train()
     batches = [images(3), images(2, 3)]
     yield Selection(
-        collect(model, batches, ["A", "pool:in"], "a"), "A", count=1, model=model, batches=batches, attack="a"
+        collect(model, batches, ["A", "pool:in", "#relu1", "A:4"], "a"),
+        "A",
+        count=1,
+        model=model,
+        batches=batches,
+        attack="a",
     )
 
 
 @CAPTUM
-@pytest.mark.parametrize("node", ["A", "pool:in"])
+@pytest.mark.parametrize("node", ["A", "pool:in", "#relu1"])
 def test_attribution_finds_the_channel_that_carries_the_class(carrier: Selection, name: str, node: str) -> None:
     (mask,) = select(name, replace(carrier, node=node))
     assert mask.channels == {node: (2,)}
@@ -212,6 +217,18 @@ def test_captum_leaves_model_and_images_as_they_were(carrier: Selection, name: s
     handle.remove()
     assert state(model) == before
     assert not any(batch.images["a"].requires_grad for batch in batches)
+
+
+def test_a_single_channel_has_no_others_to_choose_from(carrier: Selection) -> None:
+    with pytest.raises(InputError, match="node 'A:4' is a single channel; there are no others to choose from"):
+        replace(carrier, node="A:4")
+
+
+def test_a_given_channel_is_masked_beside_as_many_others(carrier: Selection) -> None:
+    masks = compared_masks(carrier, (), None, ("variance", "random"), 2)
+    assert [mask.channels["A"] for mask in masks[:2]] == [(2,), (4,)] and masks[0].reason == "channel 2"
+    assert [mask.reason for mask in masks[1:]] == ["variance"] + ["random"] * 5
+    assert {mask.count for mask in masks} == {1}
 
 
 @CAPTUM

@@ -92,6 +92,36 @@ def test_masking_by_share() -> None:
     assert list(masking.evaluation.frame["attack"].unique()) == ["clean", "pgd:5"]
 
 
+def test_masking_a_given_channel(attacks: list[str]) -> None:
+    masking = probe().mask(f"A:{WEAK}", compare=("attribution", "random"), attacks=("pgd:10",))
+    named = {mask.reason: mask for mask in masking.masks if mask.draw == 0}
+    assert list(named) == ["none", f"channel {WEAK}", "attribution", "random"]
+    assert named[f"channel {WEAK}"].channels == named["attribution"].channels == {"A": (WEAK,)}
+    assert named["random"].count == 1
+    accuracy = masking.evaluation.accuracy
+    assert (accuracy("pgd:10"), accuracy("pgd:10", mask=f"channel {WEAK}")) == (0, 1)
+    attacks.clear()
+    for settings in ({"alpha2": (0.5,)}, {"percent": 10}):
+        with pytest.raises(InputError, match=f"'A:{WEAK}' is the channel to mask; leave out --alpha2 and --percent"):
+            probe().mask(f"A:{WEAK}", **settings)  # type: ignore[arg-type]
+    for work in (probe().mask, probe().overlap, lambda node: probe().activations([node])):
+        with pytest.raises(InputError, match="node 'A' has channels 0 to 3, not 4"):
+            work("A:4")
+    assert attacks == []
+
+
+def test_a_channel_is_that_of_the_whole_node() -> None:
+    whole, one = probe().activations(["A"]), probe().activations([f"A:{WEAK}"])
+    table = one.table()
+    assert list(table["channel"]) == [WEAK] and set(one.frame["channels"]) == {4}
+    assert one.t_act(f"A:{WEAK}") == whole.t_act("A")[WEAK]
+    assert one.v_act(f"A:{WEAK}") <= whole.v_act("A")
+    assert one.frame.attrs["shapes"] == {f"A:{WEAK}": [4, 1, 1]}
+    steps, step = probe().increments(["A"]), probe().increments([f"A:{WEAK}"])
+    assert step.s(f"A:{WEAK}")[:, 0].tolist() == steps.s("A")[:, WEAK].tolist()
+    assert set(step.table()["channel"]) == {WEAK}
+
+
 def test_masking_needs_a_threshold() -> None:
     with pytest.raises(InputError, match="--alpha2 or --percent"):
         probe().mask(alpha2=())

@@ -109,3 +109,26 @@ def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     install(monkeypatch, tmp_path, git=True)
     monkeypatch.setenv("PATH", "")
     assert commit() is None
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("https://me:secret@host/a.pt", "https://***@host/a.pt"),
+        ("parquet:https://me:s@cret@host:8080/a", "parquet:https://***@host:8080/a"),
+        ("s3://secret@bucket", "s3://***@bucket"),
+        ("https://host/a@b.pt", "https://host/a@b.pt"),
+        ("me@host:a.pt", "me@host:a.pt"),
+    ],
+)
+def test_no_password_of_a_url_is_kept(monkeypatch, word, kept):
+    monkeypatch.setattr(sys, "argv", ["coprobe", "inspect", word, "--data", f"x{word}"])
+    assert shlex.split(provenance()["command"]) == ["coprobe", "inspect", kept, "--data", f"x{kept}"]
+
+
+def test_nothing_of_the_environment_is_in_it(monkeypatch):
+    canaries = {"AWS_SECRET_ACCESS_KEY": "canary-1", "HF_TOKEN": "canary-2", "GIT_ASKPASS": "canary-3", "X": "canary-4"}
+    for name, value in canaries.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["coprobe", "inspect", "a.pt"])
+    assert "canary" not in repr(provenance(seed=1)).lower()

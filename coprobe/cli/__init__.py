@@ -15,6 +15,7 @@ import click
 from coprobe._version import __version__
 from coprobe.cli import commands
 from coprobe.errors import CoprobeError, unknown
+from coprobe.text import cut, printable
 
 _ORDER = (
     "demo", "train", "methods", "inspect", "nodes", "activations", "mask", "increments", "evaluate", "transfer",
@@ -96,8 +97,6 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in message).split())
-    if len(line) > _LONGEST:
-        line = f"{line[: _LONGEST - 1]}…"
+    line = cut(printable(" ".join(message.split())), _LONGEST)
     click.echo(f"coprobe: error: {line}", err=True)
     return code

@@ -14,12 +14,15 @@ from coprobe.errors import InputError
 
 if TYPE_CHECKING:
     from coprobe.checkpoint import Checkpoint
+    from coprobe.data import Dataset
     from coprobe.paper import Results
     from coprobe.probe import Probe
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_LIMIT = 1000
 DEFAULT_EPS = 16.0
+#: Names of images in a message about many.
+_SHOWN = 3
 
 
 class Budget(click.ParamType):
@@ -149,17 +152,39 @@ def _stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
 
 
 reading_options = _stack(
-    click.option("--arch", help="Architecture, where the file doesn't say and its weights can't tell."),
+    click.option(
+        "--arch",
+        help="Architecture, where the file doesn't say and its weights can't tell; also torchvision:NAME, timm:NAME, "
+        "robustbench:NAME. This and the options below hold for every file that is named.",
+    ),
     click.option("--arch-arg", "arch_args", type=Assignment(), multiple=True, help="Argument of the architecture."),
+    click.option(
+        "--model",
+        help="Your own code that makes the network: package.module:factory or FILE.py:factory. It is run. "
+        "CHECKPOINT - then means the weights that the factory gives it.",
+    ),
+    click.option("--model-arg", "model_args", type=Assignment(), multiple=True, help="Argument of the factory."),
+    click.option("--pick", metavar="KEY", help="Which network, in a file with several."),
+    click.option(
+        "--allow-missing", multiple=True, metavar="PATTERN",
+        help="Weights that the file may lack (*.num_batches_tracked); recorded in every result. Repeatable.",
+    ),
+    click.option(
+        "--allow-unexpected", multiple=True, metavar="PATTERN",
+        help="Weights of the file to leave out (fc2.*); recorded in every result. Repeatable.",
+    ),
     click.option("--mean", callback=numbers, help="Mean per channel that the model expects to be subtracted."),
     click.option("--std", callback=numbers, help="Standard deviation per channel."),
-)
+)  # fmt: skip
+
+skip_bad_option = click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and say which.")
 
 probing_options = _stack(
     reading_options,
     click.option("--data", help="NAME, folder:DIR or parquet:DIR. Default: what the checkpoint was trained on."),
     click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True),
     click.option("--limit", type=Limit(), default=DEFAULT_LIMIT, show_default=True, help="Class-balanced images."),
+    skip_bad_option,
     click.option("--eps", type=Budget(), default=DEFAULT_EPS, show_default=True, help="Attack radius, n of n/255."),
     click.option("--batch-size", type=int, help="Images at once. Default: found by itself."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
@@ -189,16 +214,45 @@ def debug_option(function: F) -> F:
 
 
 @dataclass(frozen=True)
-class ProbingOptions:
-    """What the options of `probing_options` were given as."""
+class ReadingOptions:
+    """What the options of `reading_options` were given as."""
 
     arch: str | None
     arch_args: tuple[tuple[str, Any], ...]
+    model: str | None
+    model_args: tuple[tuple[str, Any], ...]
+    pick: str | None
+    allow_missing: tuple[str, ...]
+    allow_unexpected: tuple[str, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+
+    def read(self, path: str | Path) -> Checkpoint:
+        """Load the checkpoint at `path`; `-` stands for the weights that the factory of --model gives its network."""
+        from coprobe.checkpoint import load
+
+        return load(
+            path,
+            arch=self.arch,
+            arch_args=dict(self.arch_args),
+            mean=self.mean,
+            std=self.std,
+            model=self.model,
+            model_args=dict(self.model_args),
+            pick=self.pick,
+            allow_missing=self.allow_missing,
+            allow_unexpected=self.allow_unexpected,
+        )
+
+
+@dataclass(frozen=True)
+class ProbingOptions(ReadingOptions):
+    """What the options of `probing_options` were given as."""
+
     data: str | None
     split: str
     limit: int | None
+    skip_bad: bool
     eps: float
     batch_size: int | None
     device: str
@@ -210,18 +264,17 @@ class ProbingOptions:
 
         With `cache`, results are kept in `stats/` of the run directory that holds the checkpoint.
         """
-        from coprobe.data import load
         from coprobe.engine import choose_device
         from coprobe.probe import Probe
 
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: must be at least 1")
         device = choose_device(self.device)
-        checkpoint = read_checkpoint(path, self.arch, self.arch_args, self.mean, self.std)
+        checkpoint = self.read(path)
         data = self.data or checkpoint.recipe.get("data")
         if not data:
             raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
-        dataset = load(str(data), self.split, limit=self.limit)
+        dataset = read_images(str(data), self.split, limit=self.limit, skip_bad=self.skip_bad)
         run = Path(path) if Path(path).is_dir() else None
         probe = Probe(
             checkpoint,
@@ -234,8 +287,25 @@ class ProbingOptions:
             cache=run / "stats" if cache and run else None,
             progress=output.progress,
         )
-        memory.remember(checkpoint.path or Path(path))
+        if checkpoint.path:
+            memory.remember(checkpoint.path)
+        if checkpoint.normalised_by in ("", "--mean/--std") and dataset.image_shape[0] == 3:
+            self._check_normalisation(str(path), probe)
         return probe
+
+    def _check_normalisation(self, path: str, probe: Probe) -> None:
+        """Say so if another normalisation than the one that nobody or the person gave is clearly better."""
+        from coprobe.doctor import normalisations
+
+        verdict = normalisations(
+            probe.checkpoint,
+            probe.dataset,
+            device=probe.device,
+            batch_size=self.batch_size,
+            progress=output.progress,
+        )
+        if warning := verdict.warning(probe.checkpoint.normalised_by):
+            output.message(f"{path}: {warning}")
 
 
 @dataclass(frozen=True)
@@ -258,14 +328,14 @@ class PaperOptions:
         return Results(self.runs or Path("runs/paper") / scale.name, scale, given, self.seeds)
 
 
-def read_checkpoint(
-    path: str | Path,
-    arch: str | None,
-    arch_args: tuple[tuple[str, Any], ...],
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-) -> Checkpoint:
-    """Load a checkpoint with the options of `reading_options`."""
-    from coprobe.checkpoint import load
+def read_images(spec: str, split: str = "test", *, limit: int | None, skip_bad: bool) -> Dataset:
+    """Load a data set, and say which images --skip-bad left out."""
+    from coprobe.data import load
 
-    return load(path, arch=arch, arch_args=dict(arch_args), mean=mean, std=std)
+    dataset = load(spec, split, limit=limit, skip_bad=skip_bad)
+    if dataset.skipped:
+        shown = ", ".join(dataset.skipped[:_SHOWN]) + (", …" if len(dataset.skipped) > _SHOWN else "")
+        output.message(f"{spec}: left out {len(dataset.skipped)} images that can't be read: {shown}")
+    for note in dataset.notes:
+        output.message(note)
+    return dataset

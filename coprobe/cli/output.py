@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from coprobe.errors import InputError
 from coprobe.files import TABLE_SUFFIXES, check_writable, records, write_table
+from coprobe.text import cut, printable
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: Characters of a cell of a table; a name in a file may have a million.
+_LONGEST_CELL = 1000
 
 
 def message(text: str) -> None:
     """A line for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 @contextmanager
@@ -45,10 +49,10 @@ def progress(what: str, images: int) -> Iterator[Callable[..., None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeLeft())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(what), total=images)
+        task = bar.add_task(escape(printable(what)), total=images)
 
         def advance(done: int, now: str | None = None) -> None:
-            bar.update(task, advance=done, description=None if now is None else escape(now))
+            bar.update(task, advance=done, description=None if now is None else escape(printable(now)))
 
         yield advance
 
@@ -70,7 +74,7 @@ class Output:
     def __post_init__(self) -> None:
         """Find a bad target before the work."""
         if self.out:
-            check_writable(self.out, TABLE_SUFFIXES)
+            _refuse_file_of_run(check_writable(self.out, TABLE_SUFFIXES))
         if self.plot:
             from coprobe.figures.style import PLOT_SUFFIXES
 
@@ -106,6 +110,15 @@ class Output:
             message(f"wrote {self.plot}")
 
 
+def _refuse_file_of_run(path: Path) -> None:
+    """Raise `InputError` for what only `coprobe train --overwrite` may replace."""
+    if (path.parent / "recipe.json").exists():
+        from coprobe.training.run import RUN_FILES
+
+        if path.name in RUN_FILES:
+            raise InputError(f"{path}: is a file of the run there; choose another name")
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 plot_option = click.option("--plot", type=click.Path(path_type=Path), help="Write the picture (.png, .pdf, .svg).")
 _out_option = click.option(
@@ -127,26 +140,29 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
+    def shown(text: str) -> str:
+        return escape(cut(printable(text), _LONGEST_CELL))
+
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     table = Table(show_header=any(header), box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if place < left else "right"
         # In a narrow terminal, headings of several words and the last column give way, never a number.
         wraps = place > 0 and (" " in name or place == len(header) - 1)
-        table.add_column(escape(name), justify=justify, overflow="fold", no_wrap=not wraps)
+        table.add_column(shown(name), justify=justify, overflow="fold", no_wrap=not wraps)
     for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(escape(title), style="bold")
+        table.add_row(*map(shown, row))
+    console.print(shown(title), style="bold")
     console.print(table)
     if note:
-        console.print(escape(note), style="dim")
+        console.print(shown(note), style="dim")
 
 
 def print_text(text: str) -> None:
     """A paragraph on stdout, wrapped at the width of the terminal (80 where there is none)."""
     from rich.console import Console
 
-    Console(file=sys.stdout, highlight=False, markup=False).print(text)
+    Console(file=sys.stdout, highlight=False, markup=False).print(printable(text))
 
 
 def percent(fraction: float) -> str:

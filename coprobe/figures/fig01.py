@@ -13,6 +13,7 @@ from coprobe.figures.style import (
     new_figure,
     paper_style,
     percent_limits,
+    plain,
     stamp,
     wrapped,
 )
@@ -53,7 +54,7 @@ def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
                     clip_on=False,
                 )
             for node, colour in zip(nodes, NODE_COLOURS, strict=False):
-                name = node.removeprefix("v_act_")
+                name = plain(node.removeprefix("v_act_"))
                 bottom.plot(history["epoch"], history[node], color=colour, label=name, marker=marker)
             _mark_collapse(history, top, bottom)
             bottom.set_xlabel("epoch")

@@ -101,7 +101,7 @@ def _bar(axis: Axes, place: Mapping[Hashable, Any]) -> None:
         axis.plot([x, x], [_MIDDLE + tall / 2, 1.3], color=colour, linewidth=0.8)
         look = {"boxstyle": "circle,pad=0.25", "facecolor": colour, "edgecolor": "none"}
         axis.text(x, 1.32, letter, ha="center", va="center", fontsize=8, color="white", weight="bold", bbox=look)
-        path = plain("\n.".join(place["path"].rsplit(".", 1)))
+        path = "\n.".join(map(plain, place["path"].rsplit(".", 1)))
         axis.text(x, 1.45, path, ha="center", va="bottom", fontsize=6, color="#555555", linespacing=1)
 
 

@@ -58,7 +58,9 @@ def draw_places(places: Sequence[Place], *, title: str) -> Figure:
         axis.barh(range(len(places)), [place.shape[0] for place in places], color=colours)
         for row, place in enumerate(places):
             size = "×".join(map(str, place.shape))
-            axis.annotate(f" {place.letter} {size}".replace("  ", " "), (place.shape[0], row), va="center", fontsize=6)
+            axis.annotate(
+                f" {plain(place.letter)} {size}".replace("  ", " "), (place.shape[0], row), va="center", fontsize=6
+            )
         axis.set(yticks=range(len(places)), yticklabels=[plain(place.path) for place in places], xlabel="channels")
         axis.set_title(wrapped(f"{title}: places after a ReLU", COLUMN))
         axis.margins(x=0.25, y=0.01)

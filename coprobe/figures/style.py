@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coprobe._version import __version__
-from coprobe.files import atomic, check_writable
+from coprobe.files import atomic, check_writable, write_csv
+from coprobe.text import cut, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+#: Characters of a label; a name in a file may have a million, and matplotlib would set them all.
+_LONGEST_LABEL = 200
+#: Characters of one fact in the metadata of a file.
+_LONGEST_FACT = 10_000
 
 #: Inches: one column and both columns of a two-column paper.
 COLUMN, PAGE = 3.4, 7.0
@@ -80,15 +86,23 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def plain(text: str) -> str:
-    """`text` so that matplotlib shows it as it is: no formulas, no name hidden from the legend."""
-    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in text).replace("$", r"\$")
-    return f"\u200b{shown}" if shown.startswith("_") else shown
+    """`text` on one line so that matplotlib shows it as it is: no formulas, no name hidden from the legend.
+
+    Every name from a file or a person passes through this or `wrapped` before it is drawn.
+    """
+    return _literal(cut(printable(text), _LONGEST_LABEL))
 
 
 def wrapped(text: str, inches: float, *, size: float = 8) -> str:
     """`text` as `plain`, broken into up to three lines that fit into `inches` at a font size in points."""
     columns = max(8, int(inches * 72 / (0.56 * size)))  # a letter is on average 0.56 of the font's size wide
-    return plain("\n".join(textwrap.wrap(text, columns, max_lines=3, placeholder=" …")))
+    shown = cut(printable(text), 3 * columns)
+    return _literal("\n".join(textwrap.wrap(shown, columns, max_lines=3, placeholder=" …")))
+
+
+def _literal(shown: str) -> str:
+    shown = shown.replace("$", r"\$")
+    return f"\u200b{shown}" if shown.startswith("_") else shown
 
 
 def whiskers(rows: pd.DataFrame) -> list[pd.Series]:
@@ -151,7 +165,8 @@ def save(figure: Figure, path: str | os.PathLike[str], about: Mapping[Any, Any] 
         InputError: another suffix, or a target that can't be written.
     """
     path = check_writable(path, PLOT_SUFFIXES)
-    described = "; ".join(f"{key}: {value}" for key, value in (about or {}).items())
+    facts = [f"{key}: {value}" for key, value in (about or {}).items()]
+    described = "; ".join(cut(printable(fact), _LONGEST_FACT) for fact in facts)
     ours = f"coprobe {__version__}"
     # No date, so that the same numbers give the same file.
     metadata: dict[str, dict[str, str | None]] = {
@@ -171,5 +186,5 @@ def save_all(
     for path in paths[:2]:
         save(figure, path, about)
     with atomic(paths[2]) as temporary:
-        drawn.to_csv(temporary, index=False)
+        write_csv(drawn, temporary)
     return paths

@@ -5,10 +5,33 @@ Every module of this package is imported here, so an architecture file registers
 
 from __future__ import annotations
 
-from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, build, defaults, infer, mismatches
+from coprobe.models.catalog import (
+    ARCHITECTURES,
+    Architecture,
+    Difference,
+    Network,
+    Shaped,
+    build,
+    defaults,
+    mismatches,
+    proposals,
+    shape_of,
+)
 from coprobe.models.classifier import Classifier
 from coprobe.registry import discover
 
 discover(__name__)
 
-__all__ = ["ARCHITECTURES", "Architecture", "Classifier", "Network", "build", "defaults", "infer", "mismatches"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Classifier",
+    "Difference",
+    "Network",
+    "Shaped",
+    "build",
+    "defaults",
+    "mismatches",
+    "proposals",
+    "shape_of",
+]

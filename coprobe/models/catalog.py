@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -13,7 +13,16 @@ from torch import nn
 from coprobe.errors import InputError
 from coprobe.registry import Registry
 
-EXAMPLES_SHOWN = 5
+#: How batch norm calls the number of batches that it has seen; weights from before torch 0.4.1 don't have it.
+COUNTER = ".num_batches_tracked"
+NAME_SHOWN = 60
+
+
+class Shaped(Protocol):
+    """Anything with a shape: a tensor, or one that still lies in its file."""
+
+    @property
+    def shape(self) -> torch.Size: ...
 
 
 class Network(nn.Module):
@@ -45,10 +54,12 @@ class Architecture:
     Attributes:
         build: takes keyword-only arguments, each with a default, among them width, num_classes, in_channels.
         read_args: a state dict to those arguments; raises `KeyError` when a weight that it needs is absent.
+        untold: the arguments that leave no trace in names and shapes, with the values that they may have.
     """
 
     build: Callable[..., Network]
-    read_args: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
+    read_args: Callable[[Mapping[str, Shaped]], dict[str, Any]]
+    untold: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")
@@ -86,66 +97,67 @@ def defaults(arch: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def mismatches(network: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
-    """Why `state_dict` can't be loaded into `network`: one line per missing, unexpected or misshapen weight.
+@dataclass(frozen=True)
+class Difference:
+    """One weight that keeps a state dict from being loaded into a network.
+
+    Attributes:
+        kind: "missing", "unexpected" or "misshapen".
+        name: of the weight.
+        detail: its shape, or its two shapes.
+    """
+
+    kind: str
+    name: str
+    detail: str
+
+    def __str__(self) -> str:
+        name = self.name if len(self.name) <= NAME_SHOWN else f"{self.name[:NAME_SHOWN]}…"
+        return f"{name} is {self.detail}" if self.kind == "misshapen" else f"{self.kind} {name} ({self.detail})"
+
+
+def mismatches(network: nn.Module, state_dict: Mapping[str, Shaped]) -> list[Difference]:
+    """Why `state_dict` can't be loaded into `network`: the missing, then the unexpected, then the misshapen weights.
 
     Absent `num_batches_tracked` counters, which old files don't have, are no reason.
 
     Args:
         network: on any device, the meta device included.
-        state_dict: weight names to tensors.
+        state_dict: weight names to tensors, or to what else has a shape.
     """
-    own = network.state_dict()
+    own = {name: weight for name, weight in network.state_dict().items() if isinstance(weight, torch.Tensor)}
     missing = [
-        f"missing {name} ({_shape(weight)})"
+        Difference("missing", name, shape_of(weight))
         for name, weight in own.items()
-        if name not in state_dict and not name.endswith(".num_batches_tracked")
+        if name not in state_dict and not name.endswith(COUNTER)
     ]
-    unexpected = [f"unexpected {name} ({_shape(w)})" for name, w in state_dict.items() if name not in own]
+    unexpected = [Difference("unexpected", name, shape_of(w)) for name, w in state_dict.items() if name not in own]
     misshapen = [
-        f"{name} is {_shape(weight)} instead of {_shape(own[name])}"
+        Difference("misshapen", name, f"{shape_of(weight)} instead of {shape_of(own[name])}")
         for name, weight in state_dict.items()
         if name in own and weight.shape != own[name].shape
     ]
     return missing + unexpected + misshapen
 
 
-def infer(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, Any]]:
-    """The architecture whose weights have exactly the names and shapes of `state_dict`, and its arguments.
+def proposals(state_dict: Mapping[str, Shaped]) -> Iterator[tuple[str, dict[str, Any], Network]]:
+    """The architectures that could have such weights: name, arguments as read off them, network on the meta device.
 
-    What leaves no trace in names and shapes (the shortcut of preact-resnet18) is not among the arguments.
-
-    Raises:
-        InputError: none has; the message names the nearest one and what differs.
+    An architecture that does not find its first and last layer among the names, or finds impossible shapes
+    there, is none of them; whether the others fit is for `mismatches` to say. What leaves no trace in names and
+    shapes (the shortcut of preact-resnet18) is not among the arguments.
     """
-    compared: dict[str, list[str]] = {}
     for entry in ARCHITECTURES.entries():
         try:
             arch_args = entry.value.read_args(state_dict)
-        except (KeyError, IndexError):  # IndexError: the name is there, on a tensor of fewer dimensions
+            with torch.device("meta"):
+                network = build(entry.name, **arch_args)
+        # IndexError: the name is there, on a tensor of fewer dimensions; the others: sizes that no layer can have
+        except (LookupError, InputError, RuntimeError, OverflowError):
             continue
-        with torch.device("meta"):
-            network = entry.value.build(**arch_args)
-        compared[entry.name] = mismatches(network, state_dict)
-        if not compared[entry.name]:
-            return entry.name, arch_args
-    raise InputError(f"the weights fit no known architecture: {_nearest(compared, state_dict)}; pass --arch NAME")
+        yield entry.name, arch_args, network
 
 
-def _nearest(compared: Mapping[str, list[str]], state_dict: Mapping[str, torch.Tensor]) -> str:
-    if not compared:
-        first = ", ".join([*list(state_dict)[:EXAMPLES_SHOWN], "…"])
-        return (
-            f"tried {', '.join(ARCHITECTURES)}, and none finds its first and last layer "
-            f"among the {len(state_dict)} names ({first})"
-        )
-    name = min(compared, key=lambda candidate: len(compared[candidate]))
-    differences = compared[name]
-    examples = ", ".join(differences[:EXAMPLES_SHOWN]) + (" …" if len(differences) > EXAMPLES_SHOWN else "")
-    return (
-        f"nearest is {name}, where {len(differences)} names or shapes differ ({examples}); tried {', '.join(compared)}"
-    )
-
-
-def _shape(weight: torch.Tensor) -> str:
+def shape_of(weight: Shaped) -> str:
+    """Its shape as people write it: 64×3×3×3."""
     return "×".join(map(str, weight.shape)) or "scalar"

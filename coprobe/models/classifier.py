@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,11 +19,13 @@ class Classifier(nn.Module):
         network: takes the normalised images.
         mean: per channel, subtracted first; None stands for zeros.
         std: per channel, divided by; None stands for ones. Zeros and ones together skip the normalisation.
+        node_table: nodes `A` … `E` to names of nodes, for a network that has no table of its own: a guess.
 
     Attributes:
         network: as given; its weights are the only entries of the state dict.
         mean: as floats; None when neither was given.
         std: as floats; None when neither was given.
+        node_table: as given; {} if there is none.
         precision: `32`, or `bf16` to run the network under autocast to bfloat16; logits come out as float32.
 
     Raises:
@@ -34,10 +36,16 @@ class Classifier(nn.Module):
     _std: torch.Tensor
 
     def __init__(
-        self, network: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        network: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        *,
+        node_table: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.node_table = dict(node_table or {})
         self.precision = "32"
         self.mean: tuple[float, ...] | None = None
         self.std: tuple[float, ...] | None = None

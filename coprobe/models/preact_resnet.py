@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from coprobe.errors import unknown
-from coprobe.models.catalog import ARCHITECTURES, Architecture, Network
+from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
 from coprobe.models.layers import conv1x1, conv3x3
 
 SHORTCUTS = ("preactivated", "raw")
@@ -111,7 +111,7 @@ def _stage(in_channels: int, planes: int, stride: int, shortcut: str) -> nn.Sequ
     return nn.Sequential(PreActBlock(in_channels, planes, stride, shortcut), PreActBlock(planes, planes, 1, shortcut))
 
 
-def _read_args(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
     stem = state_dict["conv1.weight"].shape
     return {
         "width": stem[0],
@@ -123,7 +123,7 @@ def _read_args(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 ARCHITECTURES.add(
     "preact-resnet18",
-    Architecture(PreActResNet, _read_args),
+    Architecture(PreActResNet, _read_args, {"shortcut": SHORTCUTS}),
     summary="ResNet-18 with batch norm and ReLU before each convolution, for small images",
     source="He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027",
 )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from coprobe.models.catalog import ARCHITECTURES, Architecture, Network
+from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
 from coprobe.models.layers import conv1x1, conv3x3
 
 
@@ -130,7 +130,7 @@ def _stage(
     return nn.Sequential(first, *(block(block.expansion * planes, planes, 1) for _ in range(depth - 1)))
 
 
-def _read_args(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
     stem = state_dict["conv1.weight"].shape
     return {"width": stem[0], "num_classes": state_dict["linear.weight"].shape[0], "in_channels": stem[1]}
 

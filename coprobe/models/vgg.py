@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coprobe.models.catalog import ARCHITECTURES, Architecture, Network
+from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
 
 
 class VGG(Network):
@@ -51,7 +51,7 @@ class VGG(Network):
         return logits
 
 
-def _read_args(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
     stem = state_dict["features.0.weight"].shape
     return {"width": stem[0], "num_classes": state_dict["classifier.weight"].shape[0], "in_channels": stem[1]}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coprobe.models.catalog import ARCHITECTURES, Architecture, Network
+from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
 from coprobe.models.layers import conv1x1, conv3x3
 
 STEM_CHANNELS = 16  # whatever the width
@@ -94,7 +94,7 @@ def _stage(blocks: int, in_channels: int, planes: int, stride: int) -> nn.Sequen
     return nn.Sequential(OrderedDict(layer=layer))
 
 
-def _read_args(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
     return {
         "width": state_dict["block1.layer.0.conv1.weight"].shape[0],
         "num_classes": state_dict["fc.weight"].shape[0],

@@ -16,6 +16,7 @@ from coprobe.errors import InputError, unknown
 from coprobe.evaluation import Evaluation
 from coprobe.figures import fig01, fig03, fig04
 from coprobe.probe import Probe
+from coprobe.text import storable
 from coprobe.training import Run
 
 FIG4_ALPHA2 = (0.99, 0.5, 0.1)
@@ -98,4 +99,4 @@ def source(path: str | Path, make_probe: Callable[[str | Path], Probe]) -> Sourc
     """The run directory or checkpoint file at `path`, ready to be drawn."""
     directory = Path(path)
     run = Run(directory) if directory.is_dir() else None
-    return Source(directory.name if run else directory.stem, make_probe(path), run)
+    return Source(storable(directory.name if run else directory.stem), make_probe(path), run)

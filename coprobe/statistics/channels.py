@@ -16,7 +16,7 @@ from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.engine import frozen
 from coprobe.errors import InputError
 from coprobe.files import write_table
-from coprobe.nodes import record
+from coprobe.nodes import check_neutral, record, resolve
 from coprobe.statistics.accumulator import SUMS, ChannelAccumulator
 from coprobe.statistics.reading import read_frame
 
@@ -30,7 +30,9 @@ class ChannelStatistics:
     """One row per (node, channel) with raw sums, from which every reading can be computed.
 
     `frame` has the columns node, channel, channels (N), positions (H·W), images, norm (the node's sum of
-    Eq. 5), and the sums of `SUMS`. `frame.attrs` says what made it (attack, data, checkpoint).
+    Eq. 5), and the sums of `SUMS`. `frame.attrs` says what made it (attack, data, checkpoint) and the shape of
+    each node's activation, channels first. A node like `A:12` has the one row of channel 12, with the N of the
+    whole node and the norm of this channel alone.
     """
 
     frame: pd.DataFrame
@@ -125,6 +127,8 @@ def collect(
 ) -> ChannelStatistics:
     """Compare clean with adversarial activations at `nodes`: two forward passes per batch, one pass over the data.
 
+    On the first batch it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
+
     Args:
         model: the model, run in evaluation mode without gradients and left as it was.
         batches: an `AdversarialExamples`, or any iterable of its batches.
@@ -134,14 +138,18 @@ def collect(
 
     Raises:
         InputError: unknown node; no images.
-        RunError: activations that are not finite.
+        RunError: activations that are not finite; logits that recording changes.
     """
     accumulators: dict[str, ChannelAccumulator] = {}
     nodes = list(dict.fromkeys(nodes))
+    shapes: dict[str, tuple[int, ...]] = {}
     for batch in batches:
+        if not accumulators:
+            check_neutral(model, batch.images[CLEAN], nodes)
         with frozen(model), torch.no_grad(), record(model, nodes) as seen:
             model(batch.images[CLEAN])
             clean = dict(seen)
+            shapes = seen.shapes
             model(batch.images[attack])
             for name in nodes:
                 if name not in accumulators:
@@ -151,11 +159,12 @@ def collect(
                 accumulators[name].update(clean[name], seen[name])
     if not accumulators:
         raise InputError("no images to take statistics of; raise --limit")
-    frame = pd.concat([_rows(name, accumulators[name].compute()) for name in nodes], ignore_index=True)
-    frame.attrs.update({**(facts or {}), "attack": attack})
+    parts = []
+    for name in nodes:
+        (channels, *_), first = shapes[name], resolve(model, name).channel or 0
+        sums = accumulators[name].compute()
+        numbers = range(first, first + len(sums["difference"]))
+        parts.append(pd.DataFrame({"node": name, "channel": numbers, "channels": channels, **sums}))
+    frame = pd.concat(parts, ignore_index=True)
+    frame.attrs.update({**(facts or {}), "attack": attack, "shapes": {name: list(shapes[name]) for name in nodes}})
     return ChannelStatistics(frame)
-
-
-def _rows(node: str, sums: dict[str, Any]) -> pd.DataFrame:
-    channels = len(sums["difference"])
-    return pd.DataFrame({"node": node, "channel": range(channels), "channels": channels, **sums})

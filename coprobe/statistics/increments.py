@@ -19,7 +19,7 @@ from coprobe.data import Dataset
 from coprobe.engine import frozen, in_batches
 from coprobe.errors import InputError, RunError
 from coprobe.files import write_table
-from coprobe.nodes import record
+from coprobe.nodes import Recording, check_neutral, record, resolve
 from coprobe.statistics.accumulator import differences_squared
 from coprobe.statistics.reading import read_frame
 
@@ -32,7 +32,8 @@ class Increments:
 
     `frame` has the columns node, channel, step (0, the attack's start, to T), channels (N), positions (H·W), images,
     difference_squared (Σ_x ‖M_k(x_step) − M_k(x)‖², against the clean image) and step_squared
-    (Σ_x ‖M_k(x_step) − M_k(x_{step−1})‖², NaN at step 0). `frame.attrs` says what made it.
+    (Σ_x ‖M_k(x_step) − M_k(x_{step−1})‖², NaN at step 0). `frame.attrs` says what made it. A node like `A:12` has
+    the rows of channel 12, with the N of the whole node.
     """
 
     frame: pd.DataFrame
@@ -74,13 +75,13 @@ class Increments:
             recorded = ", ".join(self.frame["node"].unique())
             raise InputError(f"node '{node}' is not in these increments, which hold {recorded}; record it as well")
         scaled = rows[column] / (rows["channels"] * rows["positions"])
-        return np.asarray(scaled, dtype=np.float64).reshape(-1, int(rows["channels"].iloc[0]))
+        return np.asarray(scaled, dtype=np.float64).reshape(-1, rows["channel"].nunique())
 
 
 class _Sums(NamedTuple):
-    """At one node: H·W and float64 (2, steps + 1, channels), against the clean image and against the step before."""
+    """At one node: its shape and float64 (2, steps + 1, channels), against the clean image and the step before."""
 
-    positions: int
+    shape: tuple[int, ...]
     squared: Tensor
 
 
@@ -97,6 +98,8 @@ def collect_increments(
 ) -> Increments:
     """Follow the attack step by step at `nodes`: one forward pass per step besides the attack's own.
 
+    On the first batch it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
+
     With the same batches and seed, the last step of an attack without restarts is the image that
     `AdversarialExamples` crafts.
 
@@ -112,7 +115,7 @@ def collect_increments(
 
     Raises:
         InputError: the attack hands out no steps; unknown node; no images.
-        RunError: activations that are not finite.
+        RunError: activations that are not finite; logits that recording changes.
     """
     if not isinstance(attack, StepAttack):
         stepping = ", ".join(entry.name for entry in ATTACKS.entries() if issubclass(entry.value, StepAttack))
@@ -122,18 +125,22 @@ def collect_increments(
 
     def follow(start: int, stop: int) -> tuple[int, dict[str, _Sums]]:
         x, y = clean_images(dataset, start, stop, device)
+        if start == 0:
+            check_neutral(model, x, nodes)
         generator = attack_generator(seed, start, device)
         return stop - start, _follow(model, attack, nodes, x, y, generator)
 
     for images, sums in in_batches(len(dataset), follow, batch_size=batch_size, device=device):
-        for node, (positions, squared) in sums.items():
-            total[node] = _Sums(positions, total[node].squared + squared if node in total else squared)
+        for node, (shape, squared) in sums.items():
+            total[node] = _Sums(shape, total[node].squared + squared if node in total else squared)
         if progress:
             progress(images)
     if not total:
         raise InputError("no images to follow an attack on; raise --limit")
-    frame = pd.concat([_rows(node, total[node], len(dataset)) for node in nodes], ignore_index=True)
-    frame.attrs["attack"] = attack.spec
+    frame = pd.concat(
+        [_rows(node, resolve(model, node).channel or 0, total[node], len(dataset)) for node in nodes], ignore_index=True
+    )
+    frame.attrs.update({"attack": attack.spec, "shapes": {node: list(total[node].shape) for node in nodes}})
     return Increments(frame)
 
 
@@ -148,16 +155,16 @@ def _follow(
             against = (clean[node], before[node])
             steps[node].append(torch.stack([differences_squared(then, now[node]).sum(0) for then in against]))
         before = now
-    return {node: _Sums(math.prod(clean[node].shape[2:]), torch.stack(steps[node], 1)) for node in nodes}
+    return {node: _Sums(clean.shapes[node], torch.stack(steps[node], 1)) for node in nodes}
 
 
-def _activations(model: nn.Module, nodes: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+def _activations(model: nn.Module, nodes: Sequence[str], images: Tensor) -> Recording:
     with frozen(model), torch.no_grad(), record(model, nodes) as seen:
         model(images)
-        return {node: seen[node] for node in nodes}
+        return seen
 
 
-def _rows(node: str, sums: _Sums, images: int) -> pd.DataFrame:
+def _rows(node: str, first: int, sums: _Sums, images: int) -> pd.DataFrame:
     if not sums.squared.isfinite().all():
         raise RunError("activations are not finite (NaN or infinite); the increments are undefined")
     against_clean, against_before = sums.squared.cpu().numpy()
@@ -166,10 +173,10 @@ def _rows(node: str, sums: _Sums, images: int) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "node": node,
-            "channel": np.tile(np.arange(channels), steps),
+            "channel": np.tile(np.arange(first, first + channels), steps),
             "step": np.repeat(np.arange(steps), channels),
-            "channels": channels,
-            "positions": sums.positions,
+            "channels": sums.shape[0],
+            "positions": math.prod(sums.shape[1:]),
             "images": images,
             "difference_squared": against_clean.ravel(),
             "step_squared": against_before.ravel(),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.engine import frozen
 from coprobe.errors import InputError, RunError
-from coprobe.nodes import record
+from coprobe.nodes import check_neutral, record
 from coprobe.statistics.accumulator import differences_squared
 
 
@@ -35,10 +35,12 @@ def collect_overlap(
 
     Raises:
         InputError: unknown node; `top` below 1 or above the number of channels; fewer than two images.
-        RunError: activations that are not finite.
+        RunError: activations that are not finite; logits that recording changes.
     """
-    parts = []
+    parts: list[Tensor] = []
     for batch in batches:
+        if not parts:
+            check_neutral(model, batch.images[CLEAN], [node])
         with frozen(model), torch.no_grad(), record(model, [node]) as seen:
             model(batch.images[CLEAN])
             clean = seen[node]

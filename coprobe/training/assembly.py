@@ -34,11 +34,20 @@ class Assembly:
 
 
 def assemble(
-    recipe: Recipe, device: torch.device, processes: Processes, *, data: Dataset | None, compiled: bool
+    recipe: Recipe,
+    device: torch.device,
+    processes: Processes,
+    *,
+    data: Dataset | None,
+    skip_bad: bool,
+    compiled: bool,
 ) -> Assembly:
     """Everything that the recipe describes; arguments and errors are those of `train`."""
-    training, held_out = hold_out(data or load(recipe.data, "train"), recipe.limit_train, recipe.held_out)
-    watched = held_out if recipe.watch == "held-out" else load(recipe.data, "test", limit=recipe.held_out)
+    whole = data or load(recipe.data, "train", skip_bad=skip_bad)
+    training, held_out = hold_out(whole, recipe.limit_train, recipe.held_out)
+    watched = held_out
+    if recipe.watch == "test":
+        watched = load(recipe.data, "test", limit=recipe.held_out, skip_bad=skip_bad)
     torch.manual_seed(recipe.seed)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # batches have few shapes
@@ -70,6 +79,7 @@ def assemble(
         data_digest=training.digest(),
         images=len(training),
         held_out=len(held_out),
+        **({"skipped": len(whole.skipped)} if whole.skipped else {}),
         watched=f"{len(watched)} {'held-out training' if watched is held_out else 'test'} images",
     )
     monitor = Monitor(watched, recipe.evaluation_epsilon, recipe.eps_also / 255, device, recipe.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,14 @@ import torch
 
 from coprobe.checkpoint import Checkpoint
 from coprobe.collapse import collapse_epoch
+from coprobe.containers import open_checkpoint
 from coprobe.errors import InputError
 from coprobe.files import atomic, sweep, write_json, write_table
 from coprobe.training.recipe import Recipe
 
 _FORMAT = "coprobe-resume/1"
+#: What a finished run has; a new one in its place removes these and nothing else.
+RUN_FILES = ("recipe.json", "checkpoint.pt", "best.pt", "history.csv")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Run:
         # The old state goes first and the old recipe next: whenever this is cut short, what is left is the old run,
         # or no run yet.
         self.tidy()
-        for name in ("recipe.json", "checkpoint.pt", "best.pt", "history.csv"):
+        for name in RUN_FILES:
             (self.directory / name).unlink(missing_ok=True)
         write_json(self.directory / "recipe.json", {**recipe.to_dict(), "provenance": provenance})
 
@@ -113,14 +115,12 @@ class Run:
         """
         sweep(self.directory)
         try:
-            with zipfile.ZipFile(self.resumable) as archive:
-                if damaged := archive.testzip():  # torch doesn't look at the checksums that it writes
-                    raise ValueError(damaged)
-            state = torch.load(self.resumable, map_location="cpu", weights_only=True)
-            if state["format"] != _FORMAT:
-                raise ValueError(state["format"])
-        except Exception as error:  # torch reports damage through more than a dozen types
+            with open_checkpoint(self.resumable) as contents:
+                state = contents.loaded()
+        except (InputError, OSError) as error:
             raise InputError(f"{self.resumable}: can't be read; start again with --overwrite") from error
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise InputError(f"{self.resumable}: is of another coprobe; start again with --overwrite")
         self.refuse_other(recipe, Recipe.from_dict(state.pop("recipe")))
         random = state.pop("random")
         torch.set_rng_state(random["cpu"])

@@ -58,6 +58,7 @@ def train(
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
     data: Dataset | None = None,
+    skip_bad: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     save_minutes: float = 10.0,
@@ -72,6 +73,7 @@ def train(
         device: where to train; of several processes, this one's own.
         processes: those that train together (see `parallel.start`); one of them writes.
         data: the training set; None loads `recipe.data`.
+        skip_bad: leave out images that can't be read, where any are loaded, instead of refusing them.
         overwrite: replace the files of a run that is there already.
         resume: go on with a run that was interrupted; one that is finished is left as it is, and a new one begins
             where there is none.
@@ -93,7 +95,7 @@ def train(
             run.tidy()  # a kill may have come right before
         listener.on_message(f"{out}: finished already, nothing to resume")
         return run
-    assembly = assemble(recipe, torch.device(device), processes, data=data, compiled=compiled)
+    assembly = assemble(recipe, torch.device(device), processes, data=data, skip_bad=skip_bad, compiled=compiled)
     job = _Job(recipe, run, assembly, listener, save_minutes)
     if resume and run.resumable.exists():
         job.take_up()
@@ -115,6 +117,7 @@ def check(
     devices: int,
     *,
     data: Dataset | None = None,
+    skip_bad: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     compiled: bool = False,
@@ -124,7 +127,7 @@ def check(
     _refuse(recipe, run, overwrite=overwrite, resume=resume)
     if not (resume and run.outcome):
         planned = Processes(count=devices)
-        assembly = assemble(recipe, torch.device("cpu"), planned, data=data, compiled=compiled)
+        assembly = assemble(recipe, torch.device("cpu"), planned, data=data, skip_bad=skip_bad, compiled=compiled)
         if resume and run.resumable.exists():
             _Job(recipe, run, assembly, Listener(), save_minutes=1.0).take_up()
 

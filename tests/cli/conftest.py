@@ -29,10 +29,10 @@ class Result:
 def surroundings(monkeypatch, tmp_path_factory):
     """A terminal of 80 columns, no network, and a data folder that is empty."""
 
-    def refuse(url, root, filename=None, md5=None):
+    def refuse(*args, **options):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
+    monkeypatch.setattr("coprobe.data.download.urlopen", refuse)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("COPROBE_DATA", str(tmp_path_factory.mktemp("data")))
 

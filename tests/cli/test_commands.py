@@ -315,7 +315,7 @@ def test_a_terminal_without_the_marks_is_no_error(here, monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
     assert main(["nodes", "tiny.pt"]) == 0
     terminal.flush()
-    assert b"4?32?32" in terminal.buffer.getvalue()
+    assert b"4 channels ? 32 ? 32" in terminal.buffer.getvalue()
 
 
 def test_main_reads_the_command_line_of_the_process(monkeypatch, capsys):

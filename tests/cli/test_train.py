@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from rich.cells import cell_len
 
 from coprobe.checkpoint import load
 from coprobe.errors import RunError
+from coprobe.files import exclusive
 from coprobe.training import PRESETS, Recipe, Run
 from coprobe.training.recipe import flag
+from coprobe.training.run import RUN_FILES
 
 KNOBS = {knob.name: knob for knob in dataclasses.fields(Recipe)}
 #: A run of a second or less, into the directory `new`.
@@ -172,3 +175,45 @@ def test_tensorboard_that_is_not_there(here, coprobe, monkeypatch):
     result = coprobe(f"{LINE} --tensorboard")
     assert (result.code, list(here.iterdir())) == (2, [here / "tiny.pt"])
     assert result.err.endswith("--tensorboard needs TensorBoard; run 'pip install coprobe[tensorboard]'\n")
+
+
+def test_nothing_replaces_a_run_but_overwrite_and_that_only_its_files(here, coprobe):
+    assert coprobe(LINE).code == 0
+    (here / "new" / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (here / "new").iterdir()}
+    result = coprobe(f"{LINE} --seed 1")
+    assert (result.code, result.err) == (
+        2, "coprobe: error: new: holds a run already; choose another --out, or pass --resume or --overwrite\n"
+    )  # fmt: skip
+    assert {path.name: path.read_bytes() for path in (here / "new").iterdir()} == before
+    assert coprobe(f"{LINE} --seed 1 --overwrite").code == 0
+    after = {path.name: path.read_bytes() for path in (here / "new").iterdir()}
+    assert after.keys() == before.keys() == {*RUN_FILES, "notes.txt"}
+    assert {name for name in after if after[name] == before[name]} == {"notes.txt"}
+
+
+def test_two_processes_do_not_train_in_one_directory(here, coprobe):
+    for more in ("", "--overwrite", "--resume"):
+        with exclusive(here / "new"):
+            result = coprobe(f"{LINE} {more}")
+        assert (result.code, result.err) == (
+            2, "coprobe: error: new: another process works there; wait for it, or name another\n"
+        )  # fmt: skip
+    assert list((here / "new").iterdir()) == []
+    assert coprobe(LINE).code == 0 and not (here / "new" / ".lock").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_run_has_the_permissions_that_the_person_wants(here, coprobe, umask):
+    before = os.umask(umask)
+    try:
+        assert coprobe(f"{LINE} --epochs 1 --plot new/history.png").code == 0
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (here / "new").iterdir()} == {0o666 & ~umask}
+    assert (here / "new").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_directory_of_any_name(here, coprobe):
+    result = coprobe(LINE.replace("--out new", "--out '$_\x1b[31m\udcff' --plot a.svg --epochs 1"))
+    assert result.code == 0 and "\x1b" not in result.out + result.err

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pandas as pd
@@ -11,8 +14,10 @@ from PIL import Image
 
 from coprobe._version import __version__
 from coprobe.errors import InputError
-from coprobe.figures import fig04
-from coprobe.figures.style import new_figure, plain, save, save_all, wrapped
+from coprobe.figures import fig01, fig04
+from coprobe.figures.style import PLOT_SUFFIXES, new_figure, plain, save, save_all, wrapped
+from coprobe.text import storable
+from tests.nasty import NASTY
 
 ABOUT = {"data": "digits", "seed": 0, "epsilon": "ε = 16/255"}
 DESCRIBED = "data: digits; seed: 0; epsilon: ε = 16/255"
@@ -86,13 +91,66 @@ def test_csv_holds_what_is_drawn(accuracies: pd.DataFrame, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("a$b", r"a\$b"), ("_x", "\u200b_x"), ("a\tb\x07", "a?b?"), ("µ α", "µ α"), ("", "")]
-)
+    ("text", "shown"),
+    [
+        ("a$b", r"a\$b"), ("_x", "\u200b_x"), ("a\tb\x07\n", r"a\tb\x07\n"), ("µ α", "µ α"), ("", ""),
+        ("x" * 300, "x" * 199 + "…"), ("$" * 300, r"\$" * 199 + "…"),
+    ],
+)  # fmt: skip
 def test_plain(text: str, shown: str) -> None:
     assert plain(text) == shown
 
 
 def test_wrapped() -> None:
     assert wrapped("short", 3.4) == "short"
-    lines = wrapped("word " * 100, 2).split("\n")
-    assert len(lines) == 3 and lines[-1].endswith("…") and max(map(len, lines)) <= 32
+    for text in ("word " * 100, "x" * 100_000, "a\nb" * 1000):
+        lines = wrapped(text, 2).split("\n")
+        assert len(lines) == 3 and lines[-1].endswith("…") and max(map(len, lines)) <= 32
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+def test_any_names_give_a_valid_file_that_shows_them(
+    accuracies: pd.DataFrame, histories: pd.DataFrame, tmp_path: Path, suffix: str
+) -> None:
+    """Every nasty name as the mask of a bar, a few as runs, all of them in the metadata."""
+    rows = accuracies[accuracies["mask"] == "none"]
+    bars = pd.concat([rows.assign(mask=storable(name)) for name in NASTY])
+    figure = fig04.draw(bars, about=" ".join(NASTY))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing|constrained_layout not applied")
+        save(figure, tmp_path / f"bars.{suffix}", {name: name for name in NASTY})
+        for name in (r"$\frac{$", "_a\x1b[31m", "x" * 100_000):
+            odd = histories.assign(run=name).rename(columns={"v_act_A": f"v_act_{name.replace('_', '')}"})
+            save(fig01.draw(odd, about=name), tmp_path / f"lines.{suffix}")
+    (axis,) = figure.axes
+    found = axis.get_legend()
+    assert found is not None
+    assert [text.get_text() for text in found.get_texts()] == [f"{plain(storable(name))} (0)" for name in NASTY]
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        if suffix == "svg":
+            root = ElementTree.fromstring(content)
+            assert not {element.tag.rpartition("}")[2] for element in root.iter()} & {"script", "b", "a"}
+        elif suffix == "pdf":
+            assert content.startswith(b"%PDF") and content.rstrip().endswith(b"%%EOF")
+        else:
+            with Image.open(path) as image:
+                assert image.info["Software"].startswith("coprobe")
+                image.load()
+
+
+def test_csv_holds_names_that_no_file_can_hold(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"run": pd.Series(["a\udcff", "b"], dtype=object)})
+    save_all(new_figure(1, 1), frame, tmp_path, "fig", {"run": "a\udcff"})
+    assert (tmp_path / "fig.csv").read_text(encoding="utf-8") == "run\na\\udcff\nb\n"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_figures_have_the_permissions_that_the_person_wants(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        for suffix in PLOT_SUFFIXES:
+            save(new_figure(1, 1), tmp_path / f"f{suffix}")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}

@@ -49,6 +49,13 @@ def test_only_the_network_has_weights_and_the_constants_follow_it() -> None:
     assert classifier.double()(images().double()).dtype == torch.float64
 
 
+def test_a_guessed_node_table_comes_along() -> None:
+    table = {"A": "#relu1"}
+    assert (
+        Classifier(nn.Identity(), node_table=table).node_table == table and Classifier(nn.Identity()).node_table == {}
+    )
+
+
 def test_gradients_reach_the_images_through_the_scale() -> None:
     given = images().requires_grad_()
     Classifier(nn.Identity(), MEAN, STD)(given).sum().backward()

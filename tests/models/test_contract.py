@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from coprobe.models import ARCHITECTURES, Network, build, infer
+from coprobe.models import ARCHITECTURES, Network, build
+from tests.models.recognised import recognised
 
 WIDTH = 4
 ALL = pytest.mark.parametrize("arch", list(ARCHITECTURES))
@@ -76,12 +77,12 @@ def test_nodes_are_relus_in_order_and_a_hook_sees_rectified_features(arch: str) 
 
 
 @ALL
-def test_infer_finds_what_was_built(arch: str) -> None:
+def test_the_weights_tell_what_was_built(arch: str) -> None:
     arch_args = {"width": 6, "num_classes": 13, "in_channels": 2}
-    name, found = infer(build(arch, **arch_args).state_dict())
+    name, found = recognised(build(arch, **arch_args).state_dict())
     assert name == arch
     assert {key: found[key] for key in arch_args} == arch_args
-    assert infer(build(arch, **found).state_dict()) == (name, found)
+    assert recognised(build(arch, **found).state_dict()) == (name, found)
 
 
 @ALL

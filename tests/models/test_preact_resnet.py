@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from coprobe.errors import InputError
-from coprobe.models import build, infer
+from coprobe.models import build
 from coprobe.models.preact_resnet import PreActBlock
+from tests.models.recognised import recognised
 
 
 @pytest.mark.parametrize(("final_bn", "count"), [(True, 11_172_170), (False, 11_171_146)])
@@ -50,8 +51,8 @@ def test_the_shortcut_reaches_every_stage_and_has_to_be_known() -> None:
 
 
 @pytest.mark.parametrize("final_bn", [True, False])
-def test_infer_sees_the_final_batch_norm(final_bn: bool) -> None:
-    arch, arch_args = infer(build("preact-resnet18", width=4, final_bn=final_bn).state_dict())
+def test_the_weights_tell_the_final_batch_norm(final_bn: bool) -> None:
+    arch, arch_args = recognised(build("preact-resnet18", width=4, final_bn=final_bn).state_dict())
     assert (arch, arch_args["final_bn"]) == ("preact-resnet18", final_bn)
     assert "shortcut" not in arch_args
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from coprobe.models import build, infer
+from coprobe.models import build
+from tests.models.recognised import recognised
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_public_checkpoint_gives_the_logits_of_its_own_code() -> None:
     theirs = public.ResNet18().eval()
     theirs.load_state_dict(state_dict)
 
-    arch, arch_args = infer(state_dict)
+    arch, arch_args = recognised(state_dict)
     assert (arch, arch_args["width"]) == ("resnet18", 64)
     ours = build(arch, **arch_args).eval()
     ours.load_state_dict(state_dict)

@@ -17,6 +17,7 @@ from coprobe.statistics import ChannelStatistics, collect
 from coprobe.statistics.accumulator import SUMS
 
 IMAGES, NODES = 11, ["0", "1", "2:in", "3", "5"]
+SHAPES = {"0": [5, 7, 5], "1": [5, 7, 5], "2:in": [5, 7, 5], "3": [7, 3, 2], "5": [4]}
 
 
 def small_model() -> nn.Sequential:
@@ -101,7 +102,7 @@ def test_table_shows_salient_channels_first(statistics: ChannelStatistics) -> No
     table = statistics.table()
     assert list(table["node"].unique()) == NODES
     assert table.groupby("node", sort=False)["t_act"].apply(lambda t: t.is_monotonic_decreasing).all()
-    assert table.attrs == {"seed": 3, "attack": "pgd:10", "alpha": 100.0, "reading": "mean"}
+    assert table.attrs == {"seed": 3, "attack": "pgd:10", "alpha": 100.0, "reading": "mean", "shapes": SHAPES}
 
 
 def by_hand(**columns: object) -> ChannelStatistics:
@@ -171,6 +172,17 @@ def test_no_images_and_unknown_nodes(statistics: ChannelStatistics) -> None:
         statistics.s("4")
 
 
+def test_recording_that_changes_the_logits_is_an_error() -> None:
+    class Hooked(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1e-3 * len(self._forward_hooks)
+
+    model = small_model()
+    model[1] = Hooked()
+    with pytest.raises(RunError, match="recording at 1 changes the logits"):
+        collect(model, batches(11), ["1"], "pgd:10")
+
+
 def test_a_node_named_twice_counts_once() -> None:
     assert len(collect(small_model(), batches(11), ["1", "1"], "pgd:10").frame) == 5
 
@@ -180,7 +192,7 @@ def test_files_hold_all_of_it(statistics: ChannelStatistics, tmp_path: Path, suf
     path = tmp_path / f"statistics{suffix}"
     statistics.write(path)
     read = ChannelStatistics.read(path)
-    assert read.frame.attrs == statistics.frame.attrs == {"seed": 3, "attack": "pgd:10"}
+    assert read.frame.attrs == statistics.frame.attrs == {"seed": 3, "attack": "pgd:10", "shapes": SHAPES}
     pd.testing.assert_frame_equal(read.frame, statistics.frame, check_dtype=False, rtol=1e-14, atol=0)
     np.testing.assert_allclose(read.t_act("1"), statistics.t_act("1"), rtol=1e-13)
 

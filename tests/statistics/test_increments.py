@@ -187,7 +187,8 @@ def test_model_is_left_as_it_was() -> None:
 def test_files_hold_all_of_it(followed: Increments, tmp_path: Path, suffix: str) -> None:
     followed.write(tmp_path / f"increments{suffix}")
     read = Increments.read(tmp_path / f"increments{suffix}")
-    assert read.frame.attrs == followed.frame.attrs == {"attack": PGD}
+    shapes = {"1": [5, 7, 5], "2:in": [5, 7, 5], "3": [7, 3, 2], "5": [4]}
+    assert read.frame.attrs == followed.frame.attrs == {"attack": PGD, "shapes": shapes}
     pd.testing.assert_frame_equal(read.frame, followed.frame, check_dtype=False, rtol=1e-14, atol=0)
     np.testing.assert_allclose(read.s("1"), followed.s("1"), rtol=1e-13)
 

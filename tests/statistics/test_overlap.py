@@ -15,7 +15,7 @@ MODEL = nn.Sequential(nn.Identity())
 
 def batches(moved: Tensor, size: int = 3) -> list[AdversarialBatch]:
     """Images whose channels move by `moved` (images, channels), at one of two positions."""
-    adversarial = torch.stack([moved, torch.zeros_like(moved)], 2)
+    adversarial = torch.stack([moved, torch.zeros_like(moved)], 2)[..., None]
     return [
         AdversarialBatch(start, torch.zeros(len(part), dtype=torch.int64), {"clean": torch.zeros_like(part), "a": part})
         for start, part in zip(range(0, len(moved) or 1, size), adversarial.split(size), strict=True)

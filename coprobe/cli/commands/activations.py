@@ -9,11 +9,17 @@ import click
 
 from coprobe.cli.options import Number, ProbingOptions, attack_option, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, print_table
+from coprobe.text import storable
 
 
 @click.command(short_help="Which channels jump under an attack (V_act, T_act).")
 @click.argument("checkpoint")
-@click.option("--node", "nodes", multiple=True, help="A…E or a module path; repeatable.  [default: A…E]")
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    help="A…E, A:12 for a channel, a module path, or a place of `coprobe nodes`; repeatable.  [default: A…E]",
+)
 @attack_option
 @click.option(
     "--alpha",
@@ -48,6 +54,8 @@ def command(
     Example:
       coprobe activations runs/co/checkpoint.pt --node A --limit 256 --plot channels.png
     """
+    from coprobe.nodes import describe_shape
+
     output = Output(as_json, out, plot)
     probe = ProbingOptions(**probing).probe(checkpoint)
     statistics = probe.activations(nodes, attack)
@@ -70,13 +78,14 @@ def command(
                 )
         title = f"{table.attrs['attack']}, {probe.caption}"
         header = ["node", "channel", "T_act", "V_act", "mean change"]
-        summary = ", ".join(f"{name} {value:.3g}" for name, value in v_act.items())
+        shapes = {name: f" ({describe_shape(shape)})" for name, shape in table.attrs.get("shapes", {}).items()}
+        summary = ", ".join(f"{name} {value:.3g}{shapes.get(name, '')}" for name, value in v_act.items())
         print_table(title, header, rows, f"V_act of the whole node (Eq. 5): {summary}")
 
     def draw() -> Any:
         from coprobe.figures import fig03
 
-        label = probe.checkpoint.path.name if probe.checkpoint.path else "model"
+        label = storable(probe.checkpoint.path.name) if probe.checkpoint.path else "model"
         return fig03.draw(table.assign(run=label, kind=""), about=probe.caption)
 
     output.give(table, show, draw, v_act=v_act)

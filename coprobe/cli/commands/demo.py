@@ -97,4 +97,5 @@ def _tell(story: Any) -> None:
     header = ["", "mask", "channels", "clean", "FGSM", "PGD-10"]
     print_table("3. Mask them (node A), and as many others", header, rows, left=2)
     for name, diagnosis in story.diagnoses.items():
-        print_text(f"{name} – {diagnosis.sentence}\n")
+        print_text(f"{name} – {diagnosis.sentence}")
+        click.echo()

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from coprobe.cli.options import (
-    DEFAULT_EPS,
-    ProbingOptions,
-    attack_option,
-    debug_option,
-    probing_options,
-    read_checkpoint,
-)
+from coprobe.cli.options import DEFAULT_EPS, ProbingOptions, attack_option, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, percent, print_table, print_text
 
 
@@ -37,10 +31,10 @@ def command(
       coprobe diagnose runs/co/checkpoint.pt
     """
     output = Output(as_json, out, plot)
+    options = ProbingOptions(**probing)
     if ctx.get_parameter_source("eps") is click.core.ParameterSource.DEFAULT:
-        reading = (probing[key] for key in ("arch", "arch_args", "mean", "std"))
-        probing["eps"] = float(read_checkpoint(checkpoint, *reading).recipe.get("eps_train") or DEFAULT_EPS)
-    probe = ProbingOptions(**probing).probe(checkpoint)
+        options = replace(options, eps=float(options.read(checkpoint).recipe.get("eps_train") or DEFAULT_EPS))
+    probe = options.probe(checkpoint)
     diagnosis = probe.diagnose(attack)
     from coprobe.paper.sources import readable_attacks
 

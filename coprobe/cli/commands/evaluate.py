@@ -9,6 +9,7 @@ import click
 from coprobe.cli.accuracies import measuring_options, parse_noises, print_accuracies
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options
+from coprobe.text import storable
 
 
 @click.command(short_help="Accuracy under attacks and noise.")
@@ -40,16 +41,13 @@ def command(
     output = Output(as_json, out, plot)
     drawn_from = parse_noises(noises)
     options = ProbingOptions(**probing)
-    probes = {path: options.probe(path) for path in checkpoints}  # all before the first attack
+    probes = {storable(path): options.probe(path) for path in checkpoints}  # all before the first attack
     parts = []
     for path, probe in probes.items():
         evaluation = probe.evaluate(attacks, drawn_from, noise_draws)
         parts.append(readable_attacks(evaluation, probe.epsilon).assign(model=path))
     frame = pd.concat(parts, ignore_index=True)
-    frame.attrs = {
-        key: value if all(part.attrs[key] == value for part in parts) else [part.attrs[key] for part in parts]
-        for key, value in parts[0].attrs.items()
-    }
+    frame.attrs = _merged([part.attrs for part in parts])
 
     def show() -> None:
         for path, probe in probes.items():
@@ -58,7 +56,16 @@ def command(
     def draw() -> Any:
         from coprobe.figures.overview import draw_accuracies
 
-        about = f"{checkpoints[0]}, n = {frame['n'].iloc[0]}, ε = {options.eps:g}/255, seed {options.seed}"
-        return draw_accuracies(frame[frame["model"] == checkpoints[0]], about=about)
+        first = next(iter(probes))
+        about = f"{first}, n = {frame['n'].iloc[0]}, ε = {options.eps:g}/255, seed {options.seed}"
+        return draw_accuracies(frame[frame["model"] == first], about=about)
 
     output.give(frame, show, draw)
+
+
+def _merged(provenances: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all have in common as it is, and of the rest a list, with None where one says nothing."""
+    values = {key: [one.get(key) for one in provenances] for key in {k: None for one in provenances for k in one}}
+    return {
+        key: several[0] if all(one == several[0] for one in several) else several for key, several in values.items()
+    }

@@ -8,11 +8,17 @@ import click
 
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, print_table
+from coprobe.text import storable
 
 
 @click.command(short_help="How far channels move at each step (Fig. 10).")
 @click.argument("checkpoint")
-@click.option("--node", "nodes", multiple=True, help="A…E or a module path; repeatable.  [default: A]")
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    help="A…E, A:12 for a channel, a module path, or a place of `coprobe nodes`; repeatable.  [default: A]",
+)
 @click.option(
     "--attack",
     default="pgd:10:rule=always",
@@ -43,16 +49,17 @@ def command(
         rows = []
         for node in table["node"].unique():
             moved, stepped = increments.s(node), increments.s_step(node)
+            channels = table.loc[table["node"] == node, "channel"].unique()
             for step, (s, s_step) in enumerate(zip(moved, stepped, strict=True)):
                 last = f"{s_step.sum():.3g}" if step else ""
-                rows.append([node, str(step), f"{s.sum():.3g}", last, f"{s.max():.3g}", str(s.argmax())])
+                rows.append([node, str(step), f"{s.sum():.3g}", last, f"{s.max():.3g}", str(channels[s.argmax()])])
         header = ["node", "step", "sum of S_k", "since step before", "largest S_k", "channel"]
         print_table(f"{table.attrs['attack']}, {probe.caption}", header, rows)
 
     def draw() -> Any:
         from coprobe.figures import fig10
 
-        label = probe.checkpoint.path.name if probe.checkpoint.path else "model"
+        label = storable(probe.checkpoint.path.name) if probe.checkpoint.path else "model"
         return fig10.draw(table[table["step"] > 0].assign(model=label, kind=""), about=probe.caption)
 
     output.give(table, show, draw)

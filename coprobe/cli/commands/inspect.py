@@ -2,57 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from coprobe.cli.options import debug_option, read_checkpoint, reading_options
-from coprobe.cli.output import Output, output_options, print_table
+from coprobe.cli.options import ReadingOptions, debug_option, read_images, reading_options, skip_bad_option
+from coprobe.cli.output import Output, message, output_options, percent, print_table, progress
+from coprobe.text import storable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coprobe.checkpoint import Checkpoint
+    from coprobe.doctor import Fit, Verdict
+
+#: Elements of a weight that are looked at together, so that no copy of a large one is made.
+_CHUNK = 1 << 20
 
 
 @click.command(short_help="What is in a checkpoint.")
 @click.argument("checkpoint")
+@click.option("--data", help="Try out normalisations on 256 of these images: NAME, folder:DIR or parquet:DIR.")
+@skip_bad_option
 @reading_options
 @output_options
 @debug_option
-def command(checkpoint: str, as_json: bool, out: Any, plot: Any, **reading: Any) -> None:
+def command(
+    checkpoint: str, data: str | None, skip_bad: bool, as_json: bool, out: Any, plot: Any, **reading: Any
+) -> None:
     """What is in a checkpoint: container, architecture, weights, normalisation, how it was trained.
 
+    With --data it also says which normalisation fits: none, the data set's, ImageNet's, [-1, 1], or what is given.
+
     \b
-    Example:
+    Examples:
       coprobe inspect ckpt.pt
+      coprobe inspect ckpt.pt --data cifar10
     """
     import pandas as pd
 
-    from coprobe.checkpoint import count_parameters
-    from coprobe.nodes import node_table
     from coprobe.provenance import provenance
 
     output = Output(as_json, out, plot)
-    loaded = read_checkpoint(checkpoint, **reading)
-    weights = loaded.model.network.state_dict()
-    floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
-    facts = {
-        "file": str(loaded.path),
-        "container": loaded.container,
-        "layout": loaded.layout,
-        "architecture": loaded.arch,
-        **loaded.arch_args,
-        "parameters": count_parameters(loaded.model),
-        "normalisation": f"mean {loaded.model.mean}, std {loaded.model.std}" if loaded.model.mean else "none",
-        "nodes": ", ".join(f"{letter} {path}" for letter, path in node_table(loaded.model).items()),
-        "digest": loaded.digest,
-        **{f"trained: {key}": value for key, value in _told(loaded.recipe).items()},
-        **{f"measured: {key}": value for key, value in loaded.metrics.items()},
-    }
-    frame = pd.DataFrame(
-        {"weight": name, "shape": list(t.shape), "rms": t.square().mean().sqrt().item()} for name, t in floating.items()
-    )
+    options = ReadingOptions(**reading)
+    loaded = options.read(checkpoint)
+    facts = _facts(loaded)
+    weights = {n: t for n, t in loaded.model.network.state_dict().items() if t.is_floating_point()}
+    frame = pd.DataFrame({"weight": storable(n), "shape": list(t.shape), "rms": _rms(t)} for n, t in weights.items())
     frame.attrs.update(provenance(**loaded.facts()))
+    examined = _examine(options, checkpoint, loaded, data, skip_bad) if data else None
 
     def show() -> None:
-        rows = [[key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in facts.items()]
-        print_table(str(checkpoint), ["", ""], rows, left=2)
+        print_table(str(checkpoint), ["", ""], [[key, _shown(value)] for key, value in facts.items()], left=2)
+        if examined is not None:
+            examined.show()
 
     def draw() -> Any:
         from coprobe.figures.overview import draw_weights
@@ -60,7 +65,40 @@ def command(checkpoint: str, as_json: bool, out: Any, plot: Any, **reading: Any)
         scales = dict(zip(frame["weight"], frame["rms"], strict=True))
         return draw_weights(scales, title=loaded.path.name if loaded.path else loaded.arch)
 
-    output.give(frame, show, draw, facts=facts)
+    output.give(frame, show, draw, facts=facts, **({"normalisations": examined.plain()} if examined else {}))
+    if examined is not None and examined.warning:
+        message(f"{checkpoint}: {examined.warning}")
+
+
+def _facts(loaded: Checkpoint) -> dict[str, Any]:
+    """What is known of a checkpoint, as plain values that strict JSON can hold."""
+    from coprobe.checkpoint import count_parameters
+    from coprobe.nodes import is_guessed, node_table
+
+    model = loaded.model
+    nodes = ", ".join(f"{letter} {path}" for letter, path in node_table(model).items()) or "none"
+    facts = {
+        "file": str(loaded.path) if loaded.path else None,
+        "container": loaded.container,
+        "layout": loaded.layout,
+        "architecture": loaded.arch,
+        "known by": loaded.evidence,
+        **loaded.arch_args,
+        "num_classes": loaded.num_classes,
+        "in_channels": loaded.in_channels,
+        "parameters": count_parameters(model),
+        "normalisation": f"mean {model.mean}, std {model.std}" if model.mean else "none",
+        "normalisation known by": loaded.normalised_by or "nothing says it; --data tries it out",
+        "nodes": f"{nodes} (a guess)" if is_guessed(model) else nodes,
+        "digest": loaded.digest,
+        **{f"undecided: {key}": values for key, values in loaded.undecided.items()},
+        **{f"allowed to be {key}": names for key, names in loaded.waived.items() if names},
+        **{f"trained: {key}": value for key, value in _told(loaded.recipe).items()},
+        **{f"measured: {key}": value for key, value in loaded.metrics.items()},
+        **{f"the file says: {key}": value for key, value in loaded.told.items()},
+        "notes": list(loaded.notes),
+    }
+    return {key: _plain(value) for key, value in facts.items() if value not in (None, "", [])}
 
 
 def _told(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -70,3 +108,89 @@ def _told(recipe: dict[str, Any]) -> dict[str, Any]:
     usual = Recipe().to_dict()
     always = ("method", "data", "eps_train", "epochs", "seed")
     return {key: value for key, value in recipe.items() if key in always or value != usual.get(key)}
+
+
+def _plain(value: Any) -> Any:
+    """`value`, which a file may have given, as strict JSON can hold it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a whole number of {value.bit_length()} bits"  # Python refuses to write the largest
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _rms(weight: Tensor) -> float:
+    squares = sum(float(part.double().square().sum()) for part in weight.flatten().split(_CHUNK))
+    return math.sqrt(squares / max(1, weight.numel()))
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What the images say: the verdict on normalisations, and fits of arguments that the weights leave open."""
+
+    data: str
+    verdict: Verdict
+    arguments: list[tuple[str, Any, Fit]]
+    warning: str
+
+    def show(self) -> None:
+        """Print it as tables."""
+        fits = self.verdict.fits
+        rows = [
+            [fit.normalisation.name + (" (as loaded)" if fit is self.verdict.loaded else ""), *_numbers(fit)]
+            for fit in sorted(fits, key=lambda fit: fit.cross_entropy)
+        ]
+        title = f"normalisations on {len(fits[0].correct)} clean images of {self.data}"
+        header = ["", "accuracy (%)", "cross-entropy"]
+        print_table(title, header, rows, f"verdict: {self.verdict.sentence}")
+        if self.arguments:
+            rows = [[f"--arch-arg {name}={value}", *_numbers(fit)] for name, value, fit in self.arguments]
+            print_table("what the weights can't tell, the best first", header, rows)
+
+    def plain(self) -> dict[str, Any]:
+        """The same for JSON."""
+        verdict = self.verdict
+
+        def numbers(fit: Fit) -> dict[str, float]:
+            return {"accuracy": fit.accuracy, "cross_entropy": fit.cross_entropy}
+
+        return {
+            "data": self.data,
+            "images": len(verdict.best.correct),
+            "tried": [{**vars(fit.normalisation), **numbers(fit)} for fit in verdict.fits],
+            "loaded": verdict.loaded.normalisation.name,
+            "best": verdict.best.normalisation.name if verdict.any_fits and not verdict.is_open else None,
+            "alike": [fit.normalisation.name for fit in verdict.alike],
+            "verdict": verdict.sentence,
+            "warning": self.warning or None,
+            "arguments": [{"argument": n, "value": _plain(v), **numbers(fit)} for n, v, fit in self.arguments],
+        }
+
+
+def _numbers(fit: Fit) -> list[str]:
+    return [percent(fit.accuracy), f"{fit.cross_entropy:.3f}"]
+
+
+def _examine(options: ReadingOptions, path: str, loaded: Checkpoint, data: str, skip_bad: bool) -> _Examined:
+    from coprobe.doctor import IMAGES, arguments, normalisations
+    from coprobe.engine import choose_device
+
+    dataset = read_images(data, limit=IMAGES, skip_bad=skip_bad)
+    device = choose_device()
+    verdict = normalisations(loaded, dataset, device=device, progress=progress)
+
+    def reload(name: str, value: Any) -> Checkpoint:
+        return replace(options, arch_args=(*options.arch_args, (name, value))).read(path)
+
+    tried = arguments(loaded, dataset, verdict.best.normalisation, reload, device=device)
+    return _Examined(data, verdict, tried, verdict.warning(loaded.normalised_by))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import click
@@ -13,7 +14,12 @@ from coprobe.cli.output import Output, message, output_options, percent, print_t
 
 @click.command(short_help="Accuracy with the salient channels masked (Eq. 7).")
 @click.argument("checkpoint", required=False)
-@click.option("--node", default="A", show_default=True, help="A…E or a module path.")
+@click.option(
+    "--node",
+    default="A",
+    show_default=True,
+    help="A…E, a module path, or a place of `coprobe nodes`; A:12 masks channel 12 of A.",
+)
 @click.option(
     "--alpha2",
     type=Number("between 0 and 1", lambda number: 0 <= number <= 1),
@@ -71,7 +77,7 @@ def command(
     probe = ProbingOptions(**probing).probe(checkpoint)
     masking = probe.mask(
         node,
-        alpha2 or (0.5,),
+        alpha2 or None,
         percent=share,
         compare=() if compare == ("none",) else compare,
         attacks=attacks,
@@ -80,7 +86,7 @@ def command(
     from coprobe.paper.sources import readable_attacks
 
     frame = readable_attacks(masking.evaluation, probe.epsilon)
-    chosen = {mask.reason: list(mask.channels.get(node, ())) for mask in masking.masks if mask.draw == 0}
+    chosen = {mask.reason: [*chain(*mask.channels.values())] for mask in masking.masks if mask.draw == 0}
 
     def show() -> None:
         wide = frame.pivot_table("accuracy", ["mask", "masked"], "attack", sort=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from coprobe.cli.options import debug_option, read_checkpoint, reading_options
+from coprobe.cli.options import ReadingOptions, debug_option, reading_options
 from coprobe.cli.output import Output, output_options, print_table
 
 
@@ -18,9 +18,10 @@ from coprobe.cli.output import Output, output_options, print_table
 @output_options
 @debug_option
 def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, plot: Any, **reading: Any) -> None:
-    """Where a checkpoint can be probed: every place after a ReLU; A…E mark the five of the paper.
+    """Where a checkpoint can be probed: every place after a ReLU or its like; A…E mark the five of the paper.
 
-    Other module paths work as well: `layer1.0` is a module's output, `layer1.0:in` its input.
+    `layer1.0#relu2` is the second ReLU that layer1.0 calls. Other module paths work as well: `layer1.0` is a module's
+    output, `layer1.0:in` its input. `:12` at the end of any name is its channel 12.
 
     \b
     Example:
@@ -29,22 +30,25 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     import pandas as pd
 
     from coprobe.errors import InputError
-    from coprobe.nodes import places
+    from coprobe.nodes import describe_shape, is_guessed, places
     from coprobe.provenance import provenance
 
     output = Output(as_json, out, plot)
-    loaded = read_checkpoint(checkpoint, **reading)
+    loaded = ReadingOptions(**reading).read(checkpoint)
     side = image_size or (loaded.image_shape[1] if loaded.image_shape else 32)
     smallest = getattr(loaded.model.network, "min_image_size", 1)
     if side < smallest:
         raise InputError(f"--image-size {side}: {loaded.arch} needs at least {smallest} pixels")
     found = places(loaded.model, (loaded.in_channels, side, side))
+    guessed = is_guessed(loaded.model)
     frame = pd.DataFrame({**asdict(place), "shape": list(place.shape)} for place in found)
-    frame.attrs.update(provenance(**loaded.facts()))
+    frame.attrs.update(provenance(**loaded.facts(), guessed=guessed))
 
     def show() -> None:
-        rows = [[place.path, place.letter, "×".join(map(str, place.shape))] for place in found]
-        print_table(f"{loaded.arch}, {side}×{side} pixels", ["module path", "node", "channels × H × W"], rows, left=2)
+        rows = [[place.path, place.letter, place.function, describe_shape(place.shape)] for place in found]
+        note = "A…E are a guess: the first place, and the last one of each resolution" if guessed else ""
+        note = note if rows else "no activation function is called; name module paths"
+        print_table(f"{loaded.arch}, {side}×{side} pixels", ["place", "node", "after", "shape"], rows, note, left=3)
 
     def draw() -> Any:
         from coprobe.figures.overview import draw_places

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, Number, debug_option
+from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, Number, debug_option, read_images
 from coprobe.cli.output import Output, json_option, message, percent, plot_option, print_table, progress
 from coprobe.errors import InputError, unknown
+from coprobe.text import storable
 from coprobe.training.recipe import PRESETS, Recipe, flag
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ def _knobs(function: Any) -> Any:
     "--save-minutes", cls=Grouped, group=_RUN, type=Number("a number above 0", lambda n: n > 0), default=10.0,
     show_default=True, help="Longest time between two saves of the state.",
 )  # fmt: skip
+@click.option(
+    "--skip-bad", cls=Grouped, group=_RUN, is_flag=True, help="Leave out images that can't be read, and say which."
+)
 @click.option("--tensorboard", cls=Grouped, group=_RUN, is_flag=True, help="Write events for TensorBoard as well.")
 @_knobs
 @json_option
@@ -105,6 +109,7 @@ def command(
     devices: int,
     compiled: bool,
     save_minutes: float,
+    skip_bad: bool,
     tensorboard: bool,
     as_json: bool,
     plot: Any,
@@ -123,7 +128,6 @@ def command(
       coprobe train --preset paper --method fgsm-mep --eps-train 12 --logit-weight 0 \\
         --stable-node B --stable-weight 200 --device cuda --precision bf16 --out runs/fd12
     """
-    from coprobe.data import load
     from coprobe.engine import choose_device
     from coprobe.files import check_writable_directory
     from coprobe.training import Run, check, make_method, train
@@ -133,15 +137,18 @@ def command(
     given = {key: knobs[key] for key in knobs if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
     run = Run(check_writable_directory(directory))
     recipe = _recipe(run if resume else None, preset, file, given)
-    chosen, data = choose_device(device), load(recipe.data, "train")
-    task: dict[str, Any] = {"data": data, "overwrite": overwrite, "resume": resume, "compiled": compiled}
+    chosen, data = choose_device(device), read_images(recipe.data, "train", limit=None, skip_bad=skip_bad)
+    task: dict[str, Any] = {
+        "data": data, "skip_bad": skip_bad, "overwrite": overwrite, "resume": resume, "compiled": compiled,
+    }  # fmt: skip
     processes, chosen = start(devices, chosen, lambda: check(recipe, directory, devices, **task))
     images = recipe.limit_train or max(1, len(data) - recipe.held_out)
     images *= make_method(recipe.method, recipe.options, epsilon=recipe.eps_train / 255).updates_per_batch
     events = _events(directory) if tensorboard and processes.leads else None
     shown = progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs)
     bar = shown if processes.leads else nullcontext(lambda *_: None)
-    with bar as advance, processes.together():
+    held = _held(directory) if processes.leads else nullcontext()
+    with bar as advance, processes.together(), held:
         run = train(
             recipe,
             directory,
@@ -153,6 +160,21 @@ def command(
         )
     if processes.leads:
         _give(output, run, recipe)
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """The run directory, which no other process may work in; if nothing comes of it, nothing of it is left."""
+    from coprobe.files import exclusive
+
+    made = [place for place in (directory, *directory.parents) if not place.exists()]
+    try:
+        with exclusive(directory, wait=False):
+            yield
+    finally:
+        for place in made:
+            with suppress(OSError):  # not empty
+                place.rmdir()
 
 
 def _recipe(run: Run | None, preset: str | None, file: Path | None, given: dict[str, Any]) -> Recipe:
@@ -252,7 +274,7 @@ def _give(output: Output, run: Run, recipe: Recipe) -> None:
     def draw() -> Any:
         from coprobe.figures import fig01
 
-        return fig01.draw(history.assign(run=run.directory.name))
+        return fig01.draw(history.assign(run=storable(run.directory.name)))
 
     output.give(history, show, draw, run=str(run.directory), recipe=recipe.to_dict(), outcome=outcome)
 

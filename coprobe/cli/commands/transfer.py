@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from coprobe.cli.accuracies import measuring_options, parse_noises, print_accuracies
-from coprobe.cli.options import ProbingOptions, debug_option, probing_options, read_checkpoint
+from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options
+from coprobe.text import storable
 
 
 @click.command(short_help="Accuracy on images crafted on another model (Fig. 12).")
@@ -43,21 +44,22 @@ def command(
     drawn_from = parse_noises(noises)
     options = ProbingOptions(**probing)
     probe = options.probe(source)
-    others = [read_checkpoint(path, options.arch, options.arch_args, options.mean, options.std) for path in targets]
+    others = [options.read(path) for path in targets]
     evaluation = probe.transfer(others, attacks, drawn_from, noise_draws)
     frame = readable_attacks(evaluation, probe.epsilon)
-    shown = dict(zip(frame["target"].unique(), (source, *targets), strict=True))
+    own, first, *rest = map(storable, (source, *targets))
+    shown = dict(zip(frame["target"].unique(), (own, first, *rest), strict=True))
     frame["target"] = frame["target"].map(shown)
     frame.attrs["targets"] = {shown[path]: digest for path, digest in frame.attrs["targets"].items()}
 
     def show() -> None:
         for path in shown.values():
-            how = "itself, white box" if path == source else f"on images crafted on {source}"
+            how = "itself, white box" if path == own else f"on images crafted on {own}"
             print_accuracies(f"{path}: accuracy (%) {how}, {probe.caption}", frame[frame["target"] == path])
 
     def draw() -> Any:
         from coprobe.figures.overview import draw_accuracies
 
-        return draw_accuracies(frame[frame["target"] == targets[0]], about=f"{source} → {targets[0]}: {probe.caption}")
+        return draw_accuracies(frame[frame["target"] == first], about=f"{own} → {first}: {probe.caption}")
 
     output.give(frame, show, draw)

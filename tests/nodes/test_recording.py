@@ -7,98 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from coprobe.engine import frozen
 from coprobe.errors import InputError, RunError
-from coprobe.models import ARCHITECTURES, Classifier, build
-from coprobe.nodes import Place, masked, network_of, node_table, places, record, resolve
+from coprobe.nodes import check_neutral, masked, record, tapped
 from tests.attacks.small import fingerprint
-
-
-def plain(inplace: bool = False) -> nn.Sequential:
-    """0 conv, 1 BN, 2 ReLU, 3 flatten, 4 linear, 5 ReLU, 6 linear; images 2×4×5, three classes."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(inplace=inplace),
-        nn.Flatten(),
-        nn.Linear(120, 7),
-        nn.ReLU(inplace=inplace),
-        nn.Linear(7, 3),
-    ).eval()
-
-
-class Named(nn.Module):
-    """A network with letters, one module that it never calls, and one that passes a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.node_table = {"A": "body.2", "B": "body.5"}
-        self.body = plain()
-        self.idle = nn.ReLU()
-        self.pair = Pair()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pair(self.body(x))[0]
-
-
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        return x, None
-
-
-def images(batch: int = 3) -> Tensor:
-    return torch.rand(batch, 2, 4, 5, generator=torch.Generator().manual_seed(1))
-
-
-def test_resolve() -> None:
-    network = Named()
-    model = Classifier(network, [0.5, 0.5], [0.2, 0.2])
-    assert network_of(model) is network and network_of(network) is network
-    assert node_table(model) == network.node_table and node_table(plain()) == {}
-    letter, path, side = (resolve(model, name) for name in ("A", "body.2", "B:in"))
-    assert (letter.name, letter.path, letter.module, letter.at_input) == ("A", "body.2", network.body[2], False)
-    assert (path.name, path.module) == ("body.2", network.body[2])
-    assert (side.name, side.path, side.module, side.at_input) == ("B:in", "body.5", network.body[5], True)
-
-
-def test_only_a_classifier_hides_its_network() -> None:
-    class Headed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network, self.head = plain(), nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.network(x))
-
-    with record(Headed(), ["head", "network.2"]) as seen:
-        logits = Headed()(images())
-        assert not seen
-    model = Headed()
-    with record(model, ["head", "network.2"]) as seen:
-        logits = model(images())
-    assert torch.equal(seen["head"], logits) and seen["network.2"].shape == (3, 6, 4, 5)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("boddy.2", "unknown node 'boddy.2'; did you mean body.2 or "),
-        ("", "unknown node ''; choose from A, B, body, "),
-        (":in", "unknown node ':in'; choose from A, B, body, "),
-        ("F", "unknown node 'F'; choose from A, B, body, "),
-        ("A:out", "node 'A:out': 'out' is no side of a module; write A or A:in"),
-        ("A:in:in", "node 'A:in:in': 'in:in' is no side of a module; write A or A:in"),
-    ],
-)
-def test_unknown_nodes(name: str, message: str) -> None:
-    model = Named()
-    for context in (record(model, ["A", name]), masked(model, {"A": [0], name: [0]})):
-        before = fingerprint(model)
-        with pytest.raises(InputError) as error, context:
-            pass
-        assert str(error.value).startswith(message) and "\n" not in str(error.value)
-        assert fingerprint(model) == before
+from tests.nodes.networks import CONTEXTS, Named, images, plain
 
 
 def stages(model: nn.Sequential, x: Tensor) -> list[Tensor]:
@@ -157,21 +72,52 @@ def test_later_pass_replaces_and_recording_ends_with_the_block() -> None:
     assert len(seen["2"]) == 2
 
 
-def test_of_a_module_called_twice_the_last_call_is_recorded_and_both_are_masked() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
+class Twice(nn.Module):
+    """One ReLU module that is called twice, and a block that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.block = nn.ReLU6(), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.block(self.relu(self.relu(x) - 0.5)))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_module_that_a_pass_calls_twice_is_refused(context: Any) -> None:
+    model = nn.Sequential(Twice())
+    before = fingerprint(model)
+    for name, remedy in {
+        "0.relu": "name one call: 0#relu1, 0#relu2",
+        "0.relu:in": "name one call: 0#relu1, 0#relu2",
+        "0.block": "name a place inside it; 'coprobe nodes' lists them",
+    }.items():
+        with pytest.raises(InputError) as error, context(model, name):
+            model(images())
+        assert str(error.value) == f"node '{name}': that module is called 2 times in a pass; {remedy}"
+    assert fingerprint(model) == before
+
+
+def test_what_runs_again_outside_a_pass_is_masked_again_but_not_recorded() -> None:
+    """As when activation checkpointing computes a part once more during the backward pass."""
+
+    class Saving(nn.Module):
+        def __init__(self, saves: bool) -> None:
             super().__init__()
-            self.relu = nn.ReLU()
+            self.saves, self.body = saves, plain()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.relu(self.relu(x) + 1)
+            return checkpoint(self.body, x, use_reentrant=False) if self.saves else self.body(x)
 
-    model, x = Twice(), images()
-    with record(model, ["relu"]) as seen:
-        assert torch.equal(model(x), seen["relu"])
-    with masked(model, {"relu": [0]}), record(model, ["relu:in"]) as seen:
-        assert not model(x)[:, 0].any()
-    assert torch.equal(seen["relu:in"][:, 0], torch.ones(3, 4, 5))
+    gradients = []
+    for saves in (True, False):
+        model, x = Saving(saves), images().requires_grad_()
+        with masked(model, {"body.1": [1], "body.2:in": [2]}), record(model, ["body.1", "body.5"]) as seen:
+            logits = model(x)
+            before = dict(seen)
+            gradients += torch.autograd.grad(logits.logsumexp(1).sum(), x)
+        assert all(seen[name] is before[name] for name in seen)
+    assert torch.equal(*gradients) and gradients[0].any()
 
 
 def test_input_of_a_module_keeps_its_other_arguments() -> None:
@@ -201,7 +147,7 @@ def test_hooks_are_gone_afterwards(context: Any, failing: str) -> None:
     x = images() if failing != "in the model" else torch.zeros(1, 3, 4, 5)
     try:
         with context(model):
-            assert sum(fingerprint(model)["hooks"]) == sum(before["hooks"]) + 2
+            assert sum(fingerprint(model)["hooks"]) == sum(before["hooks"]) + 4  # two of them mark the pass
             model(x)
             if failing == "inside":
                 raise KeyError
@@ -210,19 +156,28 @@ def test_hooks_are_gone_afterwards(context: Any, failing: str) -> None:
     assert fingerprint(model) == before
 
 
-def test_node_that_is_never_called_or_was_not_asked_for() -> None:
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", ["idle", "idle:in", "body#gelu1", "#relu1"])
+def test_node_that_no_pass_comes_by(context: Any, name: str) -> None:
     model = Named()
-    with record(model, ["idle", "A"]) as seen:
+    with pytest.raises(InputError) as error, context(model, name):
         model(images())
-    assert "A" in seen and "idle" not in seen
-    for name in ("idle", "B"):
-        with pytest.raises(RunError) as error:
-            seen[name]
-        shown = f"node '{name}' saw nothing: it was not asked for, or no forward pass called that module"
-        assert str(error.value) == shown
+    assert str(error.value) == f"node '{name}': no pass comes by it; 'coprobe nodes' lists places that it does"
 
 
-@pytest.mark.parametrize("context", [lambda m, n: record(m, [n]), lambda m, n: masked(m, {n: [0]})])
+def test_node_that_was_not_asked_for() -> None:
+    model = Named()
+    with record(model, ["A"]) as seen:
+        model.body(images())
+        assert not seen, "a part that runs by itself is no pass"
+        model(images())
+    with pytest.raises(RunError) as error:
+        seen["B"]
+    shown = "node 'B' saw nothing: it was not asked for, or no forward pass of the network was made"
+    assert str(error.value) == shown
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_module_that_passes_no_tensor(context: Any) -> None:
     model = Named()
     before = fingerprint(model)
@@ -313,7 +268,7 @@ def test_nothing_is_kept_alive() -> None:
     gc.disable()  # freed at once means: no cycle was made
     try:
         model = Named()
-        with masked(model, {"A": [0]}), record(model, ["A", "B:in"]) as seen:
+        with masked(model, {"A": [0], "body#relu2": [1]}), record(model, ["A", "B:in", "body#relu1"]) as seen:
             model(images())
         watched = [weakref.ref(seen["A"]), weakref.ref(model.body[2])]
         del seen
@@ -325,35 +280,82 @@ def test_nothing_is_kept_alive() -> None:
     assert watched[1]() is None
 
 
-@pytest.mark.parametrize("arch", list(ARCHITECTURES))
-def test_places_of_every_architecture(arch: str) -> None:
-    network = build(arch, width=4).train()
-    model = Classifier(network, [0.5] * 3, [0.2] * 3)
-    before = fingerprint(model)
-    found = places(model, (3, 32, 32))
-    assert fingerprint(model) == before
-    relus = [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
-    assert [place.path for place in found] == relus
-    assert {place.letter: place.path for place in found if place.letter} == network.node_table
-    assert [place.letter for place in found if place.letter] == list("ABCDE")
-    with torch.no_grad(), record(model, relus) as seen:
-        model(torch.rand(2, 3, 32, 32))
-    assert [place.shape for place in found] == [tuple(seen[path].shape[1:]) for path in relus]
+class Tokens(nn.Module):
+    """Images 2×4×5 as 20 tokens of 6 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix, self.head = nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.embed(x.flatten(2).transpose(1, 2))).mean(1))
 
 
-def test_places_are_in_the_order_of_execution_and_only_those_that_run() -> None:
-    class Reversed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.node_table = {"A": "pool"}
-            self.last, self.idle, self.first, self.pool = nn.ReLU(), nn.ReLU(), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+def test_features_of_tokens_are_channels() -> None:
+    model, x = Tokens(), images()
+    expected = model.embed(x.flatten(2).transpose(1, 2))
+    with (
+        record(model, ["embed", "embed:3"]) as seen,
+        masked(model, {"embed": [1, 3]}),
+        record(model, ["mix:in"]) as later,
+    ):
+        logits = model(x)
+    assert torch.equal(seen["embed"], expected.transpose(1, 2)) and seen.shapes["embed"] == (6, 20)
+    assert torch.equal(seen["embed:3"], expected.transpose(1, 2)[:, 3:4])
+    expected[:, :, [1, 3]] = 0
+    assert torch.equal(later["mix:in"], expected.transpose(1, 2))
+    assert torch.equal(logits, model.head(model.mix(expected).mean(1)))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.pool(self.last(self.first(x)))
 
-    expected = [Place("first", "", (2, 4, 5)), Place("last", "", (2, 4, 5)), Place("pool", "A", (2, 1, 1))]
-    assert places(Reversed(), (2, 4, 5)) == expected
+@pytest.mark.parametrize("name", ["A", "body.2:in", "body#relu1", "B"])
+def test_a_tap_shows_the_activation_and_lets_it_through(name: str) -> None:
+    model, x = Named(), images()
+    logits = model(x)
+    with record(model, [name]) as seen, tapped(model, name) as tap:
+        through: list[Tensor] = []
+        tap.register_forward_hook(lambda module, inputs, output: through.append(output))
+        assert torch.equal(model(x), logits)
+    assert torch.equal(through[0], seen[name])
 
 
-def test_places_of_a_model_in_double() -> None:
-    assert [place.path for place in places(plain().double(), (2, 4, 5))] == ["2", "5"]
+class Shaky(nn.Module):
+    """Adds noise of torch's generator, or of its own, or something whenever a hook sits on its ReLU."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.relu, self.own = kind, nn.ReLU(), torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = {
+            "steady": 0.0,
+            "torch": torch.rand(()),
+            "own": torch.rand((), generator=self.own),
+            "hooked": 1e-6 * len(self.relu._forward_hooks),
+            "nan": float("nan"),
+        }
+        return self.relu(x).mean((2, 3)) + noise[self.kind]
+
+
+def test_recording_that_changes_logits_is_an_error() -> None:
+    for kind in ("steady", "torch", "own", "nan"):
+        state = torch.get_rng_state()
+        check_neutral(Shaky(kind), images(), ["relu"])
+        assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(RunError, match="recording at relu changes the logits of this model, so nothing seen there can"):
+        check_neutral(Shaky("hooked"), images(), ["relu"])
+
+
+def test_attention_is_computed_in_one_way_so_that_recording_is_neutral() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    tokens = torch.randn(3, 5, 8)
+    shortcut = torch.backends.mha.get_fastpath_enabled()
+    check_neutral(layer, tokens, ["linear1", "norm1", "#relu1"])
+    with frozen(layer), torch.no_grad():
+        plain = layer(tokens)
+        assert not torch.backends.mha.get_fastpath_enabled()
+    with frozen(layer), torch.no_grad(), record(layer, ["#relu1"]) as seen:
+        assert torch.equal(layer(tokens), plain)
+    assert seen["#relu1"].shape == (3, 16, 5)
+    assert torch.backends.mha.get_fastpath_enabled() is shortcut

@@ -1,0 +1,13 @@
+"""Checkpoints, ours and other people's: read, recognise, check, and write them.
+
+Nothing in a file is ever run: `coprobe.containers` reads it, and there is no other mode.
+"""
+
+from __future__ import annotations
+
+from coprobe.checkpoint.facts import FORMAT
+from coprobe.checkpoint.live import wrap
+from coprobe.checkpoint.loading import find_file, load
+from coprobe.checkpoint.record import Checkpoint, count_parameters
+
+__all__ = ["FORMAT", "Checkpoint", "count_parameters", "find_file", "load", "wrap"]

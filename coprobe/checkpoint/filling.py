@@ -1,0 +1,78 @@
+"""Tensors from a file into a network, one at a time, so that the file's size is about all the memory it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from coprobe.checkpoint.payloads import Weight
+from coprobe.containers import Contents
+from coprobe.containers.values import Stored, Unsound
+from coprobe.errors import InputError
+from coprobe.models.catalog import COUNTER
+
+
+def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents) -> None:
+    """Give `network`, on the meta device or on the CPU, its weights; those that the file lacks stay as they are.
+
+    Half precision, bfloat16 and float64 become what the network has, mostly float32.
+
+    Args:
+        network: whose names and shapes the weights are known to fit.
+        weights: names to what is in the file.
+        contents: the open file.
+
+    Raises:
+        InputError: a weight is no plain tensor of real numbers, can't be read, or is not finite.
+    """
+    own = {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
+    read: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        tensor = _converted(name, read_one(name, weight, contents), own[name].dtype, contents)
+        if own[name].is_meta:
+            read[name] = tensor
+        else:
+            with torch.no_grad():
+                own[name].copy_(tensor)
+    for name, tensor in own.items():
+        if tensor.is_meta and name.endswith(COUNTER):  # old files have none; nothing in evaluation mode reads it
+            read.setdefault(name, torch.zeros((), dtype=tensor.dtype))
+    if read:
+        network.load_state_dict(read, strict=False, assign=True)
+
+
+def read_one(name: str, weight: Weight, contents: Contents) -> Tensor:
+    """One tensor of the file; raises `InputError` where it is none of plain real numbers."""
+    if isinstance(weight, Unsound):
+        where = f"{contents.source.path}: weight '{name[:80]}'"
+        raise InputError(f"{where} is no plain tensor of real numbers: it {weight.reason}; save a dense state_dict")
+    # By itself: tensors that share a storage in the file must not share it in the network.
+    return contents.tensors({name: weight})[name]
+
+
+def elements(stored: Stored, contents: Contents) -> list[float]:
+    """The elements of a small stored tensor of real numbers; those of whole numbers are ints."""
+    tensor = contents.tensors({"": stored})[""].flatten()
+    numbers: list[float] = (tensor.double() if tensor.is_floating_point() else tensor).tolist()
+    return numbers
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype, contents: Contents) -> Tensor:
+    where = f"{contents.source.path}: weight '{name[:80]}'"
+    if tensor.is_complex() or (dtype.is_floating_point and not tensor.is_floating_point()):
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(f"{where} is no plain tensor of real numbers ({found}); save a float state_dict")
+    tensor = tensor.to(dtype).contiguous()
+    if not is_finite(tensor):
+        raise InputError(f"{where} is not finite (NaN or infinite); the training diverged")
+    return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite, without a temporary tensor: extremes are NaN where one element is."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    return all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())

@@ -1,0 +1,134 @@
+"""Networks that are there already: a person's own module in Python, or one that their factory has made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from coprobe.checkpoint.payloads import PAIRS
+from coprobe.checkpoint.record import Checkpoint
+from coprobe.errors import InputError
+from coprobe.models import Classifier
+from coprobe.models.shapes import trial
+from coprobe.models.wrappers import unwrapped
+from coprobe.nodes import guess_table
+
+GIVEN = "--mean/--std"
+Images = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Preprocessed(nn.Module):
+    """A network behind what a person does to images first.
+
+    Args:
+        preprocess: takes images N×C×H×W in [0, 1].
+        network: takes what that gives.
+    """
+
+    def __init__(self, preprocess: Images, network: nn.Module) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.network = network
+        table = getattr(network, "node_table", {})
+        self.node_table = {letter: f"network.{address}" for letter, address in table.items()}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images N×C×H×W in [0, 1] to logits N×classes."""
+        logits: torch.Tensor = self.network(self.preprocess(images))
+        return logits
+
+
+def wrap(
+    model: nn.Module,
+    preprocess: tuple[Sequence[float], Sequence[float]] | Images | None = None,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+) -> Checkpoint:
+    """A live network as a checkpoint, for everything that takes one.
+
+    The network is used as it is, not copied: its weights, modes and flags stay as they are, and what you change in it
+    later is what is probed. A `Probe` on another device moves it there.
+
+        >>> network = torchvision.models.resnet18(num_classes=10)
+        >>> checkpoint = coprobe.wrap(network, preprocess=((0.49, 0.48, 0.45), (0.25, 0.24, 0.26)))
+        >>> probe = coprobe.Probe(checkpoint, coprobe.data.load("cifar10", "test", limit=1000))
+
+    Args:
+        model: takes images N×C×H×W, gives logits N×classes; torch.compile, DataParallel and
+            DistributedDataParallel are taken off.
+        preprocess: what the model expects to be done to images in [0, 1]: (mean, std), one number per channel; a
+            module or function; None for nothing, or where the model does it itself.
+        image_shape: (channels, height, width) of the images; None finds one that the model takes.
+        num_classes: number of logits; None finds out.
+
+    Raises:
+        InputError: no module, sharded or scripted, an image shape that it does not take, other logits than
+            `num_classes`.
+    """
+    network = unwrapped(model)
+    mean, std = (preprocess[0], preprocess[1]) if isinstance(preprocess, tuple) else (None, None)
+    kind = type(network).__name__
+    if preprocess is not None and not isinstance(preprocess, tuple):
+        if not callable(preprocess):
+            raise InputError(f"preprocess is a {type(preprocess).__name__}; give (mean, std), a module or a function")
+        network = Preprocessed(preprocess, network)
+    size = trial(network, image_shape)
+    if num_classes not in (None, size.num_classes):
+        raise InputError(f"the network gives {size.num_classes} logits, not num_classes={num_classes}")
+    return Checkpoint(
+        classifier(network, mean, std, size.image_shape),
+        kind,
+        {"num_classes": size.num_classes, "in_channels": size.image_shape[0]},
+        image_shape=size.image_shape,
+        tried_shape=image_shape is None,
+        container="none",
+        layout="a network in Python",
+        evidence="given in Python",
+        normalised_by="preprocess" if preprocess is not None else said_by(None, None, network),
+    )
+
+
+def classifier(
+    network: nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    image_shape: tuple[int, int, int] | None,
+) -> Classifier:
+    """The model that is probed; for networks that have no node table of their own, with a guess.
+
+    Raises:
+        InputError: mean or std are no numbers, or not one per channel.
+    """
+    own = getattr(network, "node_table", None)
+    table = guess_table(network, image_shape) if image_shape and not own else None
+    try:
+        model = Classifier(network, mean, std, node_table=table)
+    except (TypeError, ValueError) as error:  # what a file says may be anything
+        raise InputError(str(error)) from None
+    if image_shape and model.mean and len(model.mean) != image_shape[0]:
+        raise InputError(
+            f"mean and std have {len(model.mean)} channels where the images have {image_shape[0]}; "
+            "give one number per channel"
+        )
+    return model
+
+
+def said_by(mean: Any, std: Any, network: nn.Module) -> str:
+    """What says how images are normalised, where no file does; empty if nothing does."""
+    if mean is not None or std is not None:
+        return GIVEN
+    return "inside the network" if says_itself(network) else ""
+
+
+def says_itself(network: nn.Module) -> bool:
+    """Whether a network has buffers for a mean and a standard deviation, so that it normalises images itself."""
+    held = {name for name, _ in network.named_buffers()}
+    return any(
+        leaf == mean and f"{prefix}{dot}{std}" in held
+        for prefix, dot, leaf in (name.rpartition(".") for name in held)
+        for mean, std in PAIRS
+    )

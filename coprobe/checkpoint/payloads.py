@@ -1,0 +1,216 @@
+"""Where in a file networks are: state dicts under whatever keys, and modules that were pickled whole.
+
+Everything here is bounded, since a payload may be cyclic, very large or very deep.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from coprobe.containers.values import Foreign, Stored, Unsound
+from coprobe.errors import InputError
+from coprobe.models import shape_of
+
+#: Keys under which public code keeps the network that was trained, in its usual state.
+MAIN = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+    "model_state",
+    "net_state_dict",
+    "network_state_dict",
+    "classifier",
+    "state",
+    "parameters",
+)
+#: Parts of the keys under which running averages of a network stand beside it.
+_AVERAGES = ("ema", "swa", "averag", "teacher", "shadow")
+#: Parts of the keys under which what a training needs besides is kept.
+_NO_NETWORKS = ("optim", "sched", "scaler", "amp", "callback", "loops", "rng")
+#: What people call the numbers of a normalisation: the mean, and the standard deviation beside it.
+PAIRS = (
+    ("mean", "std"),
+    ("mu", "sigma"),
+    ("new_mean", "new_std"),
+    ("_mean", "_std"),
+    ("norm_mean", "norm_std"),
+    ("pixel_mean", "pixel_std"),
+    ("image_mean", "image_std"),
+)
+_NUMBERS = {name for pair in PAIRS for name in pair}
+_CONTAINERS_SEEN = 50_000
+_DEPTH = 6
+_MODULES_SEEN = 20_000
+_MODULE_DEPTH = 60
+
+Weight = Stored | Unsound
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What may be a network.
+
+    Attributes:
+        keys: the way to it from the top of the file; empty for the top itself.
+        weights: its tensors under the names that the file gives them.
+        numbers: plain values and hidden buffers inside a pickled module that may be those of a normalisation.
+        beside: values beside the weights that may be.
+        class_name: of the module, if one was pickled whole.
+    """
+
+    keys: tuple[str, ...]
+    weights: dict[str, Weight]
+    numbers: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
+    class_name: str = ""
+
+    @property
+    def label(self) -> str:
+        """How `--pick` names it."""
+        return ".".join(self.keys) or "top"
+
+    @property
+    def tier(self) -> int:
+        """0 under the usual keys, 1 under others, 2 for running averages: the lower the likelier meant."""
+        if any(part in key.lower() for key in self.keys for part in _AVERAGES):
+            return 2
+        return int(not all(key in MAIN for key in self.keys))
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return sum(weight.shape.numel() for weight in self.weights.values())
+
+    def says(self) -> str:
+        """In words, for `layout`."""
+        what = f"module '{self.class_name[:60]}' pickled whole" if self.class_name else "state dict"
+        if self.keys:
+            return f"{what} under '{self.label[:60]}'"
+        return what if self.class_name else "bare state dict"
+
+    def same_weights(self, other: Found) -> bool:
+        """Whether the two are one network that the file names twice."""
+        return set(map(place, self.weights.values())) == set(map(place, other.weights.values()))
+
+
+def place(weight: Weight) -> tuple[Any, ...]:
+    """Where in the file a weight is: equal places hold equal weights."""
+    if isinstance(weight, Stored):
+        return (weight.storage.key, weight.storage.offset, weight.start, tuple(weight.shape))
+    return (id(weight),)
+
+
+def find(payload: Any) -> list[Found]:
+    """Everything in `payload` that may be a network, the top first, then by depth."""
+    found: list[Found] = []
+    seen: dict[int, Any] = {}  # with the containers themselves, lest a new one get the number of one that is gone
+    waiting: deque[tuple[Any, tuple[str, ...]]] = deque([(payload, ())])
+    while waiting and len(seen) < _CONTAINERS_SEEN:
+        value, keys = waiting.popleft()
+        if id(value) in seen or len(keys) > _DEPTH:
+            continue
+        seen[id(value)] = value
+        if attributes := module_attributes(value):
+            weights, numbers = _flattened(attributes)
+            if weights:
+                found.append(Found(keys, weights, numbers, _around(payload, keys), _class_name(value)))
+            continue
+        if isinstance(value, dict):
+            weights = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Weight)}
+            beside = _beside(value)
+            # Plain values between the weights (an epoch, extra state) are no weights; numbers alone are no network.
+            if weights.keys() - beside:
+                plain = {name: number for name, number in beside.items() if name not in weights}
+                found.append(Found(keys, weights, beside={**_around(payload, keys), **plain}))
+        waiting.extend((child, (*keys, key) if key else keys) for key, child in _children(value))
+    return found
+
+
+def outline(payload: Any) -> str:
+    """In a few words, what a payload without a network is."""
+    if isinstance(payload, dict):
+        return f"it holds {', '.join(repr(key)[:40] for key in list(payload)[:5]) or 'nothing'}"
+    if isinstance(payload, Weight):
+        return f"it is one tensor, {shape_of(payload)}"
+    return f"it is a {payload.name[:60] if isinstance(payload, Foreign) else type(payload).__name__}"
+
+
+def module_attributes(value: Any) -> dict[str, Any]:
+    """The attributes of a module that was pickled whole; empty if `value` is none."""
+    attributes = value.attributes if isinstance(value, Foreign) else value
+    if not isinstance(attributes, dict) or not isinstance(attributes.get("_modules"), dict):
+        return {}
+    return attributes if isinstance(attributes.get("_parameters"), dict) else {}
+
+
+def _class_name(value: Any) -> str:
+    return value.name if isinstance(value, Foreign) else "?"
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """The containers inside a container, each with its key; an object's own parts need none."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            named = key if isinstance(key, str) else str(key) if isinstance(key, int) else "?"
+            if isinstance(child, dict | list | tuple | Foreign) and not any(p in named.lower() for p in _NO_NETWORKS):
+                yield named, child
+    elif isinstance(value, list | tuple):
+        for number, child in enumerate(value):
+            if isinstance(child, dict | list | tuple | Foreign):
+                yield str(number), child
+    elif isinstance(value, Foreign):
+        for part in (value.items, value.attributes, value.args):
+            if part:
+                yield "", part
+
+
+def _flattened(attributes: Mapping[str, Any]) -> tuple[dict[str, Weight], dict[str, Any]]:
+    """The state dict of a pickled module, with torch's names and in its order, and the numbers it kept otherwise."""
+    weights: dict[str, Weight] = {}
+    numbers: dict[str, Any] = {}
+    waiting = [("", attributes, 0)]
+    visited = 0
+    while waiting:
+        prefix, own, depth = waiting.pop()
+        visited += 1
+        if visited > _MODULES_SEEN or depth > _MODULE_DEPTH:
+            raise InputError("holds a module with too many or too deep submodules; save model.state_dict()")
+        hidden = own.get("_non_persistent_buffers_set")
+        hidden = set(hidden) if isinstance(hidden, set | frozenset | list | tuple) else set()
+        for kind in ("_parameters", "_buffers"):
+            entries = own.get(kind)
+            for name, weight in entries.items() if isinstance(entries, dict) else ():
+                if isinstance(name, str) and isinstance(weight, Weight):
+                    into = numbers if kind == "_buffers" and name in hidden else weights
+                    into[prefix + name] = weight
+        numbers.update({prefix + name: value for name, value in own.items() if name in _NUMBERS})
+        children = [
+            (f"{prefix}{name}.", module_attributes(child), depth + 1)
+            for name, child in own["_modules"].items()
+            if isinstance(name, str)
+        ]
+        waiting.extend(child for child in reversed(children) if child[1])
+    return weights, {name: value for name, value in numbers.items() if name.rpartition(".")[2] in _NUMBERS}
+
+
+def _beside(value: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: value[name] for name in _NUMBERS if name in value}
+
+
+def _around(payload: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The numbers that stand beside the network on the way to it."""
+    numbers: dict[str, Any] = {}
+    for key in keys:
+        if not isinstance(payload, dict):
+            break
+        numbers |= _beside(payload)
+        payload = payload.get(key)
+    return numbers

@@ -1,0 +1,153 @@
+"""A checkpoint: a model, what is known about it, and how it is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from coprobe._version import __version__
+from coprobe.checkpoint.facts import FORMAT
+from coprobe.containers import seal
+from coprobe.errors import InputError
+from coprobe.files import atomic
+from coprobe.models import Classifier
+from coprobe.models.shapes import trial
+from coprobe.provenance import digest_tensors
+
+
+@dataclass
+class Checkpoint:
+    """A model and what is known about it.
+
+    Attributes:
+        model: images N×C×H×W in [0, 1] to logits, in evaluation mode on the CPU if it comes from a file;
+            normalisation is part of it.
+        arch: name in `coprobe.models.ARCHITECTURES`, `torchvision:…`, `timm:…`, `robustbench:…`, the factory that
+            was named, or the class of a network that was given.
+        arch_args: arguments of the architecture (width, num_classes, in_channels, …).
+        recipe: how it was trained, as in `recipe.json`; empty for other people's checkpoints.
+        metrics: what was measured when it was saved (epoch, accuracies).
+        image_shape: (channels, height, width) of the images it was trained on; None if unknown.
+        path: the file it came from.
+        container: kind of file (`zip`, `legacy pickle`, `plain pickle`, `safetensors`), `none` without a file.
+        layout: where in the file the weights were and which prefixes were removed, in words.
+        evidence: how the architecture is known ("named in the file", "names and shapes of 122 weights", "--arch").
+        normalised_by: what says how images are normalised ("the file", "'mu' and 'sigma' of the file",
+            "--mean/--std", "inside the network"); empty if nothing does.
+        notes: what a person should know about the file, a sentence each.
+        told: training facts that a foreign file holds, as plain values.
+        undecided: arguments of the architecture that names and shapes can't tell, and the values they may have.
+        waived: names of the weights that a person allowed to be `missing` or `unexpected`.
+        tried_shape: whether `image_shape` is only one that the network takes, and no fact about its training.
+    """
+
+    model: Classifier
+    arch: str
+    arch_args: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    image_shape: tuple[int, int, int] | None = None
+    path: Path | None = None
+    container: str = ""
+    layout: str = ""
+    evidence: str = ""
+    normalised_by: str = ""
+    notes: tuple[str, ...] = ()
+    told: dict[str, Any] = field(default_factory=dict)
+    undecided: dict[str, list[Any]] = field(default_factory=dict)
+    waived: dict[str, list[str]] = field(default_factory=dict)
+    tried_shape: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return int(self.arch_args["num_classes"])
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels."""
+        return int(self.arch_args["in_channels"])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights as they are now, the same whatever file they are in."""
+        return digest_tensors(self._weights())
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The state dict without what some modules keep there besides tensors."""
+        state = self.model.network.state_dict()
+        return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+    @property
+    def stage(self) -> str:
+        """Which of its run's checkpoints it is ("last epoch (30)"); empty where the file doesn't say."""
+        selected, epoch = self.metrics.get("selected"), self.metrics.get("epoch")
+        return f"{selected[:40]} ({epoch})" if isinstance(selected, str) and isinstance(epoch, int) else ""
+
+    def check_fit(self, images: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` unless the model can judge such images.
+
+        Args:
+            images: what they are called.
+            num_classes: how many classes they have.
+            image_shape: (channels, height, width).
+        """
+        channels, height, width = image_shape
+        if num_classes != self.num_classes:
+            raise InputError(
+                f"{images} has {num_classes} classes and the model {self.num_classes} logits; "
+                "choose the --data it was trained on"
+            )
+        if channels != self.in_channels:
+            raise InputError(f"{images} has images of {channels} channels and the model takes {self.in_channels}")
+        smallest = getattr(self.model.network, "min_image_size", 1)
+        if min(height, width) < smallest:
+            raise InputError(f"{images} has images of {height}×{width} pixels; {self.arch} needs at least {smallest}")
+        if not self.image_shape or self.image_shape[1:] == (height, width):
+            return
+        if self.tried_shape:
+            trial(self.model, image_shape)
+            return
+        trained = "×".join(map(str, self.image_shape[1:]))
+        raise InputError(f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}")
+
+    def facts(self) -> dict[str, Any]:
+        """What goes into the provenance of every result made with this checkpoint."""
+        path = str(self.path) if self.path else None
+        facts: dict[str, Any] = {"checkpoint": path, "checkpoint_digest": self.digest, "stage": self.stage or None}
+        return {**facts, "waived": self.waived} if self.waived else facts
+
+    def save(self, path: str | Path) -> None:
+        """Write to `path`, atomically; `.safetensors` by suffix, else what `torch.load(weights_only=True)` reads."""
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self._weights().items()}
+        about = {
+            "format": FORMAT,
+            "coprobe": __version__,
+            "arch": self.arch,
+            "arch_args": self.arch_args,
+            "preprocess": {"mean": self.model.mean, "std": self.model.std},
+            "recipe": self.recipe,
+            "metrics": self.metrics,
+            "image_shape": None if self.tried_shape else self.image_shape,
+        }
+        with atomic(path) as temporary:
+            if temporary.suffix == ".safetensors":
+                from safetensors.torch import save
+
+                # Not save_file: it makes files of mode 0600, whatever the umask.
+                temporary.write_bytes(save(weights, {seal.ABOUT: json.dumps(about), seal.SEAL: seal.BLANK}))
+                seal.seal_safetensors(temporary)
+                return
+            with temporary.open("wb") as file:  # an open file, so that a full disk is an OSError that says so
+                torch.save({**about, "state_dict": weights}, file)
+            seal.seal_archive(temporary)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())

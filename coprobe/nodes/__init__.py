@@ -1,0 +1,36 @@
+"""Places in a network: name one, record what passes there, mask channels there.
+
+A node is named
+
+- `A` … `E`, the five places of the paper: from the network's own node table, or a guess for an unknown network;
+- `layer1.0`, the output of that module, or `layer1.0:in`, its input;
+- `layer1.0#relu2`, the second ReLU that module `layer1.0` computes in a pass, whether it calls a function or an
+  activation module that it uses more than once, in place or not; `#relu1` alone is the network's own;
+- any of these with `:12` at the end: channel 12 only.
+
+Activations have the shape (batch, channels, height, width), or (batch, channels) behind a linear layer. What the
+network passes as (batch, tokens, features), as transformers do, is handed out as (batch, features, tokens): features
+are the channels. A network that keeps the channels of images last (Swin; ConvNeXt inside its blocks) is not recognised
+as such: `coprobe nodes` shows what is taken for channels.
+"""
+
+from coprobe.nodes.address import Node, describe_shape, is_guessed, network_of, node_table, resolve
+from coprobe.nodes.places import Place, guess_table, places
+from coprobe.nodes.recording import Recording, check_neutral, masked, record, tapped
+
+__all__ = [
+    "Node",
+    "Place",
+    "Recording",
+    "check_neutral",
+    "describe_shape",
+    "guess_table",
+    "is_guessed",
+    "masked",
+    "network_of",
+    "node_table",
+    "places",
+    "record",
+    "resolve",
+    "tapped",
+]

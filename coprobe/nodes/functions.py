@@ -1,0 +1,166 @@
+"""Calls of activation functions, which no hook on a module sees: functional, in place, or of a reused module."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+#: Receives an activation; what it returns, if anything, replaces it.
+See = Callable[[Tensor], Tensor | None]
+
+#: The names under which activation functions are addressed. ReLU6 and a clamp at 0 are called `relu` as well.
+FUNCTIONS = (
+    "relu", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "softplus",
+)  # fmt: skip
+
+
+class Call(NamedTuple):
+    """One call of an activation function in a pass.
+
+    Attributes:
+        owner: path of the module that computes it; empty for the network itself.
+        function: its name, one of `FUNCTIONS`.
+        number: the how manieth call of this function by this owner, from 1.
+        through: path of the activation module through which the owner calls it; empty if it calls the function.
+    """
+
+    owner: str
+    function: str
+    number: int
+    through: str
+
+
+def belongs_to_its_caller(module: nn.Module) -> bool:
+    """Whether a module is like a function, without children and weights (`nn.ReLU`): what it calls, its caller does."""
+    return not any(True for _ in module.children()) and not module._parameters and not module._buffers
+
+
+def activation_function(called: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> str | None:
+    """Which of `FUNCTIONS` this call is; None for every other function of torch."""
+    name: str = getattr(called, "__name__", "").removesuffix("_")
+    if name in ("clamp", "clip", "clamp_min", "hardtanh"):
+        low, high = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
+        rectifies = _argument(args, kwargs, 1, low) == 0 and _argument(args, kwargs, 2, high) in (None, 6)
+        return "relu" if rectifies else None
+    if name == "relu6":
+        return "relu"
+    return name if name in FUNCTIONS else None
+
+
+def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str) -> float | None:
+    """A number among the arguments; NaN for what is none, since a tensor is no bound of a ReLU."""
+    given = kwargs.get(name, args[place] if place < len(args) else None)
+    return given if isinstance(given, int | float | None) else float("nan")
+
+
+def _is_in_place(called: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    return getattr(called, "__name__", "").endswith("_") or bool(kwargs.get("inplace"))
+
+
+class Listener(TorchFunctionMode):
+    """Hears the activation functions that the modules of a network call, each under the module that calls it.
+
+    It is active only while one of `owners` runs, so that nothing else is slowed down.
+
+    Args:
+        network: whose modules are told apart.
+        hear: who wants to see the result of a call; asked at every call by an owner.
+        owners: paths of the modules whose own calls are heard.
+        replaces: what the `See` return goes on through the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        hear: Callable[[Call], Sequence[See]],
+        owners: Collection[str],
+        *,
+        replaces: bool = False,
+    ) -> None:
+        super().__init__()
+        self._network = network
+        self._hear = hear
+        self._replaces = replaces
+        self._paths = {module: path for path, module in network.named_modules()}
+        self._transparent = {m for m in self._paths if m is not network and belongs_to_its_caller(m)}
+        self._owners = {network.get_submodule(path) for path in owners} - self._transparent
+        self._running: list[nn.Module] = []
+        self._listening = 0
+        self._calls: Counter[tuple[str, str]] = Counter()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Listen in every forward pass inside the block."""
+        with ExitStack() as handles:
+            handles.callback(self._stop)
+            for module in self._concerned():
+                handles.callback(module.register_forward_pre_hook(self._enter).remove)
+                # First of all, so that the last mode to be entered is the first to be left; and after exceptions.
+                left = module.register_forward_hook(self._leave, always_call=True, prepend=True)
+                handles.callback(left.remove)
+            yield
+
+    def _concerned(self) -> set[nn.Module]:
+        """The owners, what may run inside them, and around them (where a pass, or what is run again, begins)."""
+        inside = {module for owner in self._owners for module in owner.modules()}
+        return inside | {module for module in self._paths if not self._owners.isdisjoint(module.modules())}
+
+    def _stop(self) -> None:
+        """Not listening any more, also where an interruption has torn a pass without any hook."""
+        self._running.clear()
+        self._calls.clear()
+        if self._listening:
+            self._listening = 0
+            self.__exit__(None, None, None)
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        # A module that runs outside a pass (activation checkpointing does that) begins one of its own.
+        if module is self._network or not self._running:
+            self._stop()
+        self._running.append(module)
+        if module in self._owners:
+            self._listening += 1
+            if self._listening == 1:
+                self.__enter__()
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self._running or self._running[-1] is not module:
+            return  # another hook failed before this module was entered
+        self._running.pop()
+        if module in self._owners:
+            self._listening -= 1
+            if self._listening == 0:
+                self.__exit__(None, None, None)
+
+    def __torch_function__(self, called: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute as asked for, and show the result to those who want to see it."""
+        kwargs = kwargs or {}
+        function = activation_function(called, args, kwargs)
+        if function is None:
+            return called(*args, **kwargs)
+        owner = next((m for m in reversed(self._running) if m not in self._transparent), self._network)
+        if owner not in self._owners:
+            return called(*args, **kwargs)
+        path = self._paths[owner]
+        self._calls[path, function] += 1
+        through = self._paths[self._running[-1]] if self._running[-1] in self._transparent else ""
+        sees = self._hear(Call(path, function, self._calls[path, function], through))
+        if not (sees and self._replaces and _is_in_place(called, kwargs)):
+            return shown(called(*args, **kwargs), sees)
+        # A function that works in place is computed beside its argument, which then receives what replaces it: so
+        # the caller who ignores the return value sees it too, and the gradient is right.
+        argument, *others = args
+        return argument.copy_(shown(called(argument.clone(), *others, **kwargs), sees))
+
+
+def shown(activation: Tensor, sees: Sequence[See]) -> Tensor:
+    """The activation after everyone has seen it, and perhaps replaced it."""
+    for see in sees:
+        replacement = see(activation)
+        activation = activation if replacement is None else replacement
+    return activation

@@ -1,0 +1,99 @@
+"""Where a network can be probed: every place behind an activation function, and a guess of the five that matter."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from coprobe.engine import frozen
+from coprobe.nodes.address import channels_first, network_of, node_table, resolve
+from coprobe.nodes.functions import Call, Listener, See
+from coprobe.nodes.watching import watch
+
+LETTERS = "ABCDE"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place of a network.
+
+    Attributes:
+        path: the name of the node.
+        letter: if it is one of `A` … `E`.
+        shape: of one image's activation, channels first.
+        function: the activation function behind which it lies; empty if the node table names another place.
+    """
+
+    path: str
+    letter: str
+    shape: tuple[int, ...]
+    function: str = ""
+
+
+def places(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Place]:
+    """Every place behind an activation function in the order of execution, and what else the node table names.
+
+    A place is named by its activation module if a pass calls that once, else by the caller: `layer1.0#relu2`.
+
+    Args:
+        model: any module.
+        image_shape: (channels, height, width) of the images it takes.
+    """
+    network = network_of(model)
+    letters = {path: letter for letter, path in node_table(model).items()}
+    passed: list[tuple[Call | str, tuple[int, ...]]] = []
+
+    def note(what: Call | str) -> See:
+        def keep(activation: Tensor) -> None:
+            passed.append((what, tuple(channels_first(activation).shape[1:])))
+
+        return keep
+
+    owners = [path for path, _ in network.named_modules()]
+    named = [(resolve(model, path), note(path)) for path in letters]
+    parameter = next(model.parameters(), torch.zeros(0))
+    image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
+    listener = Listener(network, lambda call: (note(call),), owners)
+    with frozen(model), torch.no_grad(), listener.attached(), watch(model, named):
+        model(image)
+    calls_through = Counter(what.through for what, _ in passed if isinstance(what, Call))
+    found: dict[str, Place] = {}
+    for what, shape in passed:
+        if isinstance(what, str):
+            name, function = what, ""
+        else:
+            once = what.through and calls_through[what.through] == 1
+            name, function = what.through if once else f"{what.owner}#{what.function}{what.number}", what.function
+        found.setdefault(name, Place(name, letters.get(name, ""), shape, function))
+    return list(found.values())
+
+
+def guess_table(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, str]:
+    """Nodes `A` … `E` for a network without a table: {} if it has no activation function.
+
+    Places are told apart by their resolution: A is the first place of all (the stem's), the others are the last place
+    of each resolution; where these are more than five, `A` … `E` are the last places of the first five resolutions. A
+    network of one resolution, as a transformer is, gets five places evenly from the first to the last. Places
+    without positions (behind the pooling, in squeeze-and-excitation) count only if there are no others.
+
+    Args:
+        model: any module.
+        image_shape: (channels, height, width) of the images it takes.
+    """
+    everywhere = [place for place in places(model, image_shape) if place.function]
+    candidates = [place for place in everywhere if math.prod(place.shape[1:]) > 1] or everywhere
+    if not candidates:
+        return {}
+    last = {place.shape[1:]: number for number, place in enumerate(candidates)}
+    if len(last) == 1:
+        end = len(candidates) - 1
+        chosen = {round(end * step / (len(LETTERS) - 1)) for step in range(len(LETTERS))}
+    else:
+        chosen = {0, *last.values()}
+        if len(chosen) > len(LETTERS):
+            chosen = set(list(last.values())[: len(LETTERS)])
+    return {letter: candidates[number].path for letter, number in zip(LETTERS, sorted(chosen), strict=False)}

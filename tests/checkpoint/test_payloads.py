@@ -1,0 +1,101 @@
+"""Where networks are found in payloads of any shape, and that looking for them ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from coprobe.checkpoint.payloads import find
+from coprobe.containers import Foreign, Storage, Stored
+from coprobe.errors import InputError
+
+
+def stored(*shape: int) -> Stored:
+    return Stored(torch.float32, torch.Size(shape), (1,) * len(shape), 0, Storage("0", torch.float32, 0, 4))
+
+
+def module(parameters: dict[str, Any], modules: dict[str, Any] | None = None, **attributes: Any) -> Foreign:
+    state = {"_parameters": parameters, "_buffers": {}, "_modules": modules or {}, **attributes}
+    return Foreign("some.Net", state=state)
+
+
+def labels(payload: Any) -> list[str]:
+    return [found.label for found in find(payload)]
+
+
+def test_state_dicts_are_found_wherever_they_are() -> None:
+    weights = {"w": stored(2)}
+    assert labels(weights) == ["top"]
+    assert labels({"epoch": 1, "net": weights, "list": [1, weights.copy()]}) == ["net", "list.1"]
+    assert labels(Foreign("some.TrainState", state={"params": weights})) == ["params"]
+    assert labels(Foreign("collections.Sorted", items=weights)) == ["top"]
+    assert labels(Foreign("some.Pair", args=(weights, 3))) == ["0"]
+
+
+def test_what_is_no_network_is_not_found() -> None:
+    assert labels({"optimizer": {"state": {"0": {"exp_avg": stored(9)}}}, "scheduler": {"w": stored(1)}}) == []
+    assert labels({"mean": stored(3), "std": stored(3)}) == []
+    for payload in (None, 3, "text", b"", [], {}, (), {1: stored(2)}):
+        assert labels(payload) == []
+
+
+def test_a_module_becomes_its_state_dict_in_torchs_order() -> None:
+    buffers = {"hidden": stored(1), "mean": stored(1), "seen": stored()}
+    inner = module(
+        {"weight": stored(2), "bias": None}, _buffers=buffers, _non_persistent_buffers_set={"hidden", "mean"}
+    )
+    payload = module({"scale": stored(1)}, {"b": inner, "a": inner, "none": None}, std=[0.5])
+    (found,) = find(payload)
+    assert list(found.weights) == ["scale", "b.weight", "b.seen", "a.weight", "a.seen"]
+    assert set(found.numbers) == {"std", "a.mean", "b.mean"}
+    assert found.says() == "module 'some.Net' pickled whole"
+
+
+def test_tiers() -> None:
+    weights = {"w": stored(2)}
+    payload = {key: weights.copy() for key in ("state_dict", "best", "ema", "model_ema", "averaged_model")}
+    assert [found.tier for found in find(payload)] == [0, 1, 2, 2, 2]
+
+
+def cyclic() -> Any:
+    payload: dict[str, Any] = {"net": {"w": stored(1)}}
+    payload["self"] = payload["list"] = [payload]
+    return payload
+
+
+def deep() -> Any:
+    payload: Any = {"w": stored(1)}
+    for _ in range(100_000):
+        payload = {"a": payload}
+    return payload
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (cyclic, ["net"]),
+        (deep, []),
+        (lambda: {str(number): [number] for number in range(60_000)}, []),
+    ],
+    ids=["cyclic", "deep", "wide"],
+)
+def test_looking_ends(payload: Any, expected: list[str]) -> None:
+    made = payload()
+    started = time.perf_counter()
+    assert labels(made) == expected
+    assert time.perf_counter() - started < 5
+
+
+def test_a_module_inside_itself_is_refused() -> None:
+    inner = module({"w": stored(1)})
+    inner.state["_modules"]["again"] = inner
+    with pytest.raises(InputError, match="too many or too deep submodules"):
+        find(inner)
+    doubled = module({"w": stored(1)})
+    for _ in range(40):
+        doubled = module({}, {"a": doubled, "b": doubled})
+    with pytest.raises(InputError, match="too many or too deep submodules"):
+        find(doubled)

@@ -1,0 +1,140 @@
+"""What reaches a terminal: no name of a file acts on it, and no output takes the place of a run."""
+
+import io
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from coprobe.checkpoint import load
+from coprobe.cli.output import Output, message, print_table, print_text, progress
+from coprobe.text import cut, printable
+from tests.nasty import NASTY
+
+#: The colours and moves that we ourselves send, and what a terminal would take as anything else.
+OURS = re.compile(r"\x1b\[[\d;?]*[mAKhl]")
+FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def flat(text):
+    """Without blanks, line breaks and the frames of tables."""
+    return re.sub(r"[\s─┃│|+-]", "", text)
+
+
+@pytest.mark.parametrize("name", NASTY, ids=lambda name: ascii(name[:30]))
+def test_any_name_is_shown_as_what_it_is(capsys, name):
+    shown = flat(cut(printable(name), 1000))
+    print_table(name, [name, "n"], [[name, "1"], ["b", "2"]], name)
+    out = capsys.readouterr().out
+    assert not FORBIDDEN.search(out)
+    assert flat(out).count(shown) >= (4 if len(name) < 70 else 2) or not shown
+    print_text(name)
+    assert flat(capsys.readouterr().out) == flat(printable(name))
+    message(name)
+    assert capsys.readouterr().err == f"{printable(name)}\n"
+
+
+def test_a_name_of_a_million_characters_is_cut(capsys):
+    print_table("t", ["a"], [["x" * 1_000_000]])
+    assert len(capsys.readouterr().out) < 3000
+
+
+@pytest.mark.parametrize("name", NASTY[:24], ids=lambda name: ascii(name[:30]))
+def test_the_live_line_shows_names_as_what_they_are(capsys, monkeypatch, name):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress(name, 2) as advance:
+        advance(1, name)
+        advance(1)
+    err = OURS.sub("", capsys.readouterr().err)
+    assert not FORBIDDEN.search(err.replace("\r", ""))
+    assert flat(printable(name)) in flat(err)
+
+
+def test_an_error_shows_names_as_what_they_are(here, coprobe):
+    for name in (name for name in NASTY if name.strip() and "\x00" not in name):
+        result = coprobe(f"inspect -- {shlex.quote(name)}")
+        assert result.code == 2, name
+        assert result.err.startswith("coprobe: error: ") and result.err.count("\n") == 1
+        assert result.err.rstrip("\n").isprintable() and len(result.err) <= 300 + len("coprobe: error: \n")
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "history.csv"])
+def test_an_output_takes_the_place_of_no_file_of_a_run(store, here, coprobe, name):
+    run = here / "run"
+    run.mkdir()
+    for path in (store / "co").iterdir():
+        if path.is_file():
+            (run / path.name).write_bytes(path.read_bytes())
+    before = (run / name).read_bytes()
+    result = coprobe(f"inspect tiny.pt --out run/{name}")
+    assert (result.code, result.err) == (
+        2, f"coprobe: error: run/{name}: is a file of the run there; choose another name\n"
+    )  # fmt: skip
+    assert (run / name).read_bytes() == before
+    Output(False, run / "mine.csv", None)
+    Output(False, here / name, None)
+
+
+def odd_checkpoint(here, name):
+    """Somebody's file whose every text is `name`."""
+    weights = load(here / "tiny.pt").model.network.state_dict()
+    facts = {"dataset": name, name or "empty": name, "args": {"notes": name, "method": name}}
+    torch.save({**facts, "state_dict": weights}, here / "odd.pt")
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred\x07\u202e", "<b>$_x</b>[red]", "a\udcff"])
+def test_what_a_file_says_of_itself_acts_on_nothing(here, coprobe, name):
+    odd_checkpoint(here, name)
+    for more in ("", "--out odd.csv --plot odd.svg"):
+        result = coprobe(f"inspect odd.pt {more}")
+        assert result.code == 0, result
+        assert not FORBIDDEN.search(result.out + result.err)
+    given = json.loads(coprobe("inspect odd.pt --json").out)
+    assert given["facts"]["the file says: dataset"] == name
+    shown = coprobe("inspect odd.pt").out
+    assert printable(name) in shown
+
+
+def test_a_file_whose_name_is_no_text(here, coprobe):
+    """Its results can be shown, drawn and stored."""
+    name = os.fsdecode(b"a\xff.pt")
+    try:
+        (here / "tiny.pt").rename(here / name)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    line = f"evaluate '{name}' --limit 20 --attacks fgsm --plot a.svg --out"
+    for suffix in ("csv", "parquet", "json"):
+        assert coprobe(f"{line} a.{suffix}").code == 0
+    assert set(pd.read_csv("a.csv")["model"]) == set(pd.read_parquet("a.parquet")["model"]) == {r"a\udcff.pt"}
+
+
+def test_nothing_of_the_environment_is_in_any_output(here, coprobe, monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "SSH_AUTH_SOCK", "ANY"):
+        monkeypatch.setenv(name, f"canary-{name}")
+    said = []
+    for number, suffixes in enumerate((("csv", "png"), ("parquet", "svg"), ("json", "pdf"))):
+        for line in ("inspect tiny.pt", "activations tiny.pt --limit 10 --attack fgsm"):
+            out, plot = suffixes
+            result = coprobe(f"{line} --out {number}.{out} --plot {number}.{plot} --json")
+            assert result.code == 0
+            said += [result.out, result.err]
+    train = "train --data digits --limit-train 32 --held-out 20 --width 2 --batch-size 32 --epochs 1 --out run"
+    result = coprobe(f"{train} --json")
+    assert result.code == 0
+    written = b"".join(path.read_bytes() for path in Path().rglob("*") if path.is_file())
+    assert b"canary" not in written + "".join([*said, result.out, result.err]).encode()
+    assert len([path for path in Path().rglob("*") if path.is_file()]) >= 11
+
+
+def test_a_terminal_without_the_signs_gets_escapes(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    monkeypatch.setattr("sys.stdout", stream)
+    print_text("a\x1bb")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"a\\x1bb\n"
