@@ -19,17 +19,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".json")
-_LONGEST_ERROR = 300
+_LONGEST_ERROR, _LONGEST_NAME = 300, 120
 
 
 @contextmanager
 def about_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the name of a file before every `InputError` about it, on one line that is safe to show."""
+    """Put the name of a file before every `InputError` about it, on one line that is safe to show.
+
+    Of a long name the end is shown, so that there is room for what is wrong and what to do.
+    """
+    shown = printable(str(path))
+    shown = shown if len(shown) <= _LONGEST_NAME else f"…{shown[1 - _LONGEST_NAME :]}"
     try:
         yield
     except InputError as error:
-        text = str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
-        raise InputError(cut(printable(text), _LONGEST_ERROR)) from error.__cause__
+        text = str(error).removeprefix(f"{path}: ").removeprefix(f"{shown}: ")
+        raise InputError(f"{shown}: {cut(printable(text), _LONGEST_ERROR - len(shown) - 2)}") from error.__cause__
 
 
 @contextmanager

@@ -177,13 +177,14 @@ def _waiver(fit: Fit) -> str:
 def _unknown(candidates: list[Found], best: Fit | None) -> str:
     """Why the weights belong to no known architecture, and how to say which it is."""
     remedy = "name it with --arch or --model"
-    if len(candidates) > 1:
-        remedy += f", or another network in the file with --pick {candidates[-1].label[:30]}"
+    found = max(candidates, key=lambda found: found.size)
+    others = [other for other in candidates if other is not found and 2 * other.size > found.size]
+    if others:
+        remedy += f", or another network in the file with --pick {others[-1].label[:30]}"
     if best is not None:
         count, shown = len(best.differences), listed(best.differences, _ROOM - 50)
         closest = f"nearest is {best.arch}, where {count} differ ({shown})"
         return f"the weights fit no known architecture: {closest}; {_waiver(best)}{remedy}"
-    found = max(candidates, key=lambda found: found.size)
     first = [f"{name[:40]} {shape_of(w)}" for name, w in found.weights.items()]
     return f"the {len(first)} weights fit no known architecture ({listed(first, _ROOM - 50)}); {remedy}"
 
