@@ -37,6 +37,14 @@ class Story:
     figures: list[Path]
 
 
+def refuse_others(out: Path) -> None:
+    """Raise `InputError` if `out` holds a run in the place of one of the demo's, which would be replaced."""
+    for name, (_, unseeded) in RECIPES.items():
+        begun = Run(out / name)
+        if begun.begun and replace(begun.recipe, seed=unseeded.seed) != unseeded:
+            raise InputError(f"{begun.directory}: holds a run that is not the demo's; choose another --out")
+
+
 def run(
     out: Path,
     *,
@@ -57,10 +65,7 @@ def run(
     Raises:
         InputError: another run is in the place of one of these.
     """
-    for name, (_, unseeded) in RECIPES.items():
-        begun = Run(out / name)
-        if begun.begun and replace(begun.recipe, seed=unseeded.seed) != unseeded:
-            raise InputError(f"{begun.directory}: holds a run that is not the demo's; choose another --out")
+    refuse_others(out)
     sources, diagnoses, maskings = [], {}, {}
     test = load_data(COLLAPSING.data)
     for name, (title, unseeded) in RECIPES.items():

@@ -20,6 +20,9 @@ from coprobe.models import Classifier
 #: Clean images to try on; more would tell no more about mistakes as large as these.
 IMAGES = 256
 
+#: Clean images to look at the outputs of.
+_FEW = 32
+
 #: Mean and standard deviation per channel over all pixels of the training images, as public training code has them.
 PUBLISHED = {
     "CIFAR-10's": (10, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
@@ -219,6 +222,42 @@ def arguments(
         fits = [(name, value, _fit(reload(name, value), sample, normalisation, device)) for value in values]
         tried += sorted(fits, key=lambda one: one[2].cross_entropy)
     return tried
+
+
+def odd_outputs(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+) -> str:
+    """What is wrong with the outputs for a few clean images, in a sentence; empty if nothing is.
+
+    Attacks need logits: after a softmax the loss has hardly any gradient, and constant outputs have none.
+    """
+    sample = dataset.subset(balanced_prefix(dataset.labels, _FEW))
+    model = checkpoint.model.to(device)
+
+    def work(start: int, stop: int) -> Tensor:
+        outputs: Tensor = model(sample.images[start:stop].to(device).float() / 255)
+        return outputs.double().cpu()
+
+    with frozen(model), torch.no_grad():
+        outputs = torch.cat(list(in_batches(len(sample), work, batch_size=batch_size, device=device)))
+    if _alike(outputs) and not _alike(sample.images):
+        return (
+            "the logits are the same for all images, so no attack finds a direction; check the weights and --mean/--std"
+        )
+    if outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
+        return (
+            "the outputs are probabilities, and attacks on them see hardly any gradient; "
+            "leave out the softmax at the end"
+        )
+    return ""
+
+
+def _alike(rows: Tensor) -> bool:
+    return torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _sample(checkpoint: Checkpoint, dataset: Dataset) -> Dataset:

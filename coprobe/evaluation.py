@@ -179,7 +179,10 @@ def _count_correct(model: nn.Module, images: Tensor, labels: Tensor, mask: Chann
     with frozen(model), torch.no_grad(), mask.applied(model):
         logits = model(images)
     if not torch.isfinite(logits).all():
-        raise RunError("the model's logits are not finite (NaN or infinite); its accuracy is undefined")
+        raise RunError(
+            "the model's logits are not finite (NaN or infinite), so its accuracy is undefined; "
+            "check its weights and --mean/--std"
+        )
     return int((logits.argmax(1) == labels).sum())
 
 

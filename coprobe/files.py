@@ -124,8 +124,11 @@ def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ())
     """
     path = Path(path)
     check_writable_directory(path.parent)
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; name a file")
+    try:
+        if _is_there(path) and path.is_dir():
+            raise InputError(f"{path}: is a directory; name a file")
+    except OSError as error:
+        raise InputError(f"{path}: can't write there ({error.strerror}); choose another name") from None
     if suffixes and path.suffix not in suffixes:
         raise InputError(f"{path}: the name must end in {' or '.join(suffixes)}")
     return path
@@ -135,7 +138,7 @@ def check_writable_directory(directory: str | os.PathLike[str]) -> Path:
     """Check that files can be created in `directory`, which need not exist yet (see `check_writable`)."""
     directory = Path(directory)
     try:
-        existing = next(place for place in (directory, *directory.parents) if os.path.lexists(place))
+        existing = next(place for place in (directory, *directory.parents) if _is_there(place))
         if not existing.is_dir():
             raise InputError(f"{existing}: is not a directory; choose another output directory")
         # Only a try tells: permissions say nothing about read-only and virtual file systems.
@@ -145,6 +148,15 @@ def check_writable_directory(directory: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"{directory}: can't write there ({error.strerror}); choose another output directory"
         ) from None
+
+
+def _is_there(path: Path) -> bool:
+    """As `os.path.lexists`, but for a name that can't be there (too long, behind a closed directory): an OSError."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:

@@ -337,7 +337,10 @@ class Probe:
     def _table(self) -> tuple[str, ...]:
         nodes = tuple(node_table(self.model))
         if not nodes:
-            raise InputError("this architecture has no node table; name module paths with --node")
+            raise InputError(
+                "this network calls no activation function, so it has no nodes A…E; "
+                "'coprobe activations --node' takes module paths"
+            )
         return nodes
 
     def _statistics(self, examples: AdversarialExamples, nodes: Sequence[str], attack: Attack) -> ChannelStatistics:

@@ -45,7 +45,7 @@ def test_diagnosis_of_a_robust_network() -> None:
 def test_diagnosis_needs_a_node_table() -> None:
     network = Overfitted()
     network.node_table = {}
-    with pytest.raises(InputError, match="no node table"):
+    with pytest.raises(InputError, match="calls no activation function"):
         probe(network).diagnose()
     assert len(probe(network).activations(["relu"]).frame) == 4
 

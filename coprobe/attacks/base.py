@@ -77,7 +77,10 @@ class Attack(ABC):
         with frozen(model):
             x_adv = self.run(model, x, y, _generator_on(x.device, generator)).detach()
         if not x_adv.isfinite().all():
-            raise RunError(f"{self.label}: the model's logits or gradients are not finite (NaN or infinite)")
+            raise RunError(
+                f"{self.label}: the model's logits or gradients are not finite (NaN or infinite); "
+                "check its weights and --mean/--std"
+            )
         return project(x_adv, x, self.epsilon)
 
     @abstractmethod

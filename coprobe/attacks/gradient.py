@@ -77,6 +77,8 @@ class SignGradientAttack(StepAttack):
             logits = model(point)
             # The sum, not the mean: each image's gradient then does not depend on the size of the batch.
             (gradient,) = torch.autograd.grad(self.loss(logits, y).sum(), point)
+        # A branch of the network that gives NaN can have a gradient of 0, which would look like robustness, too.
+        gradient = torch.where(logits.isfinite().all(1).view(-1, 1, 1, 1), gradient, torch.nan)
         return point.detach(), gradient, logits.detach()
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

@@ -67,7 +67,9 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype, contents: Contents
         raise InputError(f"{where} is no plain tensor of real numbers ({found}); save a float state_dict")
     tensor = tensor.to(dtype).contiguous()
     if not is_finite(tensor):
-        raise InputError(f"{where} is not finite (NaN or infinite); the training diverged")
+        raise InputError(
+            f"{where} is not finite (NaN or infinite); the training diverged, so take an earlier checkpoint"
+        )
     return tensor
 
 

@@ -15,6 +15,7 @@ from coprobe.checkpoint.payloads import Found, Weight
 from coprobe.containers import Unsound
 from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES, Difference, build, mismatches, proposals, shape_of
+from coprobe.models.zoo import SOURCES
 
 #: More possible networks than these in one file are not looked at.
 _CANDIDATES = 16
@@ -162,7 +163,8 @@ def _distinct(fits: list[Fit]) -> list[Fit]:
 
 def _differs(fit: Fit) -> str:
     count = len(fit.differences)
-    remedy = _waiver(fit) + "name another --arch or its --arch-arg"
+    option = "--arch" if fit.arch in ARCHITECTURES or fit.arch.partition(":")[0] in SOURCES else "--model"
+    remedy = _waiver(fit) + f"name another {option} or its {option}-arg"
     return f"{count} weights don't fit {fit.arch} ({listed(fit.differences)}); {remedy}"
 
 

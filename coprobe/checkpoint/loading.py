@@ -114,10 +114,10 @@ def _wanted(arch: str | None, arch_args: dict[str, Any], model: str | None, mode
 def _of_factory(wanted: _Wanted, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Checkpoint:
     if wanted.network is None or wanted.option != "--model":
         raise InputError("'-' stands for the weights that --model comes with; pass --model, or name a checkpoint file")
+    size = trial(wanted.network)
     for name, tensor in wanted.network.state_dict().items():
         if isinstance(tensor, torch.Tensor) and not is_finite(tensor):
-            raise InputError(f"{wanted.arch}: weight '{name[:80]}' is not finite (NaN or infinite)")
-    size = trial(wanted.network)
+            raise InputError(f"{wanted.arch}: weight '{name[:80]}' is not finite (NaN or infinite); mend the factory")
     return Checkpoint(
         classifier(wanted.network, mean, std, size.image_shape).eval(),
         str(wanted.arch),

@@ -19,6 +19,8 @@ from coprobe.models import Classifier
 from coprobe.models.shapes import trial
 from coprobe.provenance import digest_tensors
 
+_OTHERS = "choose the --data it was trained on"
+
 
 @dataclass
 class Checkpoint:
@@ -99,22 +101,25 @@ class Checkpoint:
         """
         channels, height, width = image_shape
         if num_classes != self.num_classes:
-            raise InputError(
-                f"{images} has {num_classes} classes and the model {self.num_classes} logits; "
-                "choose the --data it was trained on"
-            )
+            raise InputError(f"{images} has {num_classes} classes and the model {self.num_classes} logits; {_OTHERS}")
         if channels != self.in_channels:
-            raise InputError(f"{images} has images of {channels} channels and the model takes {self.in_channels}")
+            raise InputError(
+                f"{images} has images of {channels} channels and the model takes {self.in_channels}; {_OTHERS}"
+            )
         smallest = getattr(self.model.network, "min_image_size", 1)
         if min(height, width) < smallest:
-            raise InputError(f"{images} has images of {height}×{width} pixels; {self.arch} needs at least {smallest}")
+            raise InputError(
+                f"{images} has images of {height}×{width} pixels; {self.arch} needs at least {smallest}; {_OTHERS}"
+            )
         if not self.image_shape or self.image_shape[1:] == (height, width):
             return
         if self.tried_shape:
             trial(self.model, image_shape)
             return
         trained = "×".join(map(str, self.image_shape[1:]))
-        raise InputError(f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}")
+        raise InputError(
+            f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}; {_OTHERS}"
+        )
 
     def facts(self) -> dict[str, Any]:
         """What goes into the provenance of every result made with this checkpoint."""

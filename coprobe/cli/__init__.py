@@ -15,7 +15,7 @@ import click
 from coprobe._version import __version__
 from coprobe.cli import commands
 from coprobe.errors import CoprobeError, unknown
-from coprobe.text import cut, printable
+from coprobe.text import printable
 
 _ORDER = (
     "demo", "train", "methods", "inspect", "nodes", "activations", "mask", "increments", "evaluate", "transfer",
@@ -78,6 +78,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "coprobe"
+        return _fail(f"{error.format_message().rstrip('.')}; see '{where} --help'", 2)
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except CoprobeError as error:
@@ -91,12 +94,18 @@ def _run(argv: Sequence[str] | None) -> int:
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
+        return _fail(f"{where}{error.strerror or error}; once that is mended, run the command again", 1)
     except Exception as error:
+        from coprobe.engine import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return _fail("out of memory; lower --batch-size, or use another --device", 1)
         return _fail(f"unexpected {type(error).__name__}: {error} (pass --debug for the traceback)", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    line = cut(printable(" ".join(message.split())), _LONGEST)
+    line = printable(" ".join(message.split()))
+    if len(line) > _LONGEST:  # what is long is a name, and the remedy stands at the end
+        line = f"{line[: _LONGEST // 2 - 2]} … {line[1 - _LONGEST // 2 :]}"
     click.echo(f"coprobe: error: {line}", err=True)
     return code

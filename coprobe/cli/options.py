@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_LIMIT = 1000
 DEFAULT_EPS = 16.0
-#: Names of images in a message about many.
-_SHOWN = 3
 
 
 class Budget(click.ParamType):
@@ -264,6 +262,7 @@ class ProbingOptions(ReadingOptions):
 
         With `cache`, results are kept in `stats/` of the run directory that holds the checkpoint.
         """
+        from coprobe.doctor import odd_outputs
         from coprobe.engine import choose_device
         from coprobe.probe import Probe
 
@@ -287,6 +286,8 @@ class ProbingOptions(ReadingOptions):
             cache=run / "stats" if cache and run else None,
             progress=output.progress,
         )
+        if odd := odd_outputs(checkpoint, dataset, device=device, batch_size=self.batch_size):
+            output.message(f"{path}: {odd}")
         if checkpoint.path:
             memory.remember(checkpoint.path)
         if checkpoint.normalised_by in ("", "--mean/--std") and dataset.image_shape[0] == 3:
@@ -329,13 +330,10 @@ class PaperOptions:
 
 
 def read_images(spec: str, split: str = "test", *, limit: int | None, skip_bad: bool) -> Dataset:
-    """Load a data set, and say which images --skip-bad left out."""
+    """Load a data set, and say what a person should know of how it was read."""
     from coprobe.data import load
 
     dataset = load(spec, split, limit=limit, skip_bad=skip_bad)
-    if dataset.skipped:
-        shown = ", ".join(dataset.skipped[:_SHOWN]) + (", …" if len(dataset.skipped) > _SHOWN else "")
-        output.message(f"{spec}: left out {len(dataset.skipped)} images that can't be read: {shown}")
     for note in dataset.notes:
         output.message(note)
     return dataset

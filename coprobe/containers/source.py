@@ -96,7 +96,7 @@ def check_file(path: Path) -> None:
     if not stat.S_ISREG(about.st_mode):
         raise InputError("is no regular file; name a checkpoint file")
     if not os.access(path, os.R_OK):
-        raise InputError("no permission to read it")
+        raise InputError("no permission to read it; ask its owner for it, or name another")
     if not about.st_size:
         raise InputError("is empty; copy or download it again")
     if about.st_size >= _LARGE and 512 * getattr(about, "st_blocks", about.st_size) < about.st_size // 8:

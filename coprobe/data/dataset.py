@@ -89,13 +89,13 @@ def title(name: str) -> str:
 def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
     """Raise `InputError`, naming the first bad row, unless there are labels and all are in 0 … num_classes - 1."""
     if len(labels) == 0:
-        raise InputError(f"{where}: holds no images")
+        raise InputError(f"{where}: holds no images; name another")
     bad = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(bad):
         row = int(bad[0])
         raise InputError(
             f"{where}: row {row} has label {int(labels[row])}; with {num_classes} classes "
-            f"labels go from 0 to {num_classes - 1}"
+            f"labels go from 0 to {num_classes - 1}; mend or remove the row"
         )
 
 

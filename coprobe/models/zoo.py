@@ -20,11 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from coprobe.errors import InputError, unknown
 from coprobe.models.catalog import mismatches
-from coprobe.models.factory import factory_network
 from coprobe.models.foreign import quiet, reason, some
-from coprobe.models.shapes import Trial, trial
-
-__all__ = ["SOURCES", "Trial", "factory_network", "recognise_zoo", "trial", "zoo_network"]
 
 SOURCES = ("torchvision", "timm", "robustbench")
 

@@ -118,6 +118,9 @@ class ChannelAccumulator(Metric):  # type: ignore[misc]
         """
         sums = {name: getattr(self, name).cpu().numpy() for name in SUMS}
         if not all(torch.isfinite(getattr(self, name)).all() for name in (*SUMS, "norm")):
-            raise RunError("activations are not finite (NaN or infinite); the statistics are undefined")
+            raise RunError(
+                "activations are not finite (NaN or infinite), so the statistics are undefined; "
+                "check the weights and --mean/--std"
+            )
         numbers = {"images": int(self.images), "positions": int(self.positions), "norm": float(self.norm)}
         return {**sums, **numbers}

@@ -166,7 +166,10 @@ def _activations(model: nn.Module, nodes: Sequence[str], images: Tensor) -> Reco
 
 def _rows(node: str, first: int, sums: _Sums, images: int) -> pd.DataFrame:
     if not sums.squared.isfinite().all():
-        raise RunError("activations are not finite (NaN or infinite); the increments are undefined")
+        raise RunError(
+            "activations are not finite (NaN or infinite), so the increments are undefined; "
+            "check the weights and --mean/--std"
+        )
     against_clean, against_before = sums.squared.cpu().numpy()
     against_before[0] = np.nan  # the start has no step before it
     steps, channels = against_clean.shape

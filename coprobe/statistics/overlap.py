@@ -52,7 +52,10 @@ def collect_overlap(
     if not 1 <= top <= moved.shape[1]:
         raise InputError(f"top {top}: node '{node}' has {moved.shape[1]} channels; choose from 1 to that many")
     if not moved.isfinite().all():
-        raise RunError("activations are not finite (NaN or infinite); the overlap is undefined")
+        raise RunError(
+            "activations are not finite (NaN or infinite), so the overlap is undefined; "
+            "check the weights and --mean/--std"
+        )
     everyone, even, odd = (_top(half.sum(0, keepdim=True), top) for half in (moved, moved[::2], moved[1::2]))
     row = {
         "node": node,

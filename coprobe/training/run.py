@@ -14,7 +14,7 @@ import torch
 from coprobe.checkpoint import Checkpoint
 from coprobe.collapse import collapse_epoch
 from coprobe.containers import open_checkpoint
-from coprobe.errors import InputError
+from coprobe.errors import InputError, RunError
 from coprobe.files import atomic, sweep, write_json, write_table
 from coprobe.training.recipe import Recipe
 
@@ -93,7 +93,13 @@ class Run:
         write_json(self.directory / "recipe.json", {**recipe.to_dict(), "provenance": provenance})
 
     def save_epoch(self, checkpoint: Checkpoint, rows: Sequence[dict[str, Any]]) -> None:
-        """Write the last checkpoint, the best one if this is it, and the history."""
+        """Write the last checkpoint, the best one if this is it, and the history.
+
+        Raises:
+            RunError: the recipe is gone, and without it nobody could read what is written.
+        """
+        if not self.begun:
+            raise RunError(f"{self.directory}: its recipe.json is gone, so somebody removed it; train again")
         accuracies = [row["pgd10"] for row in rows]
         row = {**rows[-1], "collapse_epoch": collapse_epoch(accuracies)}
         if row["pgd10"] >= max(accuracies):

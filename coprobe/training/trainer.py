@@ -294,7 +294,8 @@ class _Job:
                 self._save()
                 raise self._interrupted() from None
             except RunError as error:
-                failure = f"epoch {self.loop.epoch + 1} can't be measured: {error}; {self._kept}"
+                what, _, _ = str(error).partition(";")  # the remedy is that of a training
+                failure = f"epoch {self.loop.epoch + 1} can't be measured: {what}; {self._kept}; lower --lr"
             finally:
                 model.precision = self.recipe.precision
         failure = self.processes.share(failure)  # the others would wait for ever

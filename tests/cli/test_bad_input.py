@@ -1,308 +1,938 @@
-"""Whatever is wrong with a command line: one line that says so, exit code 2, nothing left behind."""
+"""What can go wrong, and what coprobe says of it: one line with what is wrong, where, and the remedy.
 
-import os
+Exit codes: 2 bad usage or input, 1 a failure, 130 (Ctrl-C) or 128 + signal interrupted, 0 a warning beside a result.
+The files that are named, from `none.pt` on, are made in `clutter.py`, and what happens around a command (full disks,
+signals) in `faults.py`.
+"""
+
+import errno
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from coprobe.checkpoint import load
+from coprobe.errors import InputError
+from tests.cli import clutter
+from tests.cli.faults import Fault, held, inside, raising, removed, signalled, unreadable, unwritable, without
+from tests.paper.tiny import TINY, InlineEngine
 
-#: A command line, and what its error must say.
+
+@dataclass(frozen=True)
+class Row:
+    """What somebody does, what is wrong, and how it ends.
+
+    Args:
+        command: the command line, without `coprobe`.
+        wrong: in a few words.
+        code: the exit code.
+        message: exactly what stands on stderr after "coprobe: error: "; {n} is a number that depends on how torch
+            writes files, {said} what another library says.
+        fault: what happens around the command.
+        leaves: the files and empty directories that are there afterwards and were not before.
+        prints: whether there is a result on stdout nevertheless.
+    """
+
+    command: str
+    wrong: str
+    code: int
+    message: str
+    fault: Fault = nullcontext
+    leaves: str = ""
+    prints: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.command[:80]} ({self.wrong})"
+
+
+# fmt: off
 TABLE = [
-    # Checkpoint files.
-    ("inspect none.pt", r"none\.pt: no such file; check the path"),
-    ("inspect folder", r"folder: is a directory without a checkpoint\.pt"),
-    ("inspect empty.pt", r"empty\.pt: is empty"),
-    ("inspect cut.pt", r"cut\.pt: is damaged, cut short"),
-    ("inspect text.pt", r"text\.pt: is no checkpoint"),
-    ("inspect hostile.pt", r"hostile\.pt: holds more than weights \('\w+\.system'"),
-    ("inspect nan.pt", r"nan\.pt: weight 'bn1\.weight' is not finite"),
-    ("inspect odd.pt", r"odd\.pt: the weights fit no known architecture: .*resnet18"),
-    ("inspect tiny.pt --arch resnet81", r"unknown architecture 'resnet81'; did you mean resnet18"),
-    ("inspect tiny.pt --arch vgg16", r"no vgg16: weight 'features"),
-    ("inspect tiny.pt --arch-arg width=5", r"\d+ weights don't fit resnet18 \(.* instead of .*…\)"),
-    ("inspect tiny.pt --arch-arg widht=4", r"no argument 'widht'"),
-    ("inspect tiny.pt --arch-arg width", r"'width': write key=value"),
-    ("inspect tiny.pt --mean 0.5,0.5,0.5", r"give one number per channel"),
-    ("inspect tiny.pt --std grey", r"--std grey: write numbers separated by commas"),
-    ("nodes none.pt", r"none\.pt: no such file"),
-    ("nodes tiny.pt --image-size 2", r"resnet18 needs at least 8 pixels"),
-    ("diagnose none.pt", r"none\.pt: no such file"),
-    ("mask none.pt", r"none\.pt: no such file"),
-    ("evaluate tiny.pt none.pt --limit 20", r"none\.pt: no such file"),
-    ("figure 4 none.pt", r"none\.pt: no such file"),
-    ("mask", r"^no checkpoint named"),
+    # Checkpoints: no such file, or no file.
+    Row("inspect none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("nodes none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("activations none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("mask none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("increments none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("diagnose none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("evaluate tiny.pt none.pt --limit 20", "no such file, the second of two", 2,
+        "none.pt: no such file; check the path"),
+    Row("transfer tiny.pt none.pt --limit 20", "no such file, the target", 2, "none.pt: no such file; check the path"),
+    Row("figure 4 none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("train --data digits --out new --init none.pt", "no such file", 2, "none.pt: no such file; check the path"),
+    Row("mask", "no checkpoint named, and none probed before", 2,
+        "no checkpoint named, none probed from here before, no run below this directory; name one",
+        fault=inside("folder")),
+    Row("inspect folder", "a directory", 2, "folder: is a directory without a checkpoint.pt; name a checkpoint file"),
+    Row("inspect sharded", "a DCP folder, of a training with shards", 2,
+        "sharded: is a folder of torch.distributed.checkpoint, whose index can run code; convert it with "
+        "dcp_to_torch_save where it is trusted"),
+    Row("inspect loop.pt", "a link to itself", 2, "loop.pt: Too many levels of symbolic links; check the path"),
+    Row("inspect dangling", "a link to nothing", 2, "dangling: no such file; check the path"),
+    Row("inspect pipe.pt", "a pipe, which would block", 2, "pipe.pt: is no regular file; name a checkpoint file"),
+    Row("inspect tiny.pt", "no permission", 2,
+        "tiny.pt: no permission to read it; ask its owner for it, or name another", fault=unreadable("tiny.pt")),
+    Row("inspect '\x1b[31m\nred'", "control characters in the name", 2,
+        "\\x1b[31m\\nred: no such file; check the path"),
+    Row("inspect 'a\udcff.pt'", "a name that is no text", 2, "a\\udcff.pt: no such file; check the path"),
+    # Checkpoints: files of another kind.
+    Row("inspect empty.pt", "nothing", 2, "empty.pt: is empty; copy or download it again"),
+    Row("inspect text.pt", "text", 2,
+        "text.pt: is a text file, no checkpoint; name the file that torch.save or safetensors wrote"),
+    Row("inspect page.pt", "a web page", 2, "page.pt: is a web page, not a checkpoint; download the file itself"),
+    Row("inspect pointer.pt", "a Git LFS pointer", 2,
+        "pointer.pt: is a Git LFS pointer, not the file itself; run 'git lfs pull'"),
+    Row("inspect zeros.pt", "zeros", 2,
+        "zeros.pt: holds nothing but zeros (a disk that lost power?); copy or download it again"),
+    Row("inspect noise.pt", "random bytes", 2,
+        "noise.pt: is no checkpoint (neither a torch nor a safetensors file); save model.state_dict() with "
+        "torch.save"),
+    Row("inspect picture.png", "a picture", 2, "picture.png: is a PNG image; name a checkpoint file"),
+    Row("inspect array.npy", "a numpy array", 2,
+        "array.npy: is a numpy array; save model.state_dict() with torch.save"),
+    Row("inspect arrays.npz", "several numpy arrays", 2,
+        "arrays.npz: is a numpy archive (.npz); save model.state_dict() with torch.save"),
+    Row("inspect packed.pt", "packed by gzip", 2,
+        "packed.pt: is packed by gzip; unpack it and name the checkpoint in it"),
+    Row("inspect bundle.pt", "a tar archive", 2,
+        "bundle.pt: is a tar archive; unpack it and name the checkpoint in it, or save model.state_dict() with "
+        "torch.save if torch wrote it before version 0.2"),
+    Row("inspect sevenzip.pt", "a 7z archive", 2,
+        "sevenzip.pt: is a 7z archive; unpack it and name the checkpoint in it"),
+    Row("inspect photos.zip", "another zip archive", 2,
+        "photos.zip: is an archive, but no torch checkpoint (it has no data.pkl); unpack it and name the "
+        "checkpoint in it, or save model.state_dict() with torch.save"),
+    Row("inspect script.pt", "TorchScript", 2,
+        "script.pt: is a TorchScript archive, which holds a program; save model.state_dict() with torch.save"),
+    Row("inspect exported.pt2", "torch.export", 2,
+        "exported.pt2: is a torch.export archive, which holds a program; save model.state_dict() with torch.save"),
+    # Checkpoints: damage.
+    Row("inspect begun.pt", "cut short after 3 bytes", 2,
+        "begun.pt: is no checkpoint (neither a torch nor a safetensors file); save model.state_dict() with "
+        "torch.save"),
+    Row("inspect cut.pt", "cut in half", 2,
+        "cut.pt: is an archive cut short, or still being written (no end in its {n} bytes); copy it again"),
+    Row("inspect cut-last.pt", "the last byte is lacking", 2,
+        "cut-last.pt: is an archive cut short, or still being written (no end in its {n} bytes); copy it again"),
+    Row("inspect flipped.pt", "a single bit differs", 2,
+        "flipped.pt: is damaged: 'archive/data/{n}' in it doesn't match its checksum; copy or download it again"),
+    Row("inspect deflated.pt", "packed again, with compression", 2,
+        "deflated.pt: is an archive with the compressed member 'archive/data.pkl', unlike torch's; save "
+        "model.state_dict() with torch.save"),
+    Row("inspect cut.safetensors", "cut short", 2,
+        "cut.safetensors: is cut short: its header ends at byte 1,000,008, and it has {n}; copy or download it "
+        "again"),
+    Row("inspect lying.safetensors", "a header that contradicts the file", 2,
+        "lying.safetensors: is a damaged or forged safetensors file ({said}); copy or download it again"),
+    # Checkpoints: what is in them.
+    Row("inspect settings.pt", "no weights", 2,
+        "settings.pt: holds no network (it holds 'epoch', 'lr'); save model.state_dict()"),
+    Row("inspect list.pt", "weights without names", 2,
+        "list.pt: holds no network (it is a list); save model.state_dict()"),
+    Row("inspect single.pt", "one tensor", 2,
+        "single.pt: holds no network (it is one tensor, 2×1×3×3); save model.state_dict()"),
+    Row("inspect numbered.pt", "numbers for names", 2,
+        "numbered.pt: holds no network (it holds 0, 1, 2, 3, 4); save model.state_dict()"),
+    Row("inspect newer.pt", "written by a newer coprobe", 2,
+        "newer.pt: has the format coprobe/99 of a newer coprobe; upgrade coprobe"),
+    Row("inspect foreign.pt", "an unknown network", 2,
+        "foreign.pt: the 2 weights fit no known architecture (conv.weight 2×3×5×5, fc.weight 3×7); name it with "
+        "--arch or --model"),
+    Row("inspect missing.pt", "a weight is missing", 2,
+        "missing.pt: the weights fit no known architecture: nearest is resnet18, where 1 differ (missing "
+        "linear.bias (10)); --allow-missing 'linear.bias' does without, or name it with --arch or --model"),
+    Row("inspect unexpected.pt", "a weight too many", 2,
+        "unexpected.pt: the weights fit no known architecture: nearest is resnet18, where 1 differ (unexpected "
+        "rotation.weight (4×2)); --allow-unexpected 'rotation.weight' does without, or name it with --arch or "
+        "--model"),
+    Row("inspect misshapen.pt", "a weight of another shape", 2,
+        "misshapen.pt: the weights fit no known architecture: nearest is resnet18, where 1 differ (linear.bias is "
+        "11 instead of 10); name it with --arch or --model"),
+    Row("inspect complex.pt", "complex weights", 2,
+        "complex.pt: weight 'conv1.weight' is no plain tensor of real numbers (complex64); save a float state_dict"),
+    Row("inspect sparse.pt", "a sparse weight", 2,
+        "sparse.pt: weight 'linear.weight' is no plain tensor: it is sparse; save a dense state_dict"),
+    Row("inspect aliased.pt", "two values for one weight", 2,
+        "aliased.pt: holds two networks, told apart by 'module.conv1.weight'; save the state_dict of one"),
+    Row("inspect two.pt", "two networks", 2, "two.pt: holds 2 networks (last, best); choose one, as in --pick last"),
+    Row("inspect nan.pt", "weights that are NaN", 2,
+        "nan.pt: weight 'bn1.weight' is not finite (NaN or infinite); the training diverged, so take an earlier "
+        "checkpoint"),
+    Row("inspect infinite.pt", "weights that are infinite", 2,
+        "infinite.pt: weight 'conv1.weight' is not finite (NaN or infinite); the training diverged, so take an "
+        "earlier checkpoint"),
+    Row("nodes tiny.pt --pick best", "a network that is not in the file", 2,
+        "tiny.pt: unknown network in the file 'best'; choose from state_dict"),
+    Row("inspect two.pt --pick newest", "a network that is not in the file", 2,
+        "two.pt: unknown network in the file 'newest'; did you mean best?"),
+    Row("inspect tiny.pt --allow-missing 'linear.*'", "a pattern that allows nothing", 2,
+        "tiny.pt: --allow-missing 'linear.*' matches no missing weight; leave it out"),
+    Row("inspect unexpected.pt --allow-unexpected 'fc2.*'", "a pattern that allows something else", 2,
+        "unexpected.pt: the weights fit no known architecture: nearest is resnet18, where 1 differ (unexpected "
+        "rotation.weight (4×2)); --allow-unexpected 'rotation.weight' does without, or name it with --arch or "
+        "--model"),
+    Row("evaluate nan.pt --data digits --limit 20", "weights that are NaN", 2,
+        "nan.pt: weight 'bn1.weight' is not finite (NaN or infinite); the training diverged, so take an earlier "
+        "checkpoint"),
+    Row("train --data digits --out new --init nan.pt", "weights that are NaN", 2,
+        "nan.pt: weight 'bn1.weight' is not finite (NaN or infinite); the training diverged, so take an earlier "
+        "checkpoint"),
+    # Architectures.
+    Row("inspect tiny.pt --arch resnet81", "unknown name", 2,
+        "unknown architecture 'resnet81'; did you mean resnet18 or resnet50 or resnet34?"),
+    Row("inspect tiny.pt --arch vgg16", "another network's name", 2,
+        "tiny.pt: 202 weights don't fit vgg16 (missing features.0.weight (64×3×3×3), missing features.0.bias (64), "
+        "missing features.1.weight (64), …); name another --arch or its --arch-arg"),
+    Row("inspect tiny.pt --arch-arg width=5", "another width", 2,
+        "tiny.pt: 101 weights don't fit resnet18 (conv1.weight is 2×1×3×3 instead of 5×1×3×3, bn1.weight is 2 "
+        "instead of 5, bn1.bias is 2 instead of 5, …); name another --arch or its --arch-arg"),
+    Row("inspect tiny.pt --arch-arg widht=4", "unknown argument", 2,
+        "tiny.pt: resnet18 has no argument 'widht'; it takes (with defaults) width=64, num_classes=10, "
+        "in_channels=3"),
+    Row("inspect tiny.pt --arch-arg width", "no value", 2, "'width': write key=value"),
+    Row("inspect tiny.pt --arch-arg width=wide", "a word for a number", 2,
+        "tiny.pt: width='wide' is not a positive int; resnet18 takes (with defaults) width=64, num_classes=10, "
+        "in_channels=3"),
+    Row("inspect tiny.pt --mean 0.5,0.5,0.5", "three numbers for one channel", 2,
+        "tiny.pt: mean has 3 and std 3 channels where the images have 1; give one number per channel"),
+    Row("inspect tiny.pt --std grey", "a word for a number", 2,
+        "--std grey: write numbers separated by commas, one per channel"),
+    Row("inspect tiny.pt --std 0", "a division by zero", 2,
+        "tiny.pt: std (0.0,) is not positive and finite; give 1 for a channel that is not to be scaled"),
+    Row("inspect tiny.pt --arch keras:resnet18", "unknown source", 2,
+        "unknown source of networks 'keras'; choose from torchvision, timm, robustbench"),
+    Row("inspect tiny.pt --arch torchvision:resnet81", "unknown name", 2,
+        "unknown torchvision classifier 'resnet81'; did you mean resnet18 or resnet152 or resnet101?"),
+    Row("inspect tiny.pt --arch timm:resnet18", "timm is not installed", 2,
+        "timm is not installed; pip install 'coprobe[zoo]'", fault=without("timm")),
+    Row("inspect tiny.pt --arch robustbench:Wong2020Fast", "robustbench is not installed", 2,
+        "robustbench is not installed; pip install 'coprobe[zoo]'", fault=without("robustbench")),
+    # Networks of one's own.
+    Row("inspect -", "no network named", 2,
+        "'-' stands for the weights that --model comes with; pass --model, or name a checkpoint file"),
+    Row("inspect - --model nets.py:good --arch resnet18", "two networks named", 2,
+        "--model nets.py:good makes the network; leave out --arch, and use --model-arg for arguments"),
+    Row("inspect tiny.pt --model nets.py:good --arch resnet18", "two networks named", 2,
+        "--model nets.py:good makes the network; leave out --arch, and use --model-arg for arguments"),
+    Row("inspect tiny.pt --model nets.py:good", "weights of another network", 2,
+        "tiny.pt: 126 weights don't fit nets.py:good (missing features.weight (4×1×3×3), missing features.bias "
+        "(4), missing head.weight (10×64), …); name another --model or its --model-arg"),
+    Row("inspect tiny.pt --model-arg width=3", "an argument for nothing", 2,
+        "--model-arg without --model; name the factory that takes it"),
+    Row("inspect - --model nets.py", "no factory named", 2,
+        "'nets.py' names no factory; write pkg.module:factory or path/to/file.py:factory"),
+    Row("inspect - --model nets.py:goood", "unknown factory", 2,
+        "unknown factory of nets.py 'goood'; did you mean good?"),
+    Row("inspect - --model none.py:net", "no such file", 2, "none.py: no such file; write path/to/file.py:factory"),
+    Row("inspect - --model no.such:net", "no such module", 2,
+        "no module 'no' here or installed; write pkg.module:factory or path/to/file.py:factory"),
+    Row("inspect - --model broken.py:net", "a file with a syntax error", 2,
+        "broken.py fails (SyntaxError: {said}); mend it, or see the traceback with --debug"),
+    Row("inspect - --model nets.py:falls_over", "a factory that raises", 2,
+        "nets.py:falls_over fails (KeyError: 'backbone'); mend it, or see the traceback with --debug"),
+    Row("inspect - --model nets.py:words", "a factory of something else", 2,
+        "nets.py:words gives a str, not a torch.nn.Module; name what returns a network"),
+    Row("inspect - --model nets.py:needs", "a lacking argument", 2,
+        "nets.py:needs: missing a required argument: 'width'; it takes width"),
+    Row("inspect - --model nets.py:good --model-arg width=3", "an argument that it doesn't take", 2,
+        "nets.py:good: got an unexpected keyword argument 'width'; it takes no arguments"),
+    Row("inspect - --model nets.py:pair", "a network that returns a tuple", 2,
+        "the network gives a tuple instead of a tensor of logits; write a factory whose network returns logits "
+        "only, and name it with --model"),
+    Row("inspect - --model nets.py:feature_map", "a network that returns no logits", 2,
+        "the network gives no logits for one image of 1×32×32, 1×28×28, 1×64×64, 1×224×224, 1×299×299 (1×10×1×1 of "
+        "torch.float32, not 1×classes); write a factory whose network turns images N×C×H×W into logits, and name "
+        "it with --model"),
+    Row("nodes - --model nets.py:pair", "a network that returns a tuple", 2,
+        "the network gives a tuple instead of a tensor of logits; write a factory whose network returns logits "
+        "only, and name it with --model"),
+    Row("inspect - --model nets.py:lazy", "a network without shapes yet", 2,
+        "the network has lazy weights without a shape; call it on an image once before giving it"),
+    Row("activations - --model nets.py:good --data folder:colours", "images of colours for grey ones", 2,
+        "folder:colours (test) has images of 3 channels and the model takes 1; choose the --data it was trained on"),
+    Row("activations - --model nets.py:linear --data digits --limit 20", "a network without activation functions", 2,
+        "this network calls no activation function, so it has no nodes A…E; 'coprobe activations --node' takes "
+        "module paths"),
+    Row("diagnose - --model nets.py:linear --data digits --limit 20", "a network without activation functions", 2,
+        "this network calls no activation function, so it has no nodes A…E; 'coprobe activations --node' takes "
+        "module paths"),
+    Row("activations - --model nets.py:shy --data digits --limit 20", "a network that notices when it is watched", 1,
+        "recording at A changes the logits of this model, so nothing seen there can be trusted; name other nodes"),
+    # Numeric faults.
+    Row("inspect - --model nets.py:nan_weights", "weights that are NaN", 2,
+        "nets.py:nan_weights: weight 'head.weight' is not finite (NaN or infinite); mend the factory"),
+    Row("evaluate - --model nets.py:nan_for_bright --data digits --limit 20", "logits that are NaN for some images", 1,
+        "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std"),
+    Row("diagnose - --model nets.py:nan_for_bright --data digits --limit 20", "logits that are NaN for some images", 1,
+        "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std"),
+    Row("activations - --model nets.py:nan_for_bright --data digits --limit 20",
+        "logits that are NaN for some images", 1,
+        "PGD-10 (rule=always): the model's logits or gradients are not finite (NaN or infinite); check its weights "
+        "and --mean/--std"),
+    Row("increments - --model nets.py:nan_for_bright --data digits --limit 20",
+        "logits that are NaN for some images", 1,
+        "activations are not finite (NaN or infinite), so the increments are undefined; check the weights and "
+        "--mean/--std"),
+    Row("mask - --model nets.py:nan_for_bright --data digits --limit 20", "logits that are NaN for some images", 1,
+        "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std"),
+    Row("evaluate - --model nets.py:nan_for_all --data digits --limit 20 --attacks fgsm", "logits that are NaN", 1,
+        "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std"),
+    Row("evaluate - --model nets.py:nan_gradients --data digits --limit 20 --attacks fgsm", "gradients that are NaN", 1,
+        "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std"),
+    Row("train --recipe small.json --out new --lr 1e12 --limit-train 64", "a training that diverges", 1,
+        "training diverged in epoch 1 (its losses or weights are not finite); no checkpoint was written; lower --lr",
+        leaves="new/recipe.json"),
+    Row("train --recipe small.json --out new --lr 1e30", "a training whose last update diverges", 1,
+        "epoch 1 can't be measured: FGSM: the model's logits or gradients are not finite (NaN or infinite); no "
+        "checkpoint was written; lower --lr", leaves="new/recipe.json"),
+    Row("evaluate - --model nets.py:three_classes --data digits --limit 20", "labels that exceed the classes", 2,
+        "digits (test) has 10 classes and the model 3 logits; choose the --data it was trained on"),
+    Row("inspect - --model nets.py:three_classes --data digits", "labels that exceed the classes", 2,
+        "digits (test) has 10 classes and the model 3 logits; choose the --data it was trained on"),
+    Row("evaluate - --model nets.py:constant --data digits --limit 20 --attacks fgsm", "constant logits", 0,
+        "-: the logits are the same for all images, so no attack finds a direction; check the weights and "
+        "--mean/--std", prints=True),
+    Row("diagnose - --model nets.py:constant --data digits --limit 20 --attack pgd:2", "constant logits", 0,
+        "-: the logits are the same for all images, so no attack finds a direction; check the weights and "
+        "--mean/--std", prints=True),
+    Row("evaluate - --model nets.py:probabilities --data digits --limit 20 --attacks fgsm",
+        "probabilities instead of logits", 0,
+        "-: the outputs are probabilities, and attacks on them see hardly any gradient; leave out the softmax at "
+        "the end", prints=True),
+    Row("diagnose - --model nets.py:probabilities --data digits --limit 20 --attack pgd:2",
+        "probabilities instead of logits", 0,
+        "-: the outputs are probabilities, and attacks on them see hardly any gradient; leave out the softmax at "
+        "the end", prints=True),
     # Images.
-    ("activations rgb.pt", r"rgb\.pt does not say what it was trained on; pass --data"),
-    ("activations rgb.pt --data folder:small", r"16×16 pixels, but the model was trained on 32×32"),
-    ("activations bare.pt --data folder:dots", r"4×4 pixels; resnet18 needs at least 8"),
-    ("activations rgb.pt --data folder:two", r"has 2 classes and the model 10 logits"),
-    ("activations rgb.pt --data digits", r"images of 1 channels and the model takes 3"),
-    ("activations tiny.pt --data digitz", r"unknown dataset 'digitz'; did you mean digits"),
-    ("activations tiny.pt --data folder:none", r"none: No such file or directory; folder:none needs DIR"),
-    ("activations tiny.pt --data parquet:none", r"none: no such file or folder"),
-    ("activations rgb.pt --data cifar10", r"no cifar10 in .*no route to host.*put cifar-10-batches-py there"),
-    ("activations tiny.pt --limit 0", r"--limit 0: must be a whole number of at least 1, or all"),
-    ("activations tiny.pt --limit -3", r"--limit -3: must be"),
-    ("activations tiny.pt --limit 2.5", r"--limit 2\.5: must be"),
+    Row("activations rgb.pt", "no data set named", 2,
+        "rgb.pt does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)"),
+    Row("activations rgb.pt --data digitz", "unknown name", 2, "unknown dataset 'digitz'; did you mean digits?"),
+    Row("activations rgb.pt --data digits:x", "a path for a data set that has none", 2,
+        "dataset 'digits' takes no path, but 'digits:x' was given; write digits"),
+    Row("activations rgb.pt --data folder", "no path", 2, "dataset 'folder' needs a path; write folder:DIR"),
+    Row("activations rgb.pt --data folder:none", "no such folder", 2,
+        "none: No such file or directory; folder:none needs DIR/train/CLASS/ or DIR/CLASS/"),
+    Row("activations rgb.pt --data folder:tiny.pt", "a file for a folder", 2,
+        "tiny.pt: Not a directory; folder:tiny.pt needs DIR/train/CLASS/ or DIR/CLASS/"),
+    Row("activations rgb.pt --data folder:loose", "images without class folders", 2,
+        "loose: holds image files but no class folders; put the images of each class into a folder of its own"),
+    Row("activations rgb.pt --data folder:hollow", "class folders without images", 2,
+        "hollow: holds no images; files that end in .jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp are "
+        "read"),
+    Row("activations rgb.pt --data folder:strangers", "a class of the test images alone", 2,
+        "strangers/test: class folder 'c2' does not exist in strangers/train; add or remove it"),
+    Row("activations rgb.pt --data folder:one", "one class only", 2,
+        "folder:one (test) has 1 classes and the model 10 logits; choose the --data it was trained on"),
+    Row("activations rgb.pt --data folder:two", "other classes than the model's", 2,
+        "folder:two (test) has 2 classes and the model 10 logits; choose the --data it was trained on"),
+    Row("activations rgb.pt --data folder:mixed", "images of two sizes", 2,
+        "mixed/c9/a.png: 16×16 pixels, but mixed/c0/a.png has 32×32; all images of a data set must have one size"),
+    Row("activations rgb.pt --data folder:torn", "a truncated image", 2,
+        "torn/c9/b.jpg: damaged image ({said}); replace or remove it, or pass --skip-bad"),
+    Row("activations rgb.pt --data folder:page", "a web page named .jpg", 2,
+        "page/c9/a.jpg: not an image (JPEG, PNG, WEBP, BMP, TIFF, PPM); replace or remove it, or pass --skip-bad"),
+    Row("activations rgb.pt --data folder:huge", "an image of 60000×60000 pixels", 2,
+        "huge/c9/a.png: more than 16777216 pixels; make it smaller, or pass --skip-bad"),
+    Row("activations rgb.pt --data folder:all-torn --skip-bad", "no image that can be read", 2,
+        "folder:all-torn (test): all 10 images are bad (a.jpg: damaged image ({said})); replace them"),
+    Row("activations rgb.pt --data parquet:none", "no such file", 2,
+        "none: no such file or folder; name a folder of Parquet files"),
+    Row("activations rgb.pt --data parquet:folder", "an empty folder", 2,
+        "folder: no test*.parquet or val*.parquet for the test split; it holds no Parquet file at all"),
+    Row("activations rgb.pt --data parquet:text.pt", "text", 2,
+        "text.pt: not a whole Parquet file ({said}); download it again"),
+    Row("activations rgb.pt --data parquet:cut.parquet", "cut short", 2,
+        "cut.parquet: not a whole Parquet file ({said}); download it again"),
+    Row("activations rgb.pt --data parquet:column.parquet", "no column of images", 2,
+        "column.parquet: has the columns photo, label; an image column (img or image) and a label column (label or "
+        "fine_label or labels) are needed"),
+    Row("activations rgb.pt --data parquet:paths.parquet", "paths instead of images", 2,
+        "paths.parquet: column 'image' is string; a struct with binary 'bytes' is needed"),
+    Row("activations rgb.pt --data parquet:words.parquet", "words for labels", 2,
+        "words.parquet: column 'label' is string; integers are needed"),
+    Row("activations rgb.pt --data parquet:unlabelled.parquet", "a label is lacking", 2,
+        "unlabelled.parquet: row 9 has no label; remove it"),
+    Row("activations rgb.pt --data parquet:many.parquet", "a label of ten millions", 2,
+        "many.parquet: row 9 has label 10000000; more than 100000 classes are not supported"),
+    Row("activations rgb.pt --data parquet:eleven.parquet", "a label that exceeds the classes", 2,
+        "parquet:eleven.parquet (test) has 11 classes and the model 10 logits; choose the --data it was trained on"),
+    Row("activations rgb.pt --data cifar10", "no data and no network", 2,
+        "no cifar10 in data-sets and it could not be downloaded (no route to host); put cifar-10-batches-py there, "
+        "or name a folder with --data parquet:DIR or folder:DIR"),
+    Row("activations rgb.pt --data cifar100", "something else in its place", 2,
+        "data-sets/cifar-100-python: incomplete, or not the published files (their checksums differ); delete it "
+        "and it will be downloaded again"),
+    Row("activations rgb.pt --data svhn", "something else in its place", 2,
+        "data-sets/test_32x32.mat: not the published file (its checksum differs); delete it and it will be "
+        "downloaded again"),
+    Row("activations rgb.pt --data tiny-imagenet", "something else in its place", 2,
+        "data-sets/tiny-imagenet-200: not the published layout ([Errno 2] No such file or directory: "
+        "'data-sets/tiny-imagenet-200/train'); delete it and it will be downloaded again"),
+    Row("activations rgb.pt --data parquet:negative.parquet", "a label below 0", 2,
+        "parquet:negative.parquet (test): row 9 has label -1; with 9 classes labels go from 0 to 8; mend or remove "
+        "the row"),
+    Row("activations rgb.pt --data parquet:none.parquet", "no rows", 2,
+        "parquet:none.parquet (test): holds no images; name another"),
+    Row("activations rgb.pt --data folder:small", "another size than the model's", 2,
+        "folder:small (test) has images of 16×16 pixels, but the model was trained on 32×32; choose the --data it "
+        "was trained on"),
+    Row("activations bare.pt --data folder:dots", "images smaller than the network can take", 2,
+        "folder:dots (test) has images of 4×4 pixels; resnet18 needs at least 8; choose the --data it was trained "
+        "on"),
+    Row("activations rgb.pt --data digits", "grey images for a model of colours", 2,
+        "digits (test) has images of 1 channels and the model takes 3; choose the --data it was trained on"),
+    Row("evaluate rgb.pt --data folder:torn --limit all --attacks fgsm --skip-bad", "a truncated image, left out", 0,
+        "folder:torn (test): left out 1 bad image: 'b.jpg'", prints=True),
+    Row("inspect rgb.pt --data folder:torn", "a truncated image", 2,
+        "torn/c9/b.jpg: damaged image ({said}); replace or remove it, or pass --skip-bad"),
+    Row("evaluate rgb.pt --data folder:torn --limit all", "a truncated image", 2,
+        "torn/c9/b.jpg: damaged image ({said}); replace or remove it, or pass --skip-bad"),
+    Row("train --data folder:torn --out new --held-out 1", "a truncated image", 2,
+        "torn/c9/b.jpg: damaged image ({said}); replace or remove it, or pass --skip-bad"),
+    Row("train --data digitz --out new", "unknown name", 2, "unknown dataset 'digitz'; did you mean digits?"),
+    Row("train --data cifar10 --out new", "no data and no network", 2,
+        "no cifar10 in data-sets and it could not be downloaded (no route to host); put cifar-10-batches-py there, "
+        "or name a folder with --data parquet:DIR or folder:DIR"),
+    Row("activations tiny.pt --limit 0", "no images", 2, "--limit 0: must be a whole number of at least 1, or all"),
+    Row("activations tiny.pt --limit -3", "fewer than no images", 2,
+        "--limit -3: must be a whole number of at least 1, or all"),
+    Row("activations tiny.pt --limit 2.5", "half an image", 2,
+        "--limit 2.5: must be a whole number of at least 1, or all"),
+    Row("activations tiny.pt --split val", "unknown split", 2,
+        "Invalid value for '--split': 'val' is not one of 'test', 'train'; see 'coprobe activations --help'"),
     # Budgets and other numbers.
-    ("activations tiny.pt --eps -1", r"--eps -1: write n for n/255, a number between 0 and 255"),
-    ("activations tiny.pt --eps 256", r"--eps 256: .* between 0 and 255"),
-    ("activations tiny.pt --eps nan", r"--eps nan: .* between 0 and 255"),
-    ("activations tiny.pt --eps 8/256", r"--eps 8/256: write n for n/255"),
-    ("activations tiny.pt --eps 0.0314", r"--eps 0\.0314: budgets are n of n/255; write 8\.007 or 0\.0314/255"),
-    ("activations tiny.pt --alpha nan", r"--alpha nan: must be a finite number above 0"),
-    ("activations tiny.pt --batch-size 0", r"--batch-size 0: must be at least 1"),
-    ("activations tiny.pt --seed -1", r"'--seed': -1 is not in the range"),
-    ("activations tiny.pt --device gpu", r"--device 'gpu' is no device; use cpu"),
-    ("activations tiny.pt --device cuda:99", r"--device cuda:99: this machine has no such device"),
-    ("mask tiny.pt --alpha2 1.5", r"--alpha2 1\.5: must be between 0 and 1"),
-    ("mask tiny.pt --alpha2 -0.1", r"--alpha2 -0\.1: must be between 0 and 1"),
-    ("mask tiny.pt --alpha2 nan", r"--alpha2 nan: must be between 0 and 1"),
-    ("mask tiny.pt --percent 0", r"--percent 0: must be above 0 and at most 100"),
-    # Names.
-    ("activations tiny.pt --limit 20 --node Z", r"unknown node 'Z'; .*A, B, C, D, E"),
-    ("activations tiny.pt --limit 20 --node layer1.0.relu3", r"unknown node .*did you mean layer1\.0\.relu"),
-    ("activations tiny.pt --limit 20 --attack pdg:10", r"unknown attack 'pdg'; did you mean pgd\?"),
-    ("activations tiny.pt --limit 20 --attack pgd:10:restart=2", r"'restart=2' is no option of pgd; it takes"),
-    ("activations tiny.pt --limit 20 --precision half", r"unknown precision 'half'; choose from 32, bf16"),
-    ("activations tiny.pt --limit 20 --attack fgsm --reading R9", r"'R9' .*mean, sum, mse"),
-    ("mask tiny.pt --limit 20 --attack fgsm --compare varianc", r"unknown selector 'varianc'; did you mean variance"),
-    ("mask tiny.pt --compare ,", r"--compare: name at least one"),
-    ("evaluate tiny.pt --limit 20 --attacks fgsm,pgdd", r"unknown attack 'pgdd'; did you mean pgd"),
-    ("evaluate tiny.pt --noise gaus:8", r"unknown noise 'gaus'; choose from none, uniform, gauss|did you mean gauss"),
-    ("evaluate tiny.pt --noise uniform:300", r"noise 'uniform:300': .*\(0, 255\]"),
-    ("train --data digits --out new --method fgms", r"unknown training method 'fgms'; did you mean fgsm"),
-    ("train --data digits --out new --arch resnet81", r"unknown architecture 'resnet81'; did you mean"),
-    ("train --data digitz --out new", r"unknown dataset 'digitz'; did you mean digits"),
-    ("train --data digits --out new --option a=1", r"method fgsm has no option 'a'"),
-    ("train --data digits --out new --schedule steps", r"unknown schedule 'steps'; did you mean step"),
-    ("train --data digits --out new --epochs 0", r"--epochs 0: must be at least 1"),
-    ("train --data digits --out new --lr nan", r"--lr nan: must be a finite number"),
-    ("train --data digits --out new --logit-weight nan", r"--logit-weight nan: must be a finite number"),
-    ("train --data digits --out new --held-out 9999", r"there are only 1437; ask for fewer"),
-    ("train --data digits --out new --stable-node Q --stable-weight 1", r"unknown node 'Q'"),
-    ("train --data digits --out new --eps-train 256", r"--eps-train 256: write n for n/255"),
-    ("train --data cifar10 --out new", r"no cifar10 in .*put cifar-10-batches-py there"),
-    ("train --data digits --out new --batch-size 0", r"--batch-size 0: must be at least 1"),
-    ("train --data digits --out new --peak 1", r"--peak 1: must be a finite number, above 0 and below 1"),
-    ("train --data digits --out new --average 1", r"--average 1: must be a finite number, at least 0 and below 1"),
-    ("train --data digits --out new --precision 16", r"unknown precision '16'; did you mean bf16"),
-    ("train --data digits --out new --watch train", r"unknown watch 'train'; choose from held-out, test"),
-    ("train --data digits --out new --noise gauss", r"unknown noise 'gauss'; choose from none, added, both"),
-    ("train --data digits --out new --limit-train 0", r"--limit-train 0: must be a whole number of at least 1, or all"),
-    ("train --data digits --out new --save-minutes nan", r"--save-minutes nan: must be a number above 0"),
-    ("train --data digits --out new --devices 0", r"'--devices': 0 is not in the range"),
-    ("train --data digits --out new --init none.pt", r"none\.pt: no such file"),
-    ("train --data digits --out new --init tiny.pt", r"--init tiny\.pt: is a resnet18 .*'width': 4.*, not a resnet18"),
-    ("train --data digits --out new --preset papr", r"unknown preset 'papr'; did you mean paper"),
-    ("train --data digits --out new --option momentum", r"'momentum': write key=value"),
-    (
-        "train --data digits --out new --method free --option replays=x",
-        r"method free: option replays takes a whole number, not 'x'",
-    ),
-    # Combinations.
-    ("train --data digits --out new --co-top 10", r"--co-top needs --co-node \(B in the paper\)"),
-    ("train --data digits --out new --co-by variance", r"--co-by needs --co-node \(B in the paper\)"),
-    ("train --data digits --out new --co-node B", r"--co-node needs --co-top \(10 in the paper\)"),
-    ("train --data digits --out new --co-node Q --co-top 10", r"unknown node 'Q'"),
-    ("train --data digits --out new --stable-weight 200", r"--stable-weight needs --stable-node \(B in the paper\)"),
-    ("train --data digits --out new --stable-node B", r"--stable-node needs --stable-weight \(200 in the paper\)"),
-    ("train --data digits --out new --stable-detach", r"--stable-detach needs --stable-node and --stable-weight"),
-    ("train --data digits --out new --milestones 3,5", r"--milestones needs --schedule step"),
-    (
-        "train --data digits --out new --schedule step --milestones 3,2",
-        r"--milestones must rise and lie between 1 and 29",
-    ),
-    (
-        "train --data digits --out new --schedule step --milestones soon",
-        r"--milestones soon: write epochs separated by",
-    ),
-    (
-        "train --data digits --out new --method clean --stable-node B --stable-weight 200",
-        r"method clean has no attack, so --stable-node, --logit-weight and --co-node can't be used",
-    ),
-    ("train --data digits --out new --method free --logit-weight 1", r"method free has no attack, so .*--logit-weight"),
-    (
-        "train --data digits --out new --method noise --co-node B --co-top 1",
-        r"method noise has no attack, so .*--co-node",
-    ),
-    ("train --resume --out new", r"^new: holds no run to resume; name another --out, or give a new run its knobs$"),
-    (
-        "train --data digits --out new --method fgsm-mep --option reset-every=0",
-        "method fgsm-mep: option reset_every must",
-    ),
-    ("train --data digits --out new --method fgsm-mep --option reset-every=2.5", "reset_every takes a whole number"),
-    (
-        "train --data digits --out new --method cs-rs --option label-factor=1.5",
-        "method cs-rs: option label_factor must",
-    ),
-    ("train --data digits --out new --compile --method gradalign", r"method gradalign needs second derivatives"),
-    ("train --data digits --out new --compile --co-node B --co-top 10", r"--compile works .*without --co-node"),
-    ("train --data digits --out new --tensorboard --stable-node Q --stable-weight 1", r"unknown node 'Q'"),
-    # Recipe files.
-    ("train --data digits --out new --recipe none.json", r"none\.json: No such file.*name a JSON file with knobs"),
-    ("train --data digits --out new --recipe folder", r"folder: Is a directory.*name a JSON file"),
-    ("train --data digits --out new --recipe text.pt", r"text\.pt: is no JSON \(.*name a JSON file"),
-    ("train --data digits --out new --recipe tiny.pt", r"tiny\.pt: is no JSON \(.*name a JSON file"),
-    ("train --data digits --out new --recipe list.json", r"list\.json: holds no knobs by name"),
-    ("train --data digits --out new --recipe key.json", r"unknown key of a recipe 'epochz'; did you mean epochs"),
-    ("train --data digits --out new --recipe kind.json", r"--epochs '3': must be a whole number"),
-    ("methods fgms", r"unknown training method 'fgms'; did you mean fgsm"),
-    ("figure 2 tiny.pt", r"unknown figure '2'; choose from 1, 3, 4"),
-    ("figure 1 tiny.pt", r"figure 1 needs a run directory"),
+    Row("activations tiny.pt --eps -1", "negative", 2, "--eps -1: write n for n/255, a number between 0 and 255"),
+    Row("activations tiny.pt --eps 256", "too large", 2, "--eps 256: write n for n/255, a number between 0 and 255"),
+    Row("activations tiny.pt --eps nan", "no number", 2, "--eps nan: write n for n/255, a number between 0 and 255"),
+    Row("activations tiny.pt --eps 8/256", "another denominator", 2,
+        "--eps 8/256: write n for n/255, a number between 0 and 255"),
+    Row("activations tiny.pt --eps 0.0314", "a fraction, as other tools take it", 2,
+        "--eps 0.0314: budgets are n of n/255; write 8.007 or 0.0314/255"),
+    Row("activations tiny.pt --alpha nan", "no number", 2, "--alpha nan: must be a finite number above 0"),
+    Row("activations tiny.pt --batch-size 0", "no images at once", 2, "--batch-size 0: must be at least 1"),
+    Row("activations tiny.pt --seed -1", "negative", 2,
+        "Invalid value for '--seed': -1 is not in the range x>=0; see 'coprobe activations --help'"),
+    Row("activations tiny.pt --top 0", "no channels", 2,
+        "Invalid value for '--top': 0 is not in the range x>=1; see 'coprobe activations --help'"),
+    Row("activations tiny.pt --device gpu", "unknown device", 2,
+        "--device 'gpu' is no device; use cpu, cuda, cuda:1 or mps"),
+    Row("activations tiny.pt --device cuda:99", "a device that this machine has not", 2,
+        "--device cuda:99: this machine has no such device; use --device cpu"),
+    Row("activations tiny.pt --precision half", "unknown precision", 2,
+        "unknown precision 'half'; choose from 32, bf16"),
+    Row("mask tiny.pt --alpha2 1.5", "too large", 2, "--alpha2 1.5: must be between 0 and 1"),
+    Row("mask tiny.pt --alpha2 -0.1", "negative", 2, "--alpha2 -0.1: must be between 0 and 1"),
+    Row("mask tiny.pt --alpha2 nan", "no number", 2, "--alpha2 nan: must be between 0 and 1"),
+    Row("mask tiny.pt --percent 0", "no channels", 2, "--percent 0: must be above 0 and at most 100"),
+    Row("mask tiny.pt --compare ,", "an empty list", 2, "--compare: name at least one, separated by commas"),
+    Row("nodes tiny.pt --image-size 2", "images smaller than the network can take", 2,
+        "--image-size 2: resnet18 needs at least 8 pixels"),
+    # Nodes, attacks and other names.
+    Row("activations tiny.pt --limit 20 --node Z", "unknown letter", 2,
+        "unknown node 'Z'; the first of 83 known: A, B, C, D, E, conv1, bn1, relu, …"),
+    Row("activations tiny.pt --limit 20 --node layer1.0.relu3", "unknown module", 2,
+        "unknown node 'layer1.0.relu3'; did you mean layer1.0.relu2 or layer1.0.relu1 or layer4.0.relu2?"),
+    Row("activations tiny.pt --limit 20 --node A:99", "a channel that is not there", 2,
+        "node 'A' has channels 0 to 1, not 99"),
+    Row("activations tiny.pt --limit 20 --node A:x", "neither a side nor a channel", 2,
+        "node 'A:x': 'x' is neither a side of a module nor a channel; write A, A:in or A:12"),
+    Row("activations tiny.pt --limit 20 --node layer1.0#relu9", "a call that is not made", 2,
+        "node 'layer1.0#relu9': no pass comes by it; 'coprobe nodes' lists places that it does"),
+    Row("activations tiny.pt --limit 20 --node layer1.0#swish1", "a call of no activation function", 2,
+        "node 'layer1.0#swish1': 'swish1' is no call of an activation function; write relu1 for the first ReLU, or "
+        "another of relu, leaky_relu, prelu, rrelu, elu, celu, selu, gelu, silu, mish, hardswish, softplus with "
+        "its number"),
+    Row("activations tiny.pt --limit 20 --attack pdg:10", "unknown attack", 2,
+        "unknown attack 'pdg'; did you mean pgd?"),
+    Row("activations tiny.pt --limit 20 --attack pgd:10:restart=2", "unknown option of an attack", 2,
+        "attack 'pgd:10:restart=2': 'restart=2' is no option of pgd; it takes start, rule, iterations, step-size, "
+        "restarts"),
+    Row("activations tiny.pt --limit 20 --attack pgd:0", "no steps", 2, "pgd: iterations 0: must be at least 1"),
+    Row("activations tiny.pt --limit 20 --attack pgd:10:restarts=x", "a word for a number", 2,
+        "attack 'pgd:10:restarts=x': restarts takes a whole number, not 'x'"),
+    Row("activations tiny.pt --limit 20 --attack fgsm --reading R9", "unknown reading", 2,
+        "reading 'R9' of Eq. 6 is unknown; choose from mean, sum, mse"),
+    Row("increments tiny.pt --limit 20 --attack aa", "an attack without steps", 2,
+        "attack 'aa' does not hand out its steps; choose from fgsm, pgd, cw, pgd-eot"),
+    Row("increments tiny.pt --limit 20 --node Z", "unknown letter", 2,
+        "unknown node 'Z'; the first of 83 known: A, B, C, D, E, conv1, bn1, relu, …"),
+    Row("mask tiny.pt --limit 20 --node Q", "unknown letter", 2,
+        "unknown node 'Q'; the first of 83 known: A, B, C, D, E, conv1, bn1, relu, …"),
+    Row("mask tiny.pt --limit 20 --node A:1 --alpha2 0.5", "a channel and a threshold", 2,
+        "node 'A:1' is the channel to mask; leave out --alpha2 and --percent"),
+    Row("mask tiny.pt --limit 20 --attack fgsm --compare varianc", "unknown selector", 2,
+        "unknown selector 'varianc'; did you mean variance or variance-clean?"),
+    Row("evaluate tiny.pt --limit 20 --attacks fgsm,pgdd", "unknown attack", 2,
+        "unknown attack 'pgdd'; did you mean pgd or apgd-t or pgd-eot?"),
+    Row("evaluate tiny.pt --limit 20 --attacks ,", "an empty list", 2,
+        "--attacks: name at least one, separated by commas"),
+    Row("evaluate tiny.pt --limit 20 --attacks pgd-eot:samples=0", "no samples", 2,
+        "pgd-eot: samples 0: must be at least 1"),
+    Row("evaluate tiny.pt --noise gaus:8", "unknown noise", 2, "unknown noise 'gaus'; did you mean gauss?"),
+    Row("evaluate tiny.pt --noise uniform:300", "too much noise", 2,
+        "noise 'uniform:300': write none, uniform:A or gauss:S with a number in (0, 255]"),
+    Row("evaluate tiny.pt --noise-draws 0", "no draws", 2,
+        "Invalid value for '--noise-draws': 0 is not in the range x>=1; see 'coprobe evaluate --help'"),
+    Row("transfer tiny.pt tiny.pt --limit 20", "a model to itself", 2,
+        "a model is named twice beside tiny.pt; name each once"),
+    Row("transfer tiny.pt rgb.pt --limit 20", "grey images for a model of colours", 2,
+        "digits (test) has images of 1 channels and the model takes 3; choose the --data it was trained on"),
+    # Training: knobs.
+    Row("train --data digits --out new --method fgms", "unknown method", 2,
+        "unknown training method 'fgms'; did you mean fgsm or n-fgsm or fgsm-rs?"),
+    Row("train --data digits --out new --arch resnet81", "unknown architecture", 2,
+        "unknown architecture 'resnet81'; did you mean resnet18 or resnet50 or resnet34?"),
+    Row("train --data digits --out new --preset papr", "unknown preset", 2,
+        "unknown preset 'papr'; did you mean paper?"),
+    Row("train --data digits --out new --option a=1", "unknown option of a method", 2,
+        "method fgsm has no option 'a'; its options: none"),
+    Row("train --data digits --out new --option momentum", "no value", 2, "'momentum': write key=value"),
+    Row("train --data digits --out new --method free --option replays=x", "a word for a number", 2,
+        "method free: option replays takes a whole number, not 'x'"),
+    Row("train --data digits --out new --method fgsm-mep --option reset-every=0", "too small", 2,
+        "method fgsm-mep: option reset_every must be at least 1, not 0"),
+    Row("train --data digits --out new --method fgsm-mep --option reset-every=2.5", "no whole number", 2,
+        "method fgsm-mep: option reset_every takes a whole number, not '2.5'"),
+    Row("train --data digits --out new --method cs-rs --option label-factor=1.5", "too large", 2,
+        "method cs-rs: option label_factor must be above 0 and at most 1, not 1.5"),
+    Row("train --data digits --out new --schedule steps", "unknown schedule", 2,
+        "unknown schedule 'steps'; did you mean step?"),
+    Row("train --data digits --out new --epochs 0", "no epochs", 2, "--epochs 0: must be at least 1"),
+    Row("train --data digits --out new --lr nan", "no number", 2, "--lr nan: must be a finite number, at least 0"),
+    Row("train --data digits --out new --logit-weight nan", "no number", 2,
+        "--logit-weight nan: must be a finite number, at least 0"),
+    Row("train --data digits --out new --eps-train 256", "too large", 2,
+        "--eps-train 256: write n for n/255, a number between 0 and 255"),
+    Row("train --data digits --out new --batch-size 0", "no images at once", 2, "--batch-size 0: must be at least 1"),
+    Row("train --data digits --out new --peak 1", "too late", 2,
+        "--peak 1: must be a finite number, above 0 and below 1"),
+    Row("train --data digits --out new --average 1", "too large", 2,
+        "--average 1: must be a finite number, at least 0 and below 1"),
+    Row("train --data digits --out new --precision 16", "unknown precision", 2,
+        "unknown precision '16'; did you mean bf16?"),
+    Row("train --data digits --out new --watch train", "unknown images", 2,
+        "unknown watch 'train'; choose from held-out, test"),
+    Row("train --data digits --out new --noise gauss", "unknown noise", 2,
+        "unknown noise 'gauss'; choose from none, added, both"),
+    Row("train --data digits --out new --held-out 9999", "more images than there are", 2,
+        "digits: 1 images for training and 9999 held out are 10000, but there are only 1437; ask for fewer"),
+    Row("train --data digits --out new --limit-train 0", "no images", 2,
+        "--limit-train 0: must be a whole number of at least 1, or all"),
+    Row("train --data digits --out new --save-minutes nan", "no number", 2,
+        "--save-minutes nan: must be a number above 0"),
+    Row("train --data digits --out new --devices 0", "no device", 2,
+        "Invalid value for '--devices': 0 is not in the range x>=1; see 'coprobe train --help'"),
+    Row("train --data digits --out new --device cuda:99", "a device that this machine has not", 2,
+        "--device cuda:99: this machine has no such device; use --device cpu"),
+    Row("train --data digits --out new --init tiny.pt", "a checkpoint of another network", 2,
+        "--init tiny.pt: is a resnet18 {'width': 2, 'num_classes': 10, 'in_channels': 1}, not a resnet18 {'width': "
+        "64, 'num_classes': 10, 'in_channels': 1}"),
+    Row("train --data digits --out new --stable-node Q --stable-weight 1", "unknown node", 2,
+        "unknown node 'Q'; the first of 83 known: A, B, C, D, E, conv1, bn1, relu, …"),
+    Row("train --data digits --out new --co-node Q --co-top 10", "unknown node", 2,
+        "unknown node 'Q'; the first of 83 known: A, B, C, D, E, conv1, bn1, relu, …"),
+    # Training: knobs that don't go together.
+    Row("train --data digits --out new --co-top 10", "--co-node is lacking", 2,
+        "--co-top needs --co-node (B in the paper)"),
+    Row("train --data digits --out new --co-by variance", "--co-node is lacking", 2,
+        "--co-by needs --co-node (B in the paper)"),
+    Row("train --data digits --out new --co-node B", "--co-top is lacking", 2,
+        "--co-node needs --co-top (10 in the paper)"),
+    Row("train --data digits --out new --stable-weight 200", "--stable-node is lacking", 2,
+        "--stable-weight needs --stable-node (B in the paper)"),
+    Row("train --data digits --out new --stable-node B", "--stable-weight is lacking", 2,
+        "--stable-node needs --stable-weight (200 in the paper)"),
+    Row("train --data digits --out new --stable-detach", "both are lacking", 2,
+        "--stable-detach needs --stable-node and --stable-weight"),
+    Row("train --data digits --out new --milestones 3,5", "another schedule", 2, "--milestones needs --schedule step"),
+    Row("train --data digits --out new --schedule step --milestones 3,2", "milestones that fall", 2,
+        "--milestones must rise and lie between 1 and 29, the last epoch"),
+    Row("train --data digits --out new --schedule step --milestones soon", "a word for a number", 2,
+        "--milestones soon: write epochs separated by commas"),
+    Row("train --data digits --out new --method clean --stable-node B --stable-weight 200",
+        "a method without an attack", 2,
+        "method clean has no attack, so --stable-node, --logit-weight and --co-node can't be used"),
+    Row("train --data digits --out new --method free --logit-weight 1", "a method without an attack", 2,
+        "method free has no attack, so --stable-node, --logit-weight and --co-node can't be used"),
+    Row("train --data digits --out new --method noise --co-node B --co-top 1", "a method without an attack", 2,
+        "method noise has no attack, so --stable-node, --logit-weight and --co-node can't be used"),
+    Row("train --data digits --out new --compile --method gradalign", "second derivatives", 2,
+        "method gradalign needs second derivatives, which --compile can't give; leave it out"),
+    Row("train --data digits --out new --compile --co-node B --co-top 10", "masks", 2,
+        "--compile works in one process and without --co-node only; leave it out"),
+    Row("train --data digits --out new --tensorboard", "TensorBoard is not installed", 2,
+        "--tensorboard needs TensorBoard; run 'pip install coprobe[tensorboard]'",
+        fault=without("torch.utils.tensorboard")),
+    Row("train --recipe small.json --out new --devices 2 --batch-size 1", "less than an image for each process", 2,
+        "--batch-size 1: too small to be shared by 2 processes"),
+    Row("train --recipe small.json --out new --devices 2", "lightning-fabric is not installed", 2,
+        "several devices need lightning-fabric; run 'pip install lightning-fabric'",
+        fault=without("lightning_fabric")),
+    # Training: recipe files.
+    Row("train --data digits --out new --recipe none.json", "no such file", 2,
+        "none.json: No such file or directory; name a JSON file with knobs, like a run's recipe.json"),
+    Row("train --data digits --out new --recipe folder", "a directory", 2,
+        "folder: Is a directory; name a JSON file with knobs, like a run's recipe.json"),
+    Row("train --data digits --out new --recipe text.pt", "no JSON", 2,
+        "text.pt: is no JSON (Expecting value: line 1 column 1 (char 0)); name a JSON file with knobs, like a "
+        "run's recipe.json"),
+    Row("train --data digits --out new --recipe tiny.pt", "a checkpoint", 2,
+        "tiny.pt: is no JSON ({said}); name a JSON file with knobs, like a run's recipe.json"),
+    Row("train --data digits --out new --recipe cut.json", "cut short", 2,
+        "cut.json: is no JSON (Expecting ',' delimiter: line 1 column 13 (char 12)); name a JSON file with knobs, "
+        "like a run's recipe.json"),
+    Row("train --data digits --out new --recipe list.json", "no knobs by name", 2,
+        "list.json: holds no knobs by name; name a JSON file like a run's recipe.json"),
+    Row("train --data digits --out new --recipe key.json", "unknown knob", 2,
+        "unknown key of a recipe 'epochz'; did you mean epochs?"),
+    Row("train --data digits --out new --recipe kind.json", "text for a number", 2,
+        "--epochs '3': must be a whole number"),
+    Row("train --out new --recipe nul.json", "a NUL in the name of a data set", 2,
+        "dataset 'folder': can't read 'a\\x00b' (embedded null byte); name another"),
+    # Runs: what is there already.
+    Row("train --data digits --out done", "a finished run", 2,
+        "done: holds a run already; choose another --out, or pass --resume or --overwrite"),
+    Row("train --data digits --out stopped", "an unfinished run", 2,
+        "stopped: holds a run already; choose another --out, or pass --resume or --overwrite"),
+    Row("train --data digits --out done --resume --overwrite", "go on, and begin again", 2,
+        "--resume and --overwrite contradict each other; leave one out"),
+    Row("demo --out occupied", "somebody's own run", 2,
+        "occupied/co: holds a run that is not the demo's; choose another --out"),
+    Row("train --resume --out new", "nothing to resume", 2,
+        "new: holds no run to resume; name another --out, or give a new run its knobs"),
+    Row("train --resume --out folder", "nothing to resume", 2,
+        "folder: holds no run to resume; name another --out, or give a new run its knobs"),
+    Row("train --resume --out stopped --lr 0.3", "another learning rate", 2,
+        "stopped: can't resume with --lr 0.3 (not 0.1); leave them out"),
+    Row("train --resume --out done --epochs 9", "more epochs than the finished run has", 2,
+        "done: can't resume with --epochs 9 (not 2); leave them out"),
+    Row("train --resume --out cut-state", "resume.pt is cut short", 2,
+        "cut-state/resume.pt: can't be read; start again with --overwrite"),
+    Row("train --resume --out no-state", "resume.pt is empty", 2,
+        "no-state/resume.pt: can't be read; start again with --overwrite"),
+    Row("train --resume --out other-state", "resume.pt is something else", 2,
+        "other-state/resume.pt: is of another coprobe; start again with --overwrite"),
+    Row("train --resume --out no-recipe", "recipe.json is cut short", 2,
+        "no-recipe/recipe.json: no readable recipe; train again with --overwrite, or name another run"),
+    Row("train --resume --out stopped", "another process works there", 2,
+        "stopped: another process works there; wait for it, or name another", fault=held("stopped")),
+    Row("train --recipe small.json --out folder", "another process works there", 2,
+        "folder: another process works there; wait for it, or name another", fault=held("folder")),
+    Row("figure 1 tiny.pt", "no run", 2,
+        "tiny: figure 1 needs a run directory with history.csv; a checkpoint has none"),
+    Row("figure 1 stopped", "a run without a checkpoint yet", 2,
+        "stopped: is a directory without a checkpoint.pt; name a checkpoint file"),
+    Row("figure 1 done", "a run without a history", 2,
+        "done/history.csv: no readable history; train again, or name another run"),
+    Row("figure 2 tiny.pt", "a figure that is not of runs", 2, "unknown figure '2'; choose from 1, 3, 4"),
+    # The paper's runs.
+    Row("figure 13", "no such figure", 2, "unknown figure '13'; choose from 1 to 12"),
+    Row("figure x", "no number", 2,
+        "Invalid value for 'NUMBER': 'x' is not a valid integer; see 'coprobe figure --help'"),
+    Row("table 8", "no such table", 2, "unknown table '8'; choose from 1, 2, 3, 4, 5, 6, 7"),
+    Row("table x", "no number", 2,
+        "Invalid value for 'NUMBER': 'x' is not a valid integer; see 'coprobe table --help'"),
+    Row("claims --only C99", "no such claim", 2, "unknown claim 'C99'; did you mean C39 or C29 or C19?"),
+    Row("paper --only fig13", "no such figure", 2,
+        "unknown figure or table 'fig13'; did you mean fig12 or fig11 or fig10?"),
+    Row("paper --only ,", "an empty list", 2, "--only: name at least one, separated by commas"),
+    Row("figure 5 --scale papr", "unknown scale", 2, "unknown scale 'papr'; did you mean paper?"),
+    Row("table 5 --scale papr", "unknown scale", 2, "unknown scale 'papr'; did you mean paper?"),
+    Row("claims --scale papr", "unknown scale", 2, "unknown scale 'papr'; did you mean paper?"),
+    Row("paper --scale papr", "unknown scale", 2, "unknown scale 'papr'; did you mean paper?"),
+    Row("figure 5 --runs small-runs", "runs of another scale", 2,
+        "small-runs: holds runs of scale small, not demo; name another --runs"),
+    Row("table 5 --runs small-runs", "runs of another scale", 2,
+        "small-runs: holds runs of scale small, not demo; name another --runs"),
+    Row("claims --runs small-runs", "runs of another scale", 2,
+        "small-runs: holds runs of scale small, not demo; name another --runs"),
+    Row("paper --runs small-runs", "runs of another scale", 2,
+        "small-runs: holds runs of scale small, not demo; name another --runs"),
+    Row("claims --runs marked-badly", "a damaged mark of the scale", 2,
+        "marked-badly/scale.json: can't be read; delete it if you know the scale of these runs"),
+    Row("claims --runs none", "no such directory", 2,
+        "none: no such directory; 'coprobe paper --scale demo --runs none' makes it, or name --runs"),
+    Row("figure 8 --runs folder", "runs that are not there yet", 2,
+        "run mep-12 is not trained; 'coprobe paper --scale demo --runs folder' makes it"),
+    Row("table 5 --runs folder", "runs that are not there yet", 2,
+        "nothing of table 5 is measured yet; 'coprobe paper --scale demo --runs folder' makes it"),
+    Row("paper --engine rai", "unknown engine", 2, "unknown engine 'rai'; did you mean ray?"),
+    Row("paper --engine ray --scale tiny --only fig1", "Ray is not installed", 2,
+        "--engine ray needs Ray; run 'pip install coprobe[cluster]'", fault=without("ray")),
+    Row("paper --jobs 0", "no jobs at a time", 2,
+        "Invalid value for '--jobs': 0 is not in the range x>=1; see 'coprobe paper --help'"),
+    Row("paper --seeds 0", "no trainings", 2,
+        "Invalid value for '--seeds': 0 is not in the range x>=1; see 'coprobe paper --help'"),
+    Row("paper --device gpu", "unknown device", 2, "--device 'gpu' is no device; use cpu, cuda, cuda:1 or mps"),
     # Where results go.
-    ("inspect tiny.pt --plot a.gif", r"a\.gif: the name must end in \.png or \.pdf or \.svg"),
-    ("inspect tiny.pt --out table", r"table: the name must end in \.parquet or \.csv or \.json"),
-    ("inspect tiny.pt --out folder", r"folder: is a directory; name a file"),
-    ("inspect tiny.pt --out text.pt/a.csv", r"text\.pt: is not a directory; choose another output directory"),
-    ("inspect tiny.pt --out dangling/a.csv", r"dangling: is not a directory"),
-    ("inspect tiny.pt --plot locked/deep/a.png", r"locked.*: can't write there \(Permission denied\)"),
-    ("inspect tiny.pt --plot /proc/a.png", r"/proc: can't write there"),
-    ("train --data digits --out text.pt", r"text\.pt: is not a directory"),
-    ("train --data digits --out locked/new", r"locked.*: can't write there"),
-    ("figure 3 tiny.pt --out text.pt/figures", r"text\.pt: is not a directory"),
-    ("demo --out text.pt", r"text\.pt: is not a directory"),
+    Row("inspect tiny.pt --plot a.gif", "unknown format", 2, "a.gif: the name must end in .png or .pdf or .svg"),
+    Row("inspect tiny.pt --out table", "no format", 2, "table: the name must end in .parquet or .csv or .json"),
+    Row("claims --out a.txt", "unknown format", 2, "a.txt: the name must end in .csv or .md or .json"),
+    Row("inspect tiny.pt --out folder", "a directory for a file", 2, "folder: is a directory; name a file"),
+    Row("inspect tiny.pt --out text.pt/a.csv", "a file for a directory", 2,
+        "text.pt: is not a directory; choose another output directory"),
+    Row("inspect tiny.pt --out dangling/a.csv", "a link to nothing for a directory", 2,
+        "dangling: is not a directory; choose another output directory"),
+    Row("inspect tiny.pt --out stopped/recipe.json", "a file of a run", 2,
+        "stopped/recipe.json: is a file of the run there; choose another name"),
+    Row("inspect tiny.pt --plot /proc/a.png", "a virtual file system", 2,
+        "/proc: can't write there (No such file or directory); choose another output directory"),
+    Row("inspect tiny.pt --out results/a.csv", "no permission", 2,
+        "results: can't write there (Permission denied); choose another output directory",
+        fault=raising("coprobe.files.tempfile.TemporaryFile", PermissionError(13, "Permission denied"))),
+    Row("train --data digits --out " + "n" * 300, "a name of 300 characters", 2,
+        "n" * 148 + " … " + "n" * 76 + ": can't write there (File name too long); choose another output directory"),
+    Row("nodes tiny.pt --out " + "n" * 300 + ".csv", "a name of 304 characters", 2,
+        "n" * 148 + " … " + "n" * 84 + ".csv: can't write there (File name too long); choose another name"),
+    Row("train --data digits --out locked", "no permission", 2,
+        "locked: can't write there (Permission denied); choose another output directory",
+        fault=raising("coprobe.files.tempfile.TemporaryFile", PermissionError(13, "Permission denied"))),
+    Row("train --data digits --out text.pt", "a file for a directory", 2,
+        "text.pt: is not a directory; choose another output directory"),
+    Row("figure 3 tiny.pt --out text.pt", "a file for a directory", 2,
+        "text.pt: is not a directory; choose another output directory"),
+    Row("table 5 --out text.pt", "a file for a directory", 2,
+        "text.pt: is not a directory; choose another output directory"),
+    Row("paper --out text.pt", "a file for a directory", 2,
+        "text.pt: is not a directory; choose another output directory"),
+    Row("demo --out text.pt", "a file for a directory", 2,
+        "text.pt: is not a directory; choose another output directory"),
+    # Disks that fill up, files that vanish.
+    Row("inspect tiny.pt --out a.csv", "the disk is full", 1,
+        "a.csv: No space left on device; once that is mended, run the command again",
+        fault=unwritable("a.csv"), prints=True),
+    Row("activations tiny.pt --limit 20 --attack fgsm --plot a.png", "the disk is full", 1,
+        "a.png: No space left on device; once that is mended, run the command again",
+        fault=unwritable("a.png"), prints=True),
+    Row("train --recipe small.json --out new", "the disk is full at the beginning", 1,
+        "new/recipe.json: No space left on device; once that is mended, run the command again",
+        fault=unwritable("recipe.json")),
+    Row("train --recipe small.json --out new", "the disk is full after an epoch", 1,
+        "new/checkpoint.pt: No space left on device; once that is mended, 'coprobe train --resume --out new' goes "
+        "on", fault=unwritable("checkpoint.pt"), leaves="new/best.pt new/recipe.json"),
+    Row("train --recipe small.json --out new", "permission is lost after an epoch", 1,
+        "new/history.csv: Permission denied; once that is mended, 'coprobe train --resume --out new' goes on",
+        fault=unwritable("history.csv", errno.EACCES), leaves="new/best.pt new/checkpoint.pt new/recipe.json"),
+    Row("train --recipe small.json --out new", "somebody removes the directory", 1,
+        "new: its recipe.json is gone, so somebody removed it; train again",
+        fault=removed("new", "coprobe.training.loop.TrainingLoop.end_epoch")),
+    Row("demo --out new", "the disk is full", 1,
+        "new/co/checkpoint.pt: No space left on device; once that is mended, 'coprobe train --resume --out new/co' "
+        "goes on", fault=unwritable("checkpoint.pt"), leaves="new/co/best.pt new/co/recipe.json"),
+    Row("paper --scale tiny --only fig1 --runs new --device cpu", "the disk is full", 1,
+        "train mep-12: new/mep-12/history.csv: No space left on device; once that is mended, 'coprobe train "
+        "--resume --out new/mep-12' goes on; make room, and the same command goes on",
+        fault=unwritable("history.csv"),
+        leaves="new/mep-12/best.pt new/mep-12/checkpoint.pt new/mep-12/recipe.json new/scale.json"),
+    # Memory.
+    Row("evaluate - --model nets.py:hungry --data digits --limit 20", "not enough for a single image", 1,
+        "out of memory with a single image; use another --device"),
+    Row("activations - --model nets.py:hungry --data digits --limit 20", "not enough for a single image", 1,
+        "out of memory with a single image; use another --device"),
+    Row("evaluate tiny.pt --limit 20 --batch-size 10", "not enough on the GPU", 1,
+        "out of memory with 10 images at once; lower --batch-size",
+        fault=raising("coprobe.attacks.Attack.__call__",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))),
+    Row("train --recipe small.json --out new", "not enough on the GPU", 1,
+        "out of memory; lower --batch-size, or use another --device",
+        fault=raising("coprobe.training.loop.TrainingLoop._update",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")), leaves="new/recipe.json"),
+    # Interruptions.
+    Row("inspect tiny.pt", "Ctrl-C", 130, "interrupted", fault=raising("coprobe.checkpoint.load", KeyboardInterrupt())),
+    Row("activations tiny.pt --limit 20", "Ctrl-C during the attack", 130,
+        "interrupted", fault=raising("coprobe.attacks.Attack.__call__", KeyboardInterrupt())),
+    Row("evaluate tiny.pt --limit 20 --out a.csv", "Ctrl-C during the attack", 130,
+        "interrupted", fault=raising("coprobe.attacks.Attack.__call__", KeyboardInterrupt())),
+    Row("train --recipe small.json --out new", "Ctrl-C during an epoch", 130,
+        "stopped in epoch 1 and saved; 'coprobe train --resume --out new' goes on",
+        fault=signalled(signal.SIGINT, "coprobe.training.loop.TrainingLoop._update"),
+        leaves="new/recipe.json new/resume.pt"),
+    Row("train --recipe small.json --out new", "SIGTERM during an epoch", 143,
+        "stopped in epoch 1 and saved; 'coprobe train --resume --out new' goes on",
+        fault=signalled(signal.SIGTERM, "coprobe.training.loop.TrainingLoop._update"),
+        leaves="new/recipe.json new/resume.pt"),
+    Row("train --recipe small.json --out new", "SIGTERM during an evaluation", 143,
+        "stopped in epoch 1 and saved; 'coprobe train --resume --out new' goes on",
+        fault=signalled(signal.SIGTERM, "coprobe.training.monitor.Monitor.measure"),
+        leaves="new/recipe.json new/resume.pt"),
+    Row("demo --out new", "Ctrl-C during a training", 130,
+        "stopped in epoch 1 and saved; 'coprobe train --resume --out new/co' goes on",
+        fault=signalled(signal.SIGINT, "coprobe.training.loop.TrainingLoop._update"),
+        leaves="new/co/recipe.json new/co/resume.pt"),
+    Row("paper --scale tiny --only fig1 --runs new --device cpu", "Ctrl-C during a job", 130,
+        "stopped; the same command goes on",
+        fault=signalled(signal.SIGINT, "coprobe.paper.engines.execute"),
+        leaves="new/mep-12/best.pt new/mep-12/checkpoint.pt new/mep-12/history.csv new/mep-12/recipe.json "
+               "new/scale.json"),
+    Row("paper --scale tiny --only fig1 --runs new --device cpu", "SIGTERM during a job", 143,
+        "stopped; the same command goes on",
+        fault=signalled(signal.SIGTERM, "coprobe.paper.engines.execute"),
+        leaves="new/mep-12/best.pt new/mep-12/checkpoint.pt new/mep-12/history.csv new/mep-12/recipe.json "
+               "new/scale.json"),
+    Row("paper --scale tiny --only fig1 --runs new --device cpu --cifar10 folder:none", "no such folder", 1,
+        "2 of 2 jobs failed: train mep-12: none: No such file or directory; folder:none needs DIR/train/CLASS/ or "
+        "DIR/CLASS/; train fd-b200-12: none: No such file or directory; folder:none needs DIR/train/CLASS/ or "
+        "DIR/CLASS/", leaves="new/fd-b200-12 new/mep-12 new/scale.json"),
+    # What nobody expected.
+    Row("inspect tiny.pt", "an error in coprobe itself", 1,
+        "unexpected ZeroDivisionError: first second (pass --debug for the traceback)",
+        fault=raising("coprobe.checkpoint.load", ZeroDivisionError("first\nsecond"))),
+    Row("paper --scale tiny --only fig1 --runs new --device cpu", "an error in coprobe itself, in a job", 1,
+        "2 of 2 jobs failed: train mep-12: ZeroDivisionError: by zero; train fd-b200-12: ZeroDivisionError: by zero",
+        fault=raising("coprobe.paper.engines.execute", ZeroDivisionError("by zero")), leaves="new/scale.json"),
     # Usage.
-    ("frobnicate", r"unknown command 'frobnicate'; the first of \d+ known: demo, train"),
-    ("msak", r"unknown command 'msak'; did you mean mask\?"),
-    ("--nope", r"No such option '?--nope"),
-    ("inspect", r"Missing argument 'CHECKPOINT'"),
-    ("inspect tiny.pt more.pt", r"unexpected extra argument \(more\.pt\)"),
-    ("inspect tiny.pt --limit 3", r"No such option '?--limit"),
-    ("train --data digits", r"Missing option '--out'"),
-    ("inspect '\x1b[31m\nred'", r"^\?\[31m red: no such file"),
-]
+    Row("frobnicate", "unknown command", 2,
+        "unknown command 'frobnicate'; the first of 15 known: demo, train, methods, inspect, nodes, activations, "
+        "mask, increments, …"),
+    Row("msak", "a slip of the finger", 2, "unknown command 'msak'; did you mean mask?"),
+    Row("--nope", "unknown option", 2, "No such option{said}; see 'coprobe --help'"),
+    Row("inspect", "a lacking argument", 2, "Missing argument 'CHECKPOINT'; see 'coprobe inspect --help'"),
+    Row("transfer tiny.pt", "a lacking argument", 2, "Missing argument 'TARGET...'; see 'coprobe transfer --help'"),
+    Row("inspect tiny.pt more.pt", "an argument too many", 2,
+        "Got unexpected extra argument (more.pt); see 'coprobe inspect --help'"),
+    Row("methods fgsm pgd-at", "an argument too many", 2,
+        "Got unexpected extra argument (pgd-at); see 'coprobe methods --help'"),
+    Row("methods fgms", "unknown method", 2, "unknown training method 'fgms'; did you mean fgsm or n-fgsm or fgsm-rs?"),
+    Row("methods --eps 3", "an option of other commands", 2, "No such option{said}; see 'coprobe methods --help'"),
+    Row("train --data digits", "a lacking option", 2, "Missing option '--out'; see 'coprobe train --help'"),
+    Row("diagnose tiny.pt --eps", "no value", 2, "Option '--eps' requires an argument; see 'coprobe --help'"),
+    Row("demo --seed -1", "negative", 2,
+        "Invalid value for '--seed': -1 is not in the range x>=0; see 'coprobe demo --help'"),
+    Row("demo --device cuda:99", "a device that this machine has not", 2,
+        "--device cuda:99: this machine has no such device; use --device cpu"),
+]  # the end of the table
+# fmt: on
+
+#: What may stand on stderr before the message: that something is fetched, or what a data set is used as.
+NOTES = r"downloading .*|.*so the same images serve as either split"
+#: And if the work had begun, how far it was.
+PROGRESS = rf"{NOTES}|Two ResNet-18 .*|scale tiny: .*|\[\d+/\d+\] .*|epoch +\d.*|fig\d+ is not there yet: .*"
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.system, ("touch fired",)
-
-
-def write_images(root, classes, size):
-    for name in range(classes):
-        (root / f"c{name}").mkdir(parents=True)
-        Image.fromarray(np.zeros((size, size, 3), dtype=np.uint8)).save(root / f"c{name}" / "a.png")
+@pytest.fixture(scope="module")
+def _place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("clutter")
+    clutter.make(place)
+    return place
 
 
 @pytest.fixture
-def cluttered(here):
-    """A working directory with everything that can be wrong in it."""
-    (here / "folder").mkdir()
-    (here / "empty.pt").touch()
-    (here / "text.pt").write_text("no weights\n")
-    (here / "list.json").write_text('["epochs", 3]')
-    (here / "key.json").write_text('{"epochz": 3}')
-    (here / "kind.json").write_text('{"epochs": "3"}')
-    (here / "dangling").symlink_to(here / "nowhere")
-    (here / "cut.pt").write_bytes((here / "tiny.pt").read_bytes()[:20000])
-    weights = load(here / "tiny.pt").model.network.state_dict()
-    torch.save({"state_dict": weights, "extra": Hostile()}, here / "hostile.pt")
-    torch.save({**weights, "bn1.weight": weights["bn1.weight"] * float("nan")}, here / "nan.pt")
-    torch.save({k: v for k, v in weights.items() if k != "linear.bias"}, here / "odd.pt")
-    return here
+def place(_place, monkeypatch):
+    """The cluttered working directory, without a network, with a scale of the paper and a demo that take no time."""
+
+    def refuse(request, timeout):
+        raise OSError("no route to host")
+
+    monkeypatch.chdir(_place)
+    monkeypatch.setenv("COPROBE_DATA", "data-sets")
+    monkeypatch.setattr("coprobe.data.download.urlopen", refuse)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # of networks of one's own
+    monkeypatch.setattr("coprobe.demo.COLLAPSING", clutter.RECIPE)
+    monkeypatch.setattr("coprobe.demo.RECIPES", {"co": ("FGSM", clutter.RECIPE)})
+    monkeypatch.setitem(sys.modules["coprobe.paper.runs"].SCALES, "tiny", TINY)
+    monkeypatch.setitem(sys.modules["coprobe.paper.engines"].ENGINES, "local", lambda order, *_: InlineEngine(order))
+    return _place
 
 
-@pytest.fixture(scope="session")
-def rgb(tmp_path_factory):
-    """Checkpoints of colour images, and folders of images that don't fit them."""
-    from coprobe.checkpoint import Checkpoint
-    from coprobe.models import Classifier, build
-
-    root = tmp_path_factory.mktemp("rgb")
-    arch_args = {"width": 2, "num_classes": 10, "in_channels": 3}
-    model = Classifier(build("resnet18", **arch_args)).eval()
-    Checkpoint(model, "resnet18", arch_args, image_shape=(3, 32, 32)).save(root / "rgb.pt")
-    torch.save(model.network.state_dict(), root / "bare.pt")
-    write_images(root / "small", 10, 16)
-    write_images(root / "dots", 10, 4)
-    write_images(root / "two", 2, 32)
-    return root
+def everything(place):
+    """Every path below a directory, with the time of its last change; directories only where they are empty."""
+    found = [path for path in place.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir())]
+    return {str(path.relative_to(place)): 0 if path.is_dir() else path.lstat().st_mtime_ns for path in found}
 
 
-@pytest.mark.parametrize(("line", "said"), TABLE, ids=[line for line, _ in TABLE])
-def test_one_line_exit_code_2_and_nothing_left_behind(cluttered, rgb, coprobe, line, said):
-    for thing in rgb.iterdir():
-        (cluttered / thing.name).symlink_to(thing)
-    if "locked" in line:
-        if os.geteuid() == 0:
-            pytest.skip("root may write everywhere")
-        (cluttered / "locked").mkdir(mode=0o500)
-    if "/proc" in line and not Path("/proc/self").exists():
+def remove(paths):
+    """Remove what a row of the table left, with the directories that were made for it."""
+    for path in {Path(path).parts[0] for path in paths}:
+        if Path(path).is_dir():
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink()
+
+
+def pattern(message):
+    """A row's message as a regular expression."""
+    places = {"{n}": r"[\d,]+", "{said}": ".*"}
+    return "".join(places.get(part) or re.escape(part) for part in re.split(r"(\{n\}|\{said\})", message))
+
+
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_one_line_the_exit_code_and_nothing_left_behind(place, coprobe, row):
+    if "/proc" in row.command and not Path("/proc/self").exists():
         pytest.skip("no /proc here")
-    before = sorted(cluttered.rglob("*"))
-    result = coprobe(line)
-    lines = [text for text in result.err.splitlines() if not text.startswith("downloading ")]
-    assert (result.code, result.out, len(lines)) == (2, "", 1), result
-    error = lines[0].removeprefix("coprobe: error: ")
-    assert error != lines[0] and len(lines[0]) <= 300 + len("coprobe: error: ")
-    assert error.isprintable() and "Traceback" not in error and "--debug" not in error
-    assert re.search(said, error), error
-    assert sorted(cluttered.rglob("*")) == before
+    before = everything(place)
+    with row.fault():
+        result = coprobe(row.command)
+    after = everything(place)
+    made = set(after) - set(before)
+    remove(made)
+    allowed = NOTES if row.code == 2 else PROGRESS
+    lines = [line for line in result.err.splitlines() if line and not re.fullmatch(allowed, line)]
+    assert len(lines) == 1, result
+    line = lines[0].removeprefix("coprobe: error: ")
+    assert re.fullmatch(pattern(row.message), line), f"{line!r} instead of {row.message!r}"
+    assert (line == lines[0]) == (row.code == 0)
+    assert (result.code, bool(result.out)) == (row.code, row.prints), result
+    assert len(line) <= 300 and line.isprintable() and "Traceback" not in result.err
+    assert " ".join(sorted(made)) == row.leaves
+    assert {path: changed for path, changed in after.items() if path in before} == before
 
 
-def test_the_hostile_file_is_hostile(cluttered):
-    torch.load(cluttered / "hostile.pt", weights_only=False)
-    assert (cluttered / "fired").exists()
+def test_the_table_has_every_command():
+    from coprobe.cli import cli
+
+    named = {row.command.split()[0] for row in TABLE}
+    assert named >= set(cli.list_commands(None)) and len(TABLE) >= 60
+    assert len({(row.command, row.wrong) for row in TABLE}) == len(TABLE)
 
 
-def test_a_directory_that_permissions_close(here, coprobe, monkeypatch):
-    def refuse(dir):
-        raise PermissionError(13, "Permission denied", str(dir))
-
-    monkeypatch.setattr("coprobe.files.tempfile.TemporaryFile", refuse)
-    result = coprobe("inspect tiny.pt --out results/a.csv")
-    assert (result.code, result.out) == (2, "")
-    assert result.err == (
-        "coprobe: error: results: can't write there (Permission denied); choose another output directory\n"
-    )
-
-
-def test_a_very_long_message_is_cut(here, coprobe):
-    result = coprobe(f"inspect {'x' * 900}.pt")
-    assert result.code == 2 and len(result.err) < 330 and result.err.endswith("…\n")
-
-
-def test_a_name_that_is_no_text(here, coprobe):
-    result = coprobe("inspect 'a\udcff.pt'")
-    assert result.code == 2 and result.err == "coprobe: error: a?.pt: no such file; check the path\n"
-
-
-def test_a_second_bad_checkpoint_is_found_before_the_first_attack(here, coprobe, monkeypatch):
+def test_a_second_bad_checkpoint_is_found_before_the_first_attack(place, coprobe, monkeypatch):
     monkeypatch.setattr("coprobe.attacks.Attack.__call__", None)
     assert "none.pt: no such file" in coprobe("evaluate tiny.pt none.pt --limit 20").err
 
 
-def test_debug_lets_the_exception_through(here, coprobe):
-    from coprobe.errors import InputError
-
+def test_debug_lets_the_exception_through(place, coprobe):
     with pytest.raises(InputError, match="no such file"):
         coprobe("inspect none.pt --debug")
-
-
-def test_an_error_that_nobody_expected_is_one_line_and_exit_code_1(here, coprobe, monkeypatch):
-    def fail(*args, **options):
-        raise ZeroDivisionError("first\nsecond")
-
-    monkeypatch.setattr("coprobe.checkpoint.load", fail)
-    result = coprobe("inspect tiny.pt")
-    assert result.code == 1
-    assert result.err == (
-        "coprobe: error: unexpected ZeroDivisionError: first second (pass --debug for the traceback)\n"
-    )
-    with pytest.raises(ZeroDivisionError):
+    with raising("coprobe.checkpoint.load", ZeroDivisionError())(), pytest.raises(ZeroDivisionError):
         coprobe("inspect tiny.pt --debug")
 
 
-def test_an_interruption_is_exit_code_130(here, coprobe, monkeypatch):
-    def interrupt(*args, **options):
-        raise KeyboardInterrupt
+def begun(*arguments, **settings):
+    """A child process that runs coprobe here."""
+    line = [sys.executable, "-m", "coprobe", *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
-    monkeypatch.setattr("coprobe.checkpoint.load", interrupt)
-    result = coprobe("inspect tiny.pt")
-    assert (result.code, result.err.strip()) == (130, "coprobe: error: interrupted")
+
+def test_a_real_ctrl_c_ends_a_real_process(place, tmp_path):
+    """A network that says when it is asked, and then takes its time."""
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time, nets\n\n"
+        "def net():\n"
+        "    def wait(logits, x):\n"
+        "        if len(x) == 20:\n"
+        "            pathlib.Path('asked').touch()\n"
+        "            time.sleep(60)\n"
+        "        return logits\n"
+        "    return nets.Net(wait)\n"
+    )
+    shutil.copy("nets.py", tmp_path)
+    line = "activations - --model slow:net --data digits --limit 20 --batch-size 20 --device cpu"
+    child = begun(*line.split(), cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "asked").exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert (child.returncode, out, err.strip()) == (130, "", "coprobe: error: interrupted")
+
+
+def test_a_reader_that_has_gone_is_no_reason_to_complain(place):
+    child = begun("methods")
+    child.stdout.close()
+    assert child.stderr.read() == "" and child.wait(30) == 1

@@ -183,5 +183,5 @@ def test_bad_images_are_left_out_and_named(here, coprobe, seen):
     line = f"evaluate sees.pt {seen} --data folder:grey --attacks fgsm --limit all"
     assert coprobe(line).code == 2
     result = coprobe(f"{line} --skip-bad --json")
-    assert result.code == 0 and "left out 1 images that can't be read: " in result.err and "0.png" in result.err
+    assert result.code == 0 and "left out 1 bad image: " in result.err and "0.png" in result.err
     assert json.loads(result.out)["rows"][0]["n"] == 31

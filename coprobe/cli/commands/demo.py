@@ -33,6 +33,8 @@ def command(out: Path, seed: int, device: str, as_json: bool) -> None:
     from coprobe.files import check_writable_directory
 
     check_writable_directory(out)
+    chosen = choose_device(device)
+    demo.refuse_others(out)
     message(
         f"Two ResNet-18 of width {demo.COLLAPSING.width} on handwritten digits, trained with FGSM at "
         f"{demo.COLLAPSING.eps_train:g}/255: 'co' as it is, until it collapses, and 'stable' with L_stable at node B."
@@ -44,7 +46,7 @@ def command(out: Path, seed: int, device: str, as_json: bool) -> None:
             f"  PGD-10 {percent(row['pgd10']):>5}  {row['seconds']:.1f} s"
         )
 
-    story = demo.run(out, seed=seed, device=choose_device(device), progress=progress, on_epoch=report)
+    story = demo.run(out, seed=seed, device=chosen, progress=progress, on_epoch=report)
     memory.remember(out / "co" / "checkpoint.pt")
     if as_json:
         click.echo(json.dumps(_facts(story), indent=2, allow_nan=False))

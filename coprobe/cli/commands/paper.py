@@ -111,7 +111,7 @@ class _Report:
         now = time.perf_counter()
         left, done = sum(self._left.values()), self._all - sum(self._left.values())
         rest = (now - self._began) * left / done / 60 if done else 0
-        took = f"{now - self._since[job.name]:.0f} s" if reason is None else f"failed: {reason}"
+        took = f"{now - self._since[job.name]:.0f} s" if reason is None else f"failed: {_last_line(reason)}"
         message(f"[{self._count - len(self._left)}/{self._count}] {job.name}: {took}; about {rest:.0f} min left")
 
 
@@ -151,4 +151,9 @@ def _tell(rendered: Any, as_json: bool) -> None:
 
 
 def _reasons(failures: Sequence[Failure]) -> str:
-    return "; ".join(f"{failure.job.name}: {failure.reason.strip().splitlines()[-1]}" for failure in failures[:3])
+    return "; ".join(f"{failure.job.name}: {_last_line(failure.reason)}" for failure in failures[:3])
+
+
+def _last_line(reason: str) -> str:
+    """What is said last: of a traceback, the error."""
+    return reason.strip().splitlines()[-1]

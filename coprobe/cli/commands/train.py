@@ -133,6 +133,8 @@ def command(
     from coprobe.training import Run, check, make_method, train
     from coprobe.training.parallel import start
 
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite contradict each other; leave one out")
     output = Output(as_json, None, plot)
     given = {key: knobs[key] for key in knobs if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
     run = Run(check_writable_directory(directory))
