@@ -923,12 +923,20 @@ def test_a_real_ctrl_c_ends_a_real_process(place, tmp_path):
     )
     shutil.copy("nets.py", tmp_path)
     line = "activations - --model slow:net --data digits --limit 20 --batch-size 20 --device cpu"
-    child = begun(*line.split(), cwd=tmp_path)
+    # Whoever runs the tests in the background of a shell ignores SIGINT, and children inherit that.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child = begun(*line.split(), cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     deadline = time.monotonic() + 60
     while not (tmp_path / "asked").exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
+    try:
+        out, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
     assert (child.returncode, out, err.strip()) == (130, "", "coprobe: error: interrupted")
 
 
