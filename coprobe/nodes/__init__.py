@@ -8,10 +8,9 @@ A node is named
   activation module that it uses more than once, in place or not; `#relu1` alone is the network's own;
 - any of these with `:12` at the end: channel 12 only.
 
-Activations have the shape (batch, channels, height, width), or (batch, channels) behind a linear layer. What the
-network passes as (batch, tokens, features), as transformers do, is handed out as (batch, features, tokens): features
-are the channels. A network that keeps the channels of images last (Swin; ConvNeXt inside its blocks) is not recognised
-as such: `coprobe nodes` shows what is taken for channels.
+Activations have the shape (batch, channels, height, width), or (batch, channels) behind a linear layer. What linear
+layers compute for every token or pixel, as in transformers, has its features last; it is handed out with the features,
+which are the channels, at axis 1.
 """
 
 from coprobe.nodes.address import Node, describe_shape, is_guessed, network_of, node_table, resolve

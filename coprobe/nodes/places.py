@@ -47,17 +47,17 @@ def places(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Place]:
     letters = {path: letter for letter, path in node_table(model).items()}
     passed: list[tuple[Call | str, tuple[int, ...]]] = []
 
-    def note(what: Call | str) -> See:
+    def note(what: Call | str, around: nn.Module) -> See:
         def keep(activation: Tensor) -> None:
-            passed.append((what, tuple(channels_first(activation).shape[1:])))
+            passed.append((what, tuple(channels_first(activation, around).shape[1:])))
 
         return keep
 
     owners = [path for path, _ in network.named_modules()]
-    named = [(resolve(model, path), note(path)) for path in letters]
+    named = [(node, note(node.name, node.around)) for node in (resolve(model, path) for path in letters)]
     parameter = next(model.parameters(), torch.zeros(0))
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
-    listener = Listener(network, lambda call: (note(call),), owners)
+    listener = Listener(network, lambda call: (note(call, network.get_submodule(call.owner)),), owners)
     with frozen(model), torch.no_grad(), listener.attached(), watch(model, named):
         model(image)
     calls_through = Counter(what.through for what, _ in passed if isinstance(what, Call))
@@ -78,14 +78,21 @@ def guess_table(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     Places are told apart by their resolution: A is the first place of all (the stem's), the others are the last place
     of each resolution; where these are more than five, `A` … `E` are the last places of the first five resolutions. A
     network of one resolution, as a transformer is, gets five places evenly from the first to the last. Places
-    without positions (behind the pooling, in squeeze-and-excitation) count only if there are no others.
+    without positions count only if there are no others, or where a network for large images ends in single pixels:
+    not behind the pooling, and not in squeeze-and-excitation.
 
     Args:
         model: any module.
         image_shape: (channels, height, width) of the images it takes.
     """
     everywhere = [place for place in places(model, image_shape) if place.function]
-    candidates = [place for place in everywhere if math.prod(place.shape[1:]) > 1] or everywhere
+    wide = [number for number, place in enumerate(everywhere) if math.prod(place.shape[1:]) > 1]
+    tail = max(wide, default=-1)
+    candidates = [
+        place
+        for number, place in enumerate(everywhere)
+        if number in wide or (number > tail and (len(place.shape) == 3 or not wide))
+    ]
     if not candidates:
         return {}
     last = {place.shape[1:]: number for number, place in enumerate(candidates)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coprobe.engine import frozen
 from coprobe.errors import InputError, RunError
-from coprobe.nodes.address import Node, channels_first, resolve
+from coprobe.nodes.address import Node, channel_axis, channels_first, resolve
 from coprobe.nodes.functions import See
 from coprobe.nodes.watching import watch
 
@@ -41,7 +41,8 @@ def record(model: nn.Module, names: Iterable[str]) -> Iterator[Recording]:
 
     Yields:
         A `Recording` with tensors (batch, channels, …), of a node like `A:12` (batch, 1, …); activations (batch,
-        tokens, features) become (batch, features, tokens). A later pass replaces them.
+        tokens, features) become (batch, features, tokens), those of Swin and ConvNeXt (batch, features, height,
+        width). A later pass replaces them.
 
     Raises:
         InputError: a wrapped model or an unknown node; during a forward pass, a node that passes no tensor, lacks
@@ -52,7 +53,7 @@ def record(model: nn.Module, names: Iterable[str]) -> Iterator[Recording]:
 
     def keep_as(node: Node) -> See:
         def keep(activation: Tensor) -> None:
-            activation = channels_first(activation)
+            activation = channels_first(activation, node.around)
             seen.shapes[node.name] = tuple(activation.shape[1:])
             if node.channel is not None:
                 _check_channels(node, activation, [node.channel])
@@ -71,8 +72,8 @@ def masked(model: nn.Module, channels: Mapping[str, Sequence[int]]) -> Iterator[
 
     Args:
         model: any module; it is left untouched afterwards, also after an exception.
-        channels: node name to channel indices (an empty sequence masks nothing). Of activations (batch, tokens,
-            features) the features are the channels. A node like `A:12` has channel 12 only.
+        channels: node name to channel indices (an empty sequence masks nothing). Where linear layers compute
+            the activations, their features are the channels. A node like `A:12` has channel 12 only.
 
     Raises:
         InputError: a wrapped model or an unknown node; during a forward pass, a channel that the node does not
@@ -82,13 +83,13 @@ def masked(model: nn.Module, channels: Mapping[str, Sequence[int]]) -> Iterator[
 
     def zero(node: Node, indices: tuple[int, ...]) -> Callable[[Tensor], Tensor | None]:
         def apply(activation: Tensor) -> Tensor | None:
-            _check_channels(node, channels_first(activation), indices)
+            _check_channels(node, channels_first(activation, node.around), indices)
             if not indices:
                 return None
-            hidden = torch.zeros(channels_first(activation).shape[1], dtype=torch.bool, device=activation.device)
+            axis = channel_axis(node.around, activation.shape)
+            hidden = torch.zeros(activation.shape[axis], dtype=torch.bool, device=activation.device)
             hidden[list(indices)] = True
-            behind = 0 if activation.dim() == 3 else activation.dim() - 2
-            return activation.masked_fill(hidden.view(-1, *[1] * behind), 0)
+            return activation.masked_fill(hidden.view(-1, *[1] * (activation.dim() - 1 - axis)), 0)
 
         return apply
 
@@ -110,8 +111,13 @@ def tapped(model: nn.Module, name: str) -> Iterator[nn.Module]:
     if node.channel is not None:
         raise InputError(f"node '{name}' is a single channel; write {node.whole}")
     tap = nn.Identity()
-    # A copy, since the network may go on in place; transposing tokens twice gives them back.
-    with watch(model, [(node, lambda a: channels_first(tap(channels_first(a).clone())))], replaces=True):
+
+    def through(activation: Tensor) -> Tensor:
+        axis = channel_axis(node.around, activation.shape)
+        flowing: Tensor = tap(activation.movedim(axis, 1).clone())  # a copy, since the network may go on in place
+        return flowing.movedim(1, axis)
+
+    with watch(model, [(node, through)], replaces=True):
         yield tap
 
 

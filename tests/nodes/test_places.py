@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coprobe.models import ARCHITECTURES, Classifier, build
-from coprobe.nodes import Place, guess_table, is_guessed, node_table, places, record, resolve
+from coprobe.nodes import Place, guess_table, is_guessed, masked, node_table, places, record, resolve
 from tests.attacks.small import fingerprint
-from tests.families import SHAPE, functional_resnet, transformer
+from tests.families import CLASSES, SHAPE, functional_resnet, transformer
 from tests.nodes.networks import plain
 
 
@@ -125,3 +125,41 @@ def test_a_vision_transformer() -> None:
     tokens = network.encoder.ln(seen["encoder.ln:in"].transpose(1, 2))
     assert torch.equal(network.heads(tokens[:, 0]), logits)
     assert torch.equal(seen["encoder.ln:in:3"], seen["encoder.ln:in"][:, 3:4])
+
+
+def test_a_network_for_large_images_that_ends_in_single_pixels() -> None:
+    guess = guess_table(features(2, 2, 2), (1, 8, 8))
+    assert guess == {"A": "1", "B": "3", "C": "5"}  # 4, 2 and 1 pixels; not "9", behind the pooling
+
+
+class PixelLayers(nn.Module):
+    """Convolutions and, for every pixel, linear layers over the channels at the end, as in ConvNeXt and Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 2, 2)
+        self.mlp = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 6))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(x.mean((2, 3)))
+
+
+def test_features_behind_linear_layers_over_pixels_are_the_channels() -> None:
+    torch.manual_seed(0)
+    network, x = PixelLayers().eval(), torch.rand(3, *SHAPE)
+    found = {place.path: place.shape for place in places(network, SHAPE)}
+    assert found == {"#relu1": (6, 4, 4), "mlp.2": (10, 4, 4)}
+    pixels = network.stem(x).relu().permute(0, 2, 3, 1)
+    hidden = network.mlp[:3](pixels)
+    with torch.no_grad(), record(network, ["mlp.2", "mlp.2:7", "mlp", "stem"]) as seen:
+        network(x)
+    assert torch.equal(seen["mlp.2"], hidden.permute(0, 3, 1, 2))
+    assert torch.equal(seen["mlp.2:7"], seen["mlp.2"][:, 7:8])
+    assert torch.equal(seen["mlp"], network.mlp(pixels).permute(0, 3, 1, 2)) and seen["stem"].shape == (3, 6, 4, 4)
+    with torch.no_grad(), masked(network, {"mlp.2": [7]}), record(network, ["mlp.3:in"]) as seen:
+        network(x)
+    hidden[..., 7] = 0
+    assert torch.equal(seen["mlp.3:in"], hidden.permute(0, 3, 1, 2))
