@@ -8,7 +8,7 @@ of memory, so a small file can't make a large mess.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from coprobe.containers.values import Foreign, Name, Stored
@@ -111,6 +111,11 @@ class Machine:
         self.pay(500)
         self.called[label] = None
         return Foreign(label, args)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Every global that it has named so far."""
+        return self._names
 
     # Reading the pickle's own bytes.
 

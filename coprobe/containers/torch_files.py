@@ -122,13 +122,21 @@ def read_pickles(source: Source) -> tuple[str, Any, list[str]]:
 
     def run(place: int, persistent: Callable[[Any], Any] = _no_storage) -> tuple[Any, int]:
         machine = Machine(data, place, call=call, restore=restore_array, persistent=persistent)
-        value = machine.run()
+        try:
+            value = machine.run()
+        except InputError:
+            if any(name.startswith("joblib.") for name in machine.names):  # arrays stand between its opcodes
+                raise InputError(f"is a joblib file; {_SAVE}") from None
+            if machine.place >= len(data) < source.size:
+                raise InputError(f"holds a pickle of more than {LONGEST_PICKLE:,} bytes; {_SAVE}") from None
+            raise
         called.update(machine.called)
         return value, machine.place
 
     first, place = run(0)
     if type(first) is not int or first != _MAGIC:
-        _check_plain(called, source.size - place)
+        if place < source.size:
+            raise InputError(f"is a pickle with {source.size - place:,} bytes behind it; {_SAVE}")
         return "plain pickle", first, labels_note(called)
     version, place = run(place)
     if type(version) is not int or version != _PROTOCOL:
@@ -161,13 +169,6 @@ def read_pickles(source: Source) -> tuple[str, Any, list[str]]:
 
 def _no_storage(given: Any) -> Any:
     raise InputError(f"is a pickle that refers to something outside itself; {_SAVE}")
-
-
-def _check_plain(called: dict[str, None], behind: int) -> None:
-    if any(name.startswith("joblib.") for name in called):
-        raise InputError(f"is a joblib file; {_SAVE}")
-    if behind:
-        raise InputError(f"is a pickle with {behind:,} bytes behind it; {_SAVE}")
 
 
 def _locate(source: Source, known: dict[str, Storage], keys: Any, place: int) -> None:
