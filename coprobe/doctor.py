@@ -20,8 +20,8 @@ from coprobe.models import Classifier
 #: Clean images to try on; more would tell no more about mistakes as large as these.
 IMAGES = 256
 
-#: Clean images to look at the outputs of.
-_FEW = 32
+#: Clean images to look at the outputs of, and how far two passes over them may differ on a GPU.
+_FEW, _REPEATED = 32, 1e-3
 
 #: Mean and standard deviation per channel over all pixels of the training images, as public training code has them.
 PUBLISHED = {
@@ -233,7 +233,8 @@ def odd_outputs(
 ) -> str:
     """What is wrong with the outputs for a few clean images, in a sentence; empty if nothing is.
 
-    Attacks need logits: after a softmax the loss has hardly any gradient, and constant outputs have none.
+    Attacks need logits: after a softmax the loss has hardly any gradient, and constant outputs have none. Channels that
+    differ from pass to pass differ between a clean image and its adversarial twin, too.
     """
     sample = dataset.subset(balanced_prefix(dataset.labels, _FEW))
     model = checkpoint.model.to(device)
@@ -243,7 +244,14 @@ def odd_outputs(
         return outputs.double().cpu()
 
     with frozen(model), torch.no_grad():
-        outputs = torch.cat(list(in_batches(len(sample), work, batch_size=batch_size, device=device)))
+        outputs, again = (
+            torch.cat(list(in_batches(len(sample), work, batch_size=batch_size, device=device))) for _ in range(2)
+        )
+    if not torch.allclose(outputs, again, rtol=_REPEATED, atol=_REPEATED, equal_nan=True):
+        return (
+            "the logits differ from pass to pass, so the model draws random numbers, and what its channels do under an "
+            "attack is mixed with that; switch its noise off, or attack with pgd-eot"
+        )
     if _alike(outputs) and not _alike(sample.images):
         return (
             "the logits are the same for all images, so no attack finds a direction; check the weights and --mean/--std"

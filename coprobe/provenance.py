@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from coprobe._version import __version__
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 #: The name and password in a URL; a password may hold any sign but the slash and blanks.
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
+#: Elements that are converted together.
+_CHUNK = 1 << 20
 
 
 @functools.cache
@@ -64,16 +66,22 @@ def _program(path: Path) -> str:
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+def digest_tensors(tensors: Mapping[str, Tensor], floats: dtype | None = None) -> str:
     """The first 16 hex digits of a SHA-256 over names, types, shapes and bytes, in the order of the names.
 
     Two files that hold the same weights have the same digest, whatever their container.
+
+    Args:
+        tensors: names to tensors.
+        floats: the type as which floating-point numbers are taken; None takes them as they are.
     """
     import torch
 
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode("utf-8", "backslashreplace"))
-        sha.update(tensor.flatten().view(torch.uint8).numpy().data)  # the memory itself: a copy would double the peak
+        kind = floats if floats and tensor.is_floating_point() else tensor.dtype
+        sha.update(f"{name} {kind} {tuple(tensor.shape)};".encode("utf-8", "backslashreplace"))
+        for part in tensor.flatten().split(_CHUNK):  # the memory itself: a copy would double the peak
+            sha.update(part.to(kind).view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from coprobe.checkpoint import Checkpoint
 from coprobe.data import Dataset
-from coprobe.doctor import PUBLISHED, Fit, Normalisation, Verdict, arguments, normalisations
+from coprobe.doctor import PUBLISHED, Fit, Normalisation, Verdict, arguments, normalisations, odd_outputs
 from coprobe.errors import InputError
 from coprobe.models import Classifier
 from tests import toys
@@ -230,3 +231,31 @@ def test_arguments_that_weights_leave_open(networks: dict[str, nn.Module]) -> No
     assert asked == [("shortcut", "activated"), ("shortcut", "raw")]
     assert [(name, value) for name, value, _ in tried] == [("shortcut", "raw"), ("shortcut", "activated")]
     assert tried[0][2].accuracy > 0.9 > tried[1][2].accuracy
+
+
+class Answering(nn.Module):
+    """A network whose outputs are what a function makes of its logits."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.made = network(), made
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.made(self.network(x))
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda logits: logits, ""),
+        (lambda logits: logits.softmax(1), "the outputs are probabilities"),
+        (lambda logits: logits * 0 + 1, "the logits are the same for all images"),
+        (lambda logits: logits + torch.randn_like(logits), "the logits differ from pass to pass"),
+        (lambda logits: logits * torch.nan, ""),  # what works with them refuses them
+    ],
+    ids=["logits", "probabilities", "constant", "random", "not finite"],
+)
+def test_outputs_that_attacks_can_do_little_with(made: Callable[[Tensor], Tensor], said: str) -> None:
+    torch.manual_seed(0)
+    odd = odd_outputs(toys.checkpoint(Answering(made)), blobs(40, 1))
+    assert odd.startswith(said) and bool(odd) is bool(said)

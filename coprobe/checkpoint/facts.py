@@ -22,6 +22,8 @@ _DEEPEST = 6
 _PLAIN = (bool, int, float, str)
 #: Keys under which public code keeps the arguments of a run.
 _ARGUMENTS = ("args", "opt", "opts", "options", "hyper_parameters", "hparams", "config", "cfg", "hyperparameters")
+#: Names of classes that are written and read, and how many signs of each.
+CLASSES, CLASS_NAME = 10_000, 200
 _DAMAGED = "save it again, or its state_dict alone"
 
 
@@ -36,6 +38,7 @@ class Description:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, int, int] | None = None
+    classes: tuple[str, ...] = ()
 
 
 def described(payload: Any, metadata: Mapping[str, str], sealed: bool) -> Description:
@@ -65,9 +68,18 @@ def described(payload: Any, metadata: Mapping[str, str], sealed: bool) -> Descri
         wrong.append("arch")
     if shape is not None and not (isinstance(shape, list | tuple) and [type(n) for n in shape] == [int] * 3):
         wrong.append("image_shape")
+    classes = said.get("classes") or ()
+    if not _are_names(classes):
+        wrong.append("classes")
     if wrong:
         raise InputError(f"has a damaged description ({', '.join(wrong)}); {_DAMAGED}")
-    return Description(str(written), arch, **about, image_shape=tuple(shape) if shape else None)
+    return Description(str(written), arch, **about, image_shape=tuple(shape) if shape else None, classes=tuple(classes))
+
+
+def _are_names(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) > CLASSES:
+        return False
+    return all(isinstance(name, str) and len(name) <= CLASS_NAME for name in value)
 
 
 def _from_metadata(text: str) -> Any:

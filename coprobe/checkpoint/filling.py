@@ -14,8 +14,11 @@ from coprobe.containers.values import Stored, Unsound
 from coprobe.errors import InputError
 from coprobe.models.catalog import COUNTER
 
+#: Elements that are converted together.
+_CHUNK = 1 << 20
 
-def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents) -> None:
+
+def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents, *, as_stored: bool = False) -> None:
     """Give `network`, on the meta device or on the CPU, its weights; those that the file lacks stay as they are.
 
     Half precision, bfloat16 and float64 become what the network has, mostly float32.
@@ -24,6 +27,7 @@ def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents) 
         network: whose names and shapes the weights are known to fit.
         weights: names to what is in the file.
         contents: the open file.
+        as_stored: whether floating-point numbers keep the file's type where the network is on the meta device.
 
     Raises:
         InputError: a weight is no plain tensor of real numbers, can't be read, or is not finite.
@@ -31,9 +35,10 @@ def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents) 
     own = {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
     read: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        tensor = _converted(name, read_one(name, weight, contents), own[name].dtype, contents)
+        tensor = _checked(name, read_one(name, weight, contents), own[name].dtype, contents)
         if own[name].is_meta:
-            read[name] = tensor
+            dtype = own[name].dtype
+            read[name] = tensor if as_stored and dtype.is_floating_point else tensor.to(dtype)
         else:
             with torch.no_grad():
                 own[name].copy_(tensor)
@@ -60,21 +65,22 @@ def elements(stored: Stored, contents: Contents) -> list[float]:
     return numbers
 
 
-def _converted(name: str, tensor: Tensor, dtype: torch.dtype, contents: Contents) -> Tensor:
+def _checked(name: str, tensor: Tensor, dtype: torch.dtype, contents: Contents) -> Tensor:
     where = f"{contents.source.path}: weight '{name[:80]}'"
     if tensor.is_complex() or (dtype.is_floating_point and not tensor.is_floating_point()):
         found = str(tensor.dtype).removeprefix("torch.")
         raise InputError(f"{where} is no plain tensor of real numbers ({found}); save a float state_dict")
-    tensor = tensor.to(dtype).contiguous()
-    if not is_finite(tensor):
+    if not is_finite(tensor, dtype):
         raise InputError(
             f"{where} is not finite (NaN or infinite); the training diverged, so take an earlier checkpoint"
         )
-    return tensor
+    return tensor.contiguous()
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite, without a temporary tensor: extremes are NaN where one element is."""
+def is_finite(tensor: Tensor, dtype: torch.dtype = torch.float64) -> bool:
+    """Whether all elements are finite as numbers of `dtype`, without a large temporary tensor."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
-    return all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
+    parts = tensor.flatten().split(_CHUNK)
+    # extremes are NaN where one element is
+    return all(math.isfinite(extreme.item()) for part in parts for extreme in part.to(dtype).aminmax())

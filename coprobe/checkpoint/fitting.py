@@ -23,6 +23,7 @@ _CANDIDATES = 16
 _FEW = 5
 _SHOWN = 5
 _ROOM = 110
+_PATTERN = 30
 
 Proposal = tuple[str, dict[str, Any], nn.Module]
 #: Weights to the architectures that they might belong to: name, arguments, network (on the meta device, or built).
@@ -173,7 +174,8 @@ def _waiver(fit: Fit) -> str:
     kinds = {difference.kind for difference in fit.differences}
     if len(fit.differences) > _FEW or kinds not in ({"missing"}, {"unexpected"}):
         return ""
-    return f"--allow-{kinds.pop()} '{fit.differences[0].name[:30]}' does without, or "
+    name = fit.differences[0].name
+    return f"--allow-{kinds.pop()} '{name if len(name) <= _PATTERN else f'{name[: _PATTERN - 1]}*'}' does without, or "
 
 
 def _unknown(candidates: list[Found], best: Fit | None) -> str:
@@ -205,13 +207,11 @@ def listed(items: Sequence[object], room: int = _ROOM) -> str:
 
 
 def any_known(weights: Mapping[str, Weight]) -> Iterator[Proposal]:
-    """Every architecture of ours that finds its first and last layer, then torchvision's, if one fits."""
-    from coprobe.models.zoo import recognise_zoo
+    """Every architecture of ours that finds its first and last layer, then torchvision's with about as many weights."""
+    from coprobe.models.zoo import zoo_proposals
 
     yield from proposals(weights)
-    recognised = recognise_zoo(weights)
-    if recognised is not None:
-        yield *recognised, zoo(*recognised)
+    yield from zoo_proposals(weights)
 
 
 def one_architecture(arch: str, arch_args: dict[str, Any], *, read: bool) -> Proposer:
@@ -263,9 +263,14 @@ def with_arguments(fit: Fit, given: dict[str, Any], waivers: Waivers) -> Fit:
 
 
 def materialised(fit: Fit) -> Fit:
-    """With a real network where the file does not give all weights, so that the others have values."""
-    if not fit.missing or not any(parameter.is_meta for parameter in fit.network.parameters()):
+    """With a real network where the file does not give all weights or buffers, so that the others have values."""
+    is_ours = fit.arch in ARCHITECTURES
+    # libraries' networks may have buffers that no file holds
+    needed = fit.missing if is_ours else fit.arch.partition(":")[0] in SOURCES
+    if not needed or not any(parameter.is_meta for parameter in fit.network.parameters()):
         return fit
+    if not is_ours:
+        return replace(fit, network=zoo(fit.arch, fit.arch_args))
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return replace(fit, network=build(fit.arch, **fit.arch_args))

@@ -10,13 +10,16 @@ from torch import nn
 
 from coprobe.checkpoint.payloads import PAIRS
 from coprobe.checkpoint.record import Checkpoint
+from coprobe.engine import is_out_of_memory
 from coprobe.errors import InputError
 from coprobe.models import Classifier
+from coprobe.models.foreign import reason
 from coprobe.models.shapes import trial
 from coprobe.models.wrappers import unwrapped
 from coprobe.nodes import guess_table
 
 GIVEN = "--mean/--std"
+_PREPROCESS = "give (mean, std) with one number per channel each, a module or a function"
 Images = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -36,14 +39,23 @@ class Preprocessed(nn.Module):
         self.node_table = {letter: f"network.{address}" for letter, address in table.items()}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images N×C×H×W in [0, 1] to logits N×classes."""
-        logits: torch.Tensor = self.network(self.preprocess(images))
+        """Images N×C×H×W in [0, 1] to logits N×classes; raises `InputError` where the person's own part fails."""
+        try:
+            ready = self.preprocess(images)
+        except Exception as error:
+            if is_out_of_memory(error):  # smaller batches may do
+                raise
+            shape = "×".join(map(str, images.shape))
+            raise InputError(f"preprocess fails on images {shape} ({reason(error)}); mend it") from error
+        if not isinstance(ready, torch.Tensor):
+            raise InputError(f"preprocess gives a {type(ready).__name__} instead of a tensor of images; mend it")
+        logits: torch.Tensor = self.network(ready)
         return logits
 
 
 def wrap(
     model: nn.Module,
-    preprocess: tuple[Sequence[float], Sequence[float]] | Images | None = None,
+    preprocess: Sequence[Sequence[float]] | Images | None = None,
     *,
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
@@ -66,16 +78,18 @@ def wrap(
         num_classes: number of logits; None finds out.
 
     Raises:
-        InputError: no module, sharded or scripted, an image shape that it does not take, other logits than
-            `num_classes`.
+        InputError: no module, sharded or scripted, not float32, an image shape that it does not take, other logits
+            than `num_classes`, a preprocess that is none or fails.
     """
     network = unwrapped(model)
-    mean, std = (preprocess[0], preprocess[1]) if isinstance(preprocess, tuple) else (None, None)
     kind = type(network).__name__
-    if preprocess is not None and not isinstance(preprocess, tuple):
-        if not callable(preprocess):
-            raise InputError(f"preprocess is a {type(preprocess).__name__}; give (mean, std), a module or a function")
+    mean, std = None, None
+    if isinstance(preprocess, tuple | list):
+        mean, std = _numbers(preprocess)
+    elif callable(preprocess):
         network = Preprocessed(preprocess, network)
+    elif preprocess is not None:
+        raise InputError(f"preprocess is a {type(preprocess).__name__}; {_PREPROCESS}")
     size = trial(network, image_shape)
     if num_classes not in (None, size.num_classes):
         raise InputError(f"the network gives {size.num_classes} logits, not num_classes={num_classes}")
@@ -90,6 +104,14 @@ def wrap(
         evidence="given in Python",
         normalised_by="preprocess" if preprocess is not None else said_by(None, None, network),
     )
+
+
+def _numbers(preprocess: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        mean, std = (tuple(map(float, numbers)) for numbers in preprocess)
+    except (TypeError, ValueError):
+        raise InputError(f"preprocess is no pair of two rows of numbers; {_PREPROCESS}") from None
+    return mean, std
 
 
 def classifier(

@@ -36,6 +36,9 @@ from coprobe.models import ARCHITECTURES, defaults
 from coprobe.models.shapes import trial
 from coprobe.models.wrappers import unwrapped
 
+#: What stands for a folder: ours of a run, then Hugging Face's.
+_IN_FOLDERS = ("checkpoint.pt", "model.safetensors", "pytorch_model.bin")
+
 
 @dataclass(frozen=True)
 class _Wanted:
@@ -59,6 +62,7 @@ def load(
     pick: str | None = None,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
+    as_stored: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint of any common layout; nothing that stands in it is ever run.
 
@@ -66,7 +70,7 @@ def load(
     normalisers before or around the network, half precision, safetensors, Lightning's and Hugging Face's files.
 
     Args:
-        path: the file, or a run directory (then its `checkpoint.pt`); `-` for the weights that `model` comes with.
+        path: the file, or a folder with one (`find_file`); `-` for the weights that `model` comes with.
         arch: architecture, ours or `torchvision:…`, `timm:…`, `robustbench:…`; None takes what the file says, else
             what the names and shapes of its weights say.
         arch_args: overrides of single arguments of the architecture.
@@ -77,6 +81,8 @@ def load(
         pick: which network, where the file holds several: its key, or the way to it with dots.
         allow_missing: fnmatch patterns of weights that the file may lack; they keep their seeded initial values.
         allow_unexpected: fnmatch patterns of weights that are left out.
+        as_stored: keep the file's floating-point types in networks of ours, for looking and not for probing: it takes
+            no more memory than the file, and the digest is the same.
 
     Raises:
         InputError: no such file, no checkpoint, several networks, an architecture that can't be told or doesn't
@@ -90,7 +96,7 @@ def load(
     wanted = _wanted(arch, dict(arch_args or {}), model, dict(model_args or {}))
     waivers = Waivers(tuple(allow_missing), tuple(allow_unexpected))
     with about_file(path), open_checkpoint(path) as contents:
-        return _assembled(path, contents, wanted, waivers, pick, (mean, std))
+        return _assembled(path, contents, wanted, waivers, pick, (mean, std), as_stored)
 
 
 def _wanted(arch: str | None, arch_args: dict[str, Any], model: str | None, model_args: dict[str, Any]) -> _Wanted:
@@ -138,6 +144,7 @@ def _assembled(
     waivers: Waivers,
     pick: str | None,
     given: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
+    as_stored: bool,
 ) -> Checkpoint:
     about = described(contents.payload, contents.metadata, contents.sealed)
     candidates = find(contents.payload)
@@ -146,7 +153,7 @@ def _assembled(
     fit, others = _fit(candidates, about, wanted, waivers, pick)
     _check_copies(fit, contents)
     fit = materialised(fit)
-    fill(fit.network, fit.variant.weights, contents)
+    fill(fit.network, fit.variant.weights, contents, as_stored=as_stored)
     size = None if fit.arch in ARCHITECTURES else trial(fit.network, about.image_shape)
     channels = size.image_shape[0] if size else int(fit.network.in_channels)  # type: ignore[arg-type]
     classes = size.num_classes if size else int(fit.network.num_classes)  # type: ignore[arg-type]
@@ -161,6 +168,7 @@ def _assembled(
         recipe=about.recipe,
         metrics=about.metrics,
         image_shape=size.image_shape if size else about.image_shape,
+        classes=about.classes,
         tried_shape=size is not None and about.image_shape is None,
         path=path,
         container=contents.kind,
@@ -278,17 +286,20 @@ def _notes(fit: Fit, others: list[str]) -> tuple[str, ...]:
 
 
 def find_file(path: str | Path) -> Path:
-    """The checkpoint file that `path` means: itself, or `checkpoint.pt` of a run directory.
+    """The checkpoint file that `path` means: itself, or the one in a run directory or a folder of Hugging Face.
 
     Raises:
-        InputError: there is no such regular, readable, non-empty file.
+        InputError: there is no such regular, readable, non-empty file, or the folder holds one in parts.
     """
     path = Path(path)
     with about_file(path):
         try:
-            is_run = (path / "checkpoint.pt").is_file()
+            held = next((path / name for name in _IN_FOLDERS if (path / name).is_file()), None)
+            index = None if held else next(path.glob("*.index.json"), None)
         except (OSError, ValueError):  # a name that no file can have
-            is_run = False
-        path = path / "checkpoint.pt" if is_run else path
+            held = index = None
+        if index:
+            raise InputError(f"is a folder of shards ({index.name[:60]}); merge them into one file")
+        path = held or path
         check_file(path)
     return path

@@ -10,10 +10,9 @@ from typing import Any
 from coprobe.checkpoint.payloads import PAIRS
 from coprobe.containers.values import Stored
 from coprobe.errors import InputError
+from coprobe.models.classifier import LARGEST_MEAN
 
 _SAY = "say --mean and --std"
-#: Above it, a mean is one of pixels from 0 to 255.
-_LARGEST = 4.0
 Numbers = tuple[float, ...]
 
 
@@ -45,7 +44,7 @@ def read_pairs(
     for mean_name, mean, std_name, std in pairs:
         source = f"'{mean_name[:40]}' and '{std_name[:40]}' of the file"
         both = (_numbers(mean, read, channels, source), _numbers(std, read, channels, source))
-        if max(map(abs, both[0])) > _LARGEST:
+        if max(map(abs, both[0])) > LARGEST_MEAN:
             if min(both[1]) <= 1:
                 raise InputError(f"{source} are not of images in [0, 1] ({_shown(*both)}); {_SAY}")
             both = (tuple(m / 255 for m in both[0]), tuple(s / 255 for s in both[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from coprobe._version import __version__
-from coprobe.checkpoint.facts import FORMAT
+from coprobe.checkpoint.facts import CLASS_NAME, CLASSES, FORMAT
 from coprobe.containers import seal
 from coprobe.errors import InputError
 from coprobe.files import atomic
 from coprobe.models import Classifier
 from coprobe.models.shapes import trial
 from coprobe.provenance import digest_tensors
+from coprobe.text import cut, printable
 
 _OTHERS = "choose the --data it was trained on"
 
@@ -35,6 +37,7 @@ class Checkpoint:
         recipe: how it was trained, as in `recipe.json`; empty for other people's checkpoints.
         metrics: what was measured when it was saved (epoch, accuracies).
         image_shape: (channels, height, width) of the images it was trained on; None if unknown.
+        classes: names of the classes it was trained on, in the order of the logits; empty if unknown.
         path: the file it came from.
         container: kind of file (`zip`, `legacy pickle`, `plain pickle`, `safetensors`), `none` without a file.
         layout: where in the file the weights were and which prefixes were removed, in words.
@@ -54,6 +57,7 @@ class Checkpoint:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, int, int] | None = None
+    classes: tuple[str, ...] = ()
     path: Path | None = None
     container: str = ""
     layout: str = ""
@@ -77,8 +81,8 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """Digest of the weights as they are now, the same whatever file they are in."""
-        return digest_tensors(self._weights())
+        """Digest of the weights as they are now, as float32: the same whatever file they are in."""
+        return digest_tensors(self._weights(), torch.float32)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """The state dict without what some modules keep there besides tensors."""
@@ -121,6 +125,22 @@ class Checkpoint:
             f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}; {_OTHERS}"
         )
 
+    def class_difference(self, classes: Sequence[str]) -> str:
+        """A sentence on images of other classes than those it was trained on; empty if nothing speaks for that.
+
+        Case, blanks and punctuation make no difference, and classes that are only numbered none either.
+
+        Args:
+            classes: those of the images, in the order of their labels.
+        """
+        own, other = ([_letters(name) for name in names] for names in (self.classes, classes))
+        if own == other or not own or not other or any(all(map(str.isdecimal, names)) for names in (own, other)):
+            return ""
+        return (
+            f"the images' classes are {_first(classes)}, and the model was trained on {_first(self.classes)}; "
+            "labels may mean other things"
+        )
+
     def facts(self) -> dict[str, Any]:
         """What goes into the provenance of every result made with this checkpoint."""
         path = str(self.path) if self.path else None
@@ -139,6 +159,7 @@ class Checkpoint:
             "recipe": self.recipe,
             "metrics": self.metrics,
             "image_shape": None if self.tried_shape else self.image_shape,
+            "classes": [name[:CLASS_NAME] for name in self.classes] if len(self.classes) <= CLASSES else [],
         }
         with atomic(path) as temporary:
             if temporary.suffix == ".safetensors":
@@ -151,6 +172,14 @@ class Checkpoint:
             with temporary.open("wb") as file:  # an open file, so that a full disk is an OSError that says so
                 torch.save({**about, "state_dict": weights}, file)
             seal.seal_archive(temporary)
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name[:CLASS_NAME].casefold()))
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(cut(printable(name), 30) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_LIMIT = 1000
 DEFAULT_EPS = 16.0
+#: Names of weights in a message about many.
+_SHOWN = 3
 
 
 class Budget(click.ParamType):
@@ -225,11 +227,14 @@ class ReadingOptions:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
 
-    def read(self, path: str | Path) -> Checkpoint:
-        """Load the checkpoint at `path`; `-` stands for the weights that the factory of --model gives its network."""
+    def read(self, path: str | Path, *, as_stored: bool = False) -> Checkpoint:
+        """Load the checkpoint at `path`; `-` stands for the weights that the factory of --model gives its network.
+
+        With `as_stored`, weights keep the floating-point types of the file, to be looked at only.
+        """
         from coprobe.checkpoint import load
 
-        return load(
+        checkpoint = load(
             path,
             arch=self.arch,
             arch_args=dict(self.arch_args),
@@ -240,7 +245,12 @@ class ReadingOptions:
             pick=self.pick,
             allow_missing=self.allow_missing,
             allow_unexpected=self.allow_unexpected,
+            as_stored=as_stored,
         )
+        for kind, names in checkpoint.waived.items():
+            shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+            output.message(f"{path}: {len(names)} weights are {kind}, as allowed: {shown}")
+        return checkpoint
 
 
 @dataclass(frozen=True)
@@ -286,6 +296,8 @@ class ProbingOptions(ReadingOptions):
             cache=run / "stats" if cache and run else None,
             progress=output.progress,
         )
+        if difference := checkpoint.class_difference(dataset.classes):
+            output.message(f"{path}: {difference}")
         if odd := odd_outputs(checkpoint, dataset, device=device, batch_size=self.batch_size):
             output.message(f"{path}: {odd}")
         if checkpoint.path:

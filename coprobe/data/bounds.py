@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from coprobe.errors import InputError
 from coprobe.text import cut, printable
@@ -53,3 +54,8 @@ def listed(names: Sequence[str]) -> str:
     """The first three names, quoted, with an ellipsis for the others."""
     shown = [f"'{short(name)}'" for name in names[:3]]
     return ", ".join([*shown, "…"] if len(names) > 3 else shown)
+
+
+def in_its_folder(where: str) -> str:
+    """The last two parts of an image's path: every class folder has a `1.jpg`."""
+    return "/".join(Path(where).parts[-2:])

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from coprobe.data.bounds import cause, listed, short
+from coprobe.data.bounds import cause, in_its_folder, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
 from coprobe.data.gather import Encoded, gather
 from coprobe.errors import InputError, unknown
@@ -128,5 +128,5 @@ def _remarks(source: Source, skipped: tuple[str, ...]) -> Iterator[str]:
         name = short(source.classes[int(source.labels[0])])
         yield f"all {len(source.labels)} images are of one class, '{name}'"
     if skipped:
-        names = listed([Path(name).name for name in skipped])
+        names = listed([in_its_folder(name) for name in skipped])
         yield f"left out {len(skipped)} bad {'images' if len(skipped) > 1 else 'image'}: {names}"

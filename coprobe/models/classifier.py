@@ -11,6 +11,9 @@ from torch import nn
 from coprobe.errors import InputError
 from coprobe.models.catalog import Network
 
+#: Above it, a mean is one of pixels from 0 to 255.
+LARGEST_MEAN = 4.0
+
 
 class Classifier(nn.Module):
     """Images N×C×H×W in [0, 1] to logits N×classes of `network`, normalised per channel on the way.
@@ -29,7 +32,8 @@ class Classifier(nn.Module):
         precision: `32`, or `bf16` to run the network under autocast to bfloat16; logits come out as float32.
 
     Raises:
-        InputError: the number of channels is wrong, a mean is not finite or a std not positive.
+        InputError: the number of channels is wrong, a mean is not finite or one of pixels up to 255, or a std is not
+            positive.
     """
 
     _mean: torch.Tensor
@@ -78,5 +82,8 @@ def _check(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> No
         )
     if not all(math.isfinite(m) for m in mean):
         raise InputError(f"mean {mean} is not finite; give numbers in the units of images in [0, 1]")
+    if max(map(abs, mean)) > LARGEST_MEAN:
+        shown = ", ".join(f"{m:g}" for m in mean)
+        raise InputError(f"mean ({shown}) is not of images in [0, 1]; divide mean and std by 255")
     if not all(s > 0 and math.isfinite(s) for s in std):
         raise InputError(f"std {std} is not positive and finite; give 1 for a channel that is not to be scaled")

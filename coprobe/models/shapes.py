@@ -33,33 +33,51 @@ def trial(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> 
             transformers, timm), then 32, 28, 64, 224 and 299 pixels.
 
     Raises:
-        InputError: it works with no such image, or gives something else than one row of logits.
+        InputError: it works with no such image, or gives something else than one row of logits, or its weights are
+            lazy, on the meta device, or not float32, as images are.
     """
-    if any(nn.parameter.is_lazy(weight) for weight in (*model.parameters(), *model.buffers())):
-        raise InputError("the network has lazy weights without a shape; call it on an image once before giving it")
-    like = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.zeros(()))
+    _check_weights(model)
+    device = next((weight.device for weight in model.parameters()), None)
     first = ""
+    refused: InputError | None = None
     tried = []
     for shape in [image_shape] if image_shape else _likely_shapes(model):
         tried.append("×".join(map(str, shape)))
         try:
             with frozen(model), torch.no_grad(), quiet():
-                output = model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+                output = model(torch.zeros(1, *shape, device=device))
+        except InputError as error:  # what stands before the network refuses them
+            refused = refused or error
+            continue
         except Exception as error:  # whatever a network says to images that it wasn't made for
             first = first or reason(error)
             continue
         if not isinstance(output, torch.Tensor):
             raise InputError(
                 f"the network gives a {type(output).__name__} instead of a tensor of logits; "
-                "write a factory whose network returns logits only, and name it with --model"
+                "give one that returns logits only"
             )
         if output.ndim == 2 and len(output) == 1 and output.shape[1] > 0 and output.is_floating_point():
             return Trial(shape, output.shape[1])
         first = first or f"{'×'.join(map(str, output.shape)) or 'a scalar'} of {output.dtype}, not 1×classes"
+    if refused is not None and not first:
+        raise refused
     raise InputError(
         f"the network gives no logits for one image of {some(tried)} ({first}); "
-        "write a factory whose network turns images N×C×H×W into logits, and name it with --model"
+        "give one that turns images N×C×H×W into logits"
     )
+
+
+def _check_weights(model: nn.Module) -> None:
+    weights = (*model.parameters(), *model.buffers())
+    if any(nn.parameter.is_lazy(weight) for weight in weights):
+        raise InputError("the network has lazy weights without a shape; call it on an image once before giving it")
+    if any(weight.is_meta for weight in weights):
+        raise InputError("the network is on the meta device and holds no numbers; build it on the CPU")
+    for weight in model.parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            found = str(weight.dtype).removeprefix("torch.")
+            raise InputError(f"the network's weights are {found}; give it as float32, with model.float()")
 
 
 def _likely_shapes(model: nn.Module) -> list[tuple[int, int, int]]:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from coprobe.errors import InputError, unknown
-from coprobe.models.catalog import mismatches
+from coprobe.models.catalog import COUNTER
 from coprobe.models.foreign import quiet, reason, some
 
 SOURCES = ("torchvision", "timm", "robustbench")
@@ -86,16 +86,24 @@ _BY_SIZE: Mapping[int, str] = {
     1037: "efficientnet_b7",
     1331: "efficientnet_v2_l",
 }
+#: How the names of some weights begin in which of their families, so that fewer still are compared.
+_FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "features.": ("alexnet", "vgg", "squeezenet", "convnext", "swin", "mobilenet", "efficientnet", "densenet"),
+    "layer1.": ("resnet", "resnext", "wide_resnet"),
+    "layers.": ("mnasnet",),
+    "stage2.": ("shufflenet",),
+    "trunk_output.": ("regnet",),
+    "encoder.": ("vit",),
+    "blocks.": ("maxvit",),
+    "inception3a.": ("googlenet",),
+    "Mixed_5b.": ("inception",),
+}
+#: A file with so many weights more or fewer than a network may still be meant for it.
+_NEAR = 5
 #: Sizes of those that were built without their auxiliary heads, which torchvision's own weights lack.
 _WITHOUT_AUXILIARY = (287, 472)
-#: Names of their last weight, whose first dimension is the number of classes.
-_HEADS = (
-    "fc.weight",
-    "head.weight",
-    "heads.head.weight",
-    "classifier.weight",
-    *(f"classifier.{i}.weight" for i in (6, 5, 3, 2, 1)),
-)
+#: Their last layers; the first dimension of its weight and bias is the number of classes.
+_HEADS = ("fc", "head", "heads.head", "classifier", *(f"classifier.{i}" for i in (6, 5, 3, 2, 1)))
 
 
 def zoo_network(arch: str, **arch_args: Any) -> nn.Module:
@@ -252,36 +260,34 @@ def _takes(make: Callable[..., nn.Module]) -> str:
     return f"; it takes {some(names)}" if names else ""
 
 
-def recognise_zoo(weights: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The torchvision classifier that has exactly these names and shapes, as arguments of `zoo_network`.
+def zoo_proposals(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], nn.Module]]:
+    """The torchvision classifiers that could have such weights: name, arguments of `zoo_network`, network on meta.
 
-    No two of them have equal names and shapes; were there two, the first in `_BY_SIZE` would be returned. What leaves
-    no trace (`transform_input` of GoogLeNet and Inception, dropout) is not among the arguments.
+    They have as many weights, or a few more or fewer: the nearest first. Whether one fits is for `mismatches` to say;
+    no two have equal names and shapes. What leaves no trace (`transform_input` of GoogLeNet and Inception, dropout) is
+    not among the arguments.
 
     Args:
         weights: names to anything with a `shape`.
-
-    Returns:
-        (`torchvision:NAME`, arguments), or None.
     """
-    size = sum(not name.endswith(".num_batches_tracked") for name in weights)
-    head: Sequence[int] = next((weights[name].shape for name in _HEADS if name in weights), ())
-    if size not in _BY_SIZE or not head:
-        return None
-    arch_args: dict[str, Any] = {"num_classes": int(head[0])}
-    if size in _WITHOUT_AUXILIARY:
-        arch_args["aux_logits"] = False
-    arch_args |= _vit_image_size(weights)
-    for name in _BY_SIZE[size].split():
-        arch = f"torchvision:{name}"
-        try:
-            with torch.device("meta"):
-                network = zoo_network(arch, **arch_args)
-        except InputError:  # shapes of something else, which this one can't have
-            continue
-        if not mismatches(network, weights):
-            return arch, arch_args
-    return None
+    heads = (f"{head}.{part}" for head in _HEADS for part in ("weight", "bias"))
+    head: Sequence[int] = next((weights[name].shape for name in heads if name in weights), ())
+    begun = [start for start in _FAMILIES if any(name.startswith(start) for name in weights)]
+    families = tuple(family for start in begun for family in _FAMILIES[start])
+    count = sum(not name.endswith(COUNTER) for name in weights)
+    near = [size for size in _BY_SIZE if abs(size - count) <= _NEAR] if head else []
+    for size in sorted(near, key=lambda size: abs(size - count)):
+        arch_args = {"num_classes": int(head[0]), **_vit_image_size(weights)}
+        if size in _WITHOUT_AUXILIARY:
+            arch_args["aux_logits"] = False
+        for name in [name for name in _BY_SIZE[size].split() if name.startswith(families)]:
+            arch = f"torchvision:{name}"
+            try:
+                with torch.device("meta"):
+                    network = zoo_network(arch, **arch_args)
+            except InputError:  # shapes of something else, which this one can't have
+                continue
+            yield arch, arch_args, network
 
 
 def _vit_image_size(weights: Mapping[str, Any]) -> dict[str, int]:

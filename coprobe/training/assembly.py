@@ -96,7 +96,8 @@ def _untrained(recipe: Recipe, training: Dataset, device: torch.device) -> Check
         model.network.load_state_dict(_initial_weights(recipe.init, recipe.arch, arch_args))
     model.precision = recipe.precision
     model.to(device).to(memory_format=torch.channels_last)
-    return Checkpoint(model, recipe.arch, arch_args, recipe.to_dict(), image_shape=training.image_shape)
+    shape, classes = training.image_shape, training.classes
+    return Checkpoint(model, recipe.arch, arch_args, recipe.to_dict(), image_shape=shape, classes=classes)
 
 
 def _initial_weights(path: str, arch: str, arch_args: dict[str, Any]) -> dict[str, torch.Tensor]:

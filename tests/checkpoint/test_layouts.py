@@ -364,7 +364,7 @@ def test_a_file_cannot_name_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arch", "package"),
-    [("timm:test_resnet", "timm"), ("timm:test_vit", "timm"), ("torchvision:shufflenet_v2_x0_5", "torchvision")],
+    [("timm:test_byobnet", "timm"), ("timm:test_vit", "timm"), ("torchvision:shufflenet_v2_x0_5", "torchvision")],
 )
 def test_networks_of_libraries(tmp_path: Path, arch: str, package: str) -> None:
     pytest.importorskip(package)

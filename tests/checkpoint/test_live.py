@@ -88,6 +88,24 @@ def test_wrappers_are_taken_off() -> None:
     assert coprobe.wrap(nn.DataParallel(network)).model.network is network
 
 
+def test_numbers_may_be_lists_and_tensors() -> None:
+    for pair in ([[0.5] * 3, [0.25] * 3], (torch.full((3,), 0.5), torch.full((3,), 0.25))):
+        checkpoint = coprobe.wrap(tiny(), pair)
+        assert (checkpoint.model.mean, checkpoint.model.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_a_preprocess_that_takes_some_images_only_finds_them() -> None:
+    def gray_only(images: Tensor) -> Tensor:
+        assert images.shape[1] == 1
+        return images
+
+    assert coprobe.wrap(nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 3)), gray_only).image_shape == (1, 28, 28)
+
+
+def fails(images: Tensor) -> Tensor:
+    raise KeyError("size")
+
+
 class Tuple(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -101,10 +119,28 @@ class Tuple(nn.Module):
         ((tiny(), "0.5"), "preprocess is a str"),
         ((tiny(), ((0.5,), (0.5,))), "give one number per channel"),
         ((tiny(), ((0.5,) * 3, (0.0,) * 3)), "not positive"),
+        ((tiny(), ((0.5,) * 3,)), "preprocess is no pair of two rows of numbers; give"),
+        ((tiny(), (0.5, 0.25)), "preprocess is no pair"),
+        ((tiny(), ((0.5,) * 3, "abc")), "preprocess is no pair"),
+        ((tiny(), (None, None)), "preprocess is no pair"),
+        ((tiny(), fails), r"^preprocess fails on images 1×3×32×32 \(KeyError: 'size'\); mend it$"),
+        ((tiny(), lambda images: None), "^preprocess gives a NoneType instead of a tensor"),
+        ((tiny().half(),), "weights are float16; give it as float32"),
+        ((tiny().to("meta"),), "holds no numbers"),
     ],
 )
 def test_what_is_refused(arguments: tuple, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as caught:
         coprobe.wrap(*arguments)
+    assert "--" not in str(caught.value)
     with pytest.raises(InputError, match="5 logits, not num_classes=10"):
         coprobe.wrap(tiny(), num_classes=10)
+
+
+def test_a_factory_of_half_precision_is_refused_with_and_without_a_file(tmp_path: Path) -> None:
+    make = "from torchvision.models import shufflenet_v2_x0_5\ndef make(): return shufflenet_v2_x0_5(num_classes=4)"
+    (tmp_path / "net.py").write_text(f"{make}\ndef half(): return make().half()\n")
+    coprobe.load("-", model=f"{tmp_path / 'net.py'}:make").save(tmp_path / "c.pt")
+    for path in ("-", tmp_path / "c.pt"):
+        with pytest.raises(InputError, match=r"weights are float16; give it as float32, with model.float\(\)"):
+            coprobe.load(path, model=f"{tmp_path / 'net.py'}:half")

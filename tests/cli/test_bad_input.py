@@ -243,15 +243,12 @@ TABLE = [
     Row("inspect - --model nets.py:good --model-arg width=3", "an argument that it doesn't take", 2,
         "nets.py:good: got an unexpected keyword argument 'width'; it takes no arguments"),
     Row("inspect - --model nets.py:pair", "a network that returns a tuple", 2,
-        "the network gives a tuple instead of a tensor of logits; write a factory whose network returns logits "
-        "only, and name it with --model"),
+        "the network gives a tuple instead of a tensor of logits; give one that returns logits only"),
     Row("inspect - --model nets.py:feature_map", "a network that returns no logits", 2,
         "the network gives no logits for one image of 1×32×32, 1×28×28, 1×64×64, 1×224×224, 1×299×299 (1×10×1×1 of "
-        "torch.float32, not 1×classes); write a factory whose network turns images N×C×H×W into logits, and name "
-        "it with --model"),
+        "torch.float32, not 1×classes); give one that turns images N×C×H×W into logits"),
     Row("nodes - --model nets.py:pair", "a network that returns a tuple", 2,
-        "the network gives a tuple instead of a tensor of logits; write a factory whose network returns logits "
-        "only, and name it with --model"),
+        "the network gives a tuple instead of a tensor of logits; give one that returns logits only"),
     Row("inspect - --model nets.py:lazy", "a network without shapes yet", 2,
         "the network has lazy weights without a shape; call it on an image once before giving it"),
     Row("activations - --model nets.py:good --data folder:colours", "images of colours for grey ones", 2,
@@ -388,7 +385,7 @@ TABLE = [
     Row("activations rgb.pt --data digits", "grey images for a model of colours", 2,
         "digits (test) has images of 1 channels and the model takes 3; choose the --data it was trained on"),
     Row("evaluate rgb.pt --data folder:torn --limit all --attacks fgsm --skip-bad", "a truncated image, left out", 0,
-        "folder:torn (test): left out 1 bad image: 'b.jpg'", prints=True),
+        "folder:torn (test): left out 1 bad image: 'c9/b.jpg'", prints=True),
     Row("inspect rgb.pt --data folder:torn", "a truncated image", 2,
         "torn/c9/b.jpg: damaged image ({said}); replace or remove it, or pass --skip-bad"),
     Row("evaluate rgb.pt --data folder:torn --limit all", "a truncated image", 2,

@@ -63,7 +63,7 @@ def test_skip_bad_says_what_it_left_out(tmp_path, pictures, write_folder):
     torn = write_folder(tmp_path / "torn", files | {"b/2.png": b"<html>", "b/3\x1b.png": b""})
     data = load(f"folder:{torn}", skip_bad=True)
     assert data.skipped == (f"{torn / 'b/2.png'}", f"{torn / 'b'}/3\x1b.png")
-    assert data.notes[-1] == rf"folder:{torn} (test): left out 2 bad images: '2.png', '3\x1b.png'"
+    assert data.notes[-1] == rf"folder:{torn} (test): left out 2 bad images: 'b/2.png', 'b/3\x1b.png'"
     without = whole.subset([0, 1, 3, 4])
     assert data.digest() == without.digest() != whole.digest()
     assert data.subset([0]).skipped == data.skipped

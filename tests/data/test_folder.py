@@ -89,7 +89,7 @@ def test_names_of_any_bytes(tmp_path, pictures, encode):
     assert len(data) == data.num_classes == 5
     (tmp_path / os.fsdecode(b"\xff\xfe") / "bad\n.png").write_bytes(b"")
     data = load(f"folder:{tmp_path}", skip_bad=True)
-    assert data.notes[-1].endswith(r"left out 1 bad image: 'bad\n.png'")
+    assert data.notes[-1].endswith(r"left out 1 bad image: '\udcff\udcfe/bad\n.png'")
 
 
 def test_truncated_jpeg_is_named(tmp_path, pictures, encode, write_folder):

@@ -74,6 +74,8 @@ def test_gradients_reach_the_images_through_the_scale() -> None:
         (MEAN, (0.2, -0.1, 0.2), "not positive"),
         (MEAN, (0.2, math.nan, 0.2), "not positive"),
         ((0.5, math.inf, 0.5), STD, "not finite"),
+        ((125.3, 123, 113.9), (63.0, 62.1, 66.7), r"mean \(125.3, 123, 113.9\) is not .* divide mean and std by 255$"),
+        ((0.5, -4.5, 0.5), STD, "divide mean and std by 255"),
     ],
 )
 def test_wrong_constants_are_refused(mean: tuple | None, std: tuple | None, complaint: str) -> None:

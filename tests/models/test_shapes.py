@@ -92,7 +92,7 @@ Output = namedtuple("Output", ["logits", "auxiliary"])
 )
 def test_more_than_logits_is_refused_at_once(answer: Any, called: str) -> None:
     model = Says(answer)
-    with pytest.raises(InputError, match=f"gives {called} instead of a tensor of logits; .* --model$"):
+    with pytest.raises(InputError, match=f"gives {called} instead of a tensor of logits; give one that returns"):
         trial(model)
     assert len(model.shown) == 1
 
@@ -130,9 +130,19 @@ def test_nothing_of_the_network_changes() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_image_has_the_precision_of_the_weights(dtype: torch.dtype) -> None:
-    assert trial(linear(3, 32).to(dtype)).num_classes == 6
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_precision_than_images_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=rf"weights are {str(dtype)[6:]}; give it as float32, with model\.float\(\)$"):
+        trial(linear(3, 32).to(dtype))
+
+
+def test_a_network_without_numbers_is_refused() -> None:
+    with pytest.raises(InputError, match="on the meta device and holds no numbers"):
+        trial(linear(3, 32).to("meta"))
+    partly = linear(3, 32)
+    partly.register_buffer("table", torch.empty(2, device="meta"), persistent=False)
+    with pytest.raises(InputError, match="on the meta device"):
+        trial(partly)
 
 
 def test_lazy_weights_are_left_lazy() -> None:

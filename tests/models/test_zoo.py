@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from coprobe.errors import InputError
-from coprobe.models import zoo
-from coprobe.models.zoo import SOURCES, recognise_zoo, zoo_network
+from coprobe.models import mismatches, zoo
+from coprobe.models.zoo import SOURCES, zoo_network, zoo_proposals
 
 #: At least one of each family, and every one that has as many weights as another family's.
 RECOGNISED = [
@@ -30,6 +31,11 @@ def needs(source: str) -> None:
 def on_meta(arch: str, **arch_args: Any) -> torch.nn.Module:
     with torch.device("meta"):
         return zoo_network(arch, **arch_args)
+
+
+def recognised(weights: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The first proposal that fits."""
+    return next((proposal[:2] for proposal in zoo_proposals(weights) if not mismatches(proposal[2], weights)), None)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -86,7 +92,7 @@ def test_the_slow_initialisation_is_left_out(name: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", RECOGNISED)
 def test_torchvision_is_recognised_by_names_and_shapes(name: str) -> None:
     weights = on_meta(f"torchvision:{name}", num_classes=5).state_dict()
-    assert recognise_zoo(weights) == (f"torchvision:{name}", {"num_classes": 5})
+    assert recognised(weights) == (f"torchvision:{name}", {"num_classes": 5})
 
 
 def test_the_table_of_sizes_holds_every_classifier_once() -> None:
@@ -107,36 +113,43 @@ def test_the_table_of_sizes_holds_every_classifier_once() -> None:
 )
 def test_arguments_that_shapes_tell_are_found(name: str, arch_args: dict[str, Any]) -> None:
     weights = on_meta(f"torchvision:{name}", **arch_args).state_dict()
-    assert recognise_zoo(weights) == (f"torchvision:{name}", arch_args)
+    assert recognised(weights) == (f"torchvision:{name}", arch_args)
 
 
 def test_old_files_without_counters_are_recognised() -> None:
     weights = on_meta("torchvision:resnet18").state_dict()
     old = {name: weight for name, weight in weights.items() if not name.endswith("num_batches_tracked")}
-    assert recognise_zoo(old) == ("torchvision:resnet18", {"num_classes": 1000})
+    assert recognised(old) == ("torchvision:resnet18", {"num_classes": 1000})
 
 
 def test_nothing_else_is_recognised() -> None:
     weights = dict(on_meta("torchvision:resnet50").state_dict())
-    assert recognise_zoo({}) is None
-    assert recognise_zoo({name: w for name, w in weights.items() if name != "fc.bias"}) is None
-    assert recognise_zoo({**weights, "conv1.weight": torch.empty(64, 3, 3, 3, device="meta")}) is None
-    assert recognise_zoo({**weights, "fc.weight": torch.empty((), device="meta")}) is None
-    assert recognise_zoo({**weights, "fc.weight": torch.empty(0, 2048, device="meta")}) is None
+    assert recognised({}) is None
+    assert recognised({name: w for name, w in weights.items() if name != "fc.bias"}) is None
+    assert recognised({**weights, "conv1.weight": torch.empty(64, 3, 3, 3, device="meta")}) is None
+    assert recognised({**weights, "fc.weight": torch.empty((), device="meta")}) is None
+    assert recognised({**weights, "fc.weight": torch.empty(0, 2048, device="meta")}) is None
     vit = dict(on_meta("torchvision:vit_b_16").state_dict())
-    assert recognise_zoo({**vit, "conv_proj.weight": torch.empty(768, 3, 16, 15, device="meta")}) is None
+    assert recognised({**vit, "conv_proj.weight": torch.empty(768, 3, 16, 15, device="meta")}) is None
 
 
-def test_few_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = dict(on_meta("torchvision:resnet101").state_dict())
-    built: list[str] = []
-    build = zoo_network
-    monkeypatch.setattr(zoo, "zoo_network", lambda arch, **given: built.append(arch) or build(arch, **given))
-    assert recognise_zoo({**weights, "conv1.weight": torch.empty(1, device="meta")}) is None
-    assert 0 < len(built) <= 5
-    built.clear()
-    assert recognise_zoo({"fc.weight": weights["fc.weight"]}) is None
-    assert built == []
+@pytest.mark.parametrize("size", sorted(zoo._BY_SIZE))
+def test_few_are_compared(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "zoo_network", lambda arch, **given: torch.nn.Identity())
+    for start in zoo._FAMILIES:
+        count = len(list(zoo_proposals({"fc.weight": torch.empty(9, 9), **{f"{start}{i}": None for i in range(size)}})))
+        assert count <= 6
+    assert list(zoo_proposals({"fc.weight": torch.empty(9, 9), **{f"blocks.{i}": None for i in range(99)}})) == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "squeezenet1_1", "regnet_x_400mf", "googlenet", "maxvit_t"])
+def test_one_that_is_one_weight_off_is_proposed(name: str) -> None:
+    weights = dict(on_meta(f"torchvision:{name}", num_classes=5).state_dict())
+    names = [name for name in weights if not name.endswith("num_batches_tracked")]
+    for lost in (names[0], names[len(names) // 2], names[-2], names[-1]):
+        shorter = {name: weight for name, weight in weights.items() if name != lost}
+        differences = [mismatches(network, shorter) for _, _, network in zoo_proposals(shorter)]
+        assert [difference.name for difference in min(differences, key=len)] == [lost]
 
 
 @pytest.mark.parametrize("source", ["timm", "robustbench"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def command(
 
     output = Output(as_json, out, plot)
     options = ReadingOptions(**reading)
-    loaded = options.read(checkpoint)
+    loaded = options.read(checkpoint, as_stored=data is None)
     facts = _facts(loaded)
     weights = {n: t for n, t in loaded.model.network.state_dict().items() if t.is_floating_point()}
     frame = pd.DataFrame({"weight": storable(n), "shape": list(t.shape), "rms": _rms(t)} for n, t in weights.items())
@@ -87,7 +88,7 @@ def _facts(loaded: Checkpoint) -> dict[str, Any]:
         "num_classes": loaded.num_classes,
         "in_channels": loaded.in_channels,
         "parameters": count_parameters(model),
-        "normalisation": f"mean {model.mean}, std {model.std}" if model.mean else "none",
+        "normalisation": f"mean {_numbers_of(model.mean)}, std {_numbers_of(model.std)}" if model.mean else "none",
         "normalisation known by": loaded.normalised_by or "nothing says it; --data tries it out",
         "nodes": f"{nodes} (a guess)" if is_guessed(model) else nodes,
         "digest": loaded.digest,
@@ -121,6 +122,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a whole number of {value.bit_length()} bits"  # Python refuses to write the largest
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _numbers_of(numbers: Sequence[float] | None) -> str:
+    return f"({', '.join(f'{number:.6g}' for number in numbers or ())})"
 
 
 def _shown(value: Any) -> str:
