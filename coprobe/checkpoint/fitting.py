@@ -262,9 +262,14 @@ def with_arguments(fit: Fit, given: dict[str, Any], waivers: Waivers) -> Fit:
     return changed
 
 
-def materialised(fit: Fit) -> Fit:
-    """With a real network where the file does not give all weights or buffers, so that the others have values."""
+def materialised(fit: Fit, *, as_stored: bool = False) -> Fit:
+    """With a real network where the file does not give all weights or buffers, so that the others have values.
+
+    With `as_stored` a library's network may stay on the meta device, if the file gives all that it has.
+    """
     is_ours = fit.arch in ARCHITECTURES
+    if as_stored and not fit.missing and fit.network.state_dict().keys() >= dict(fit.network.named_buffers()).keys():
+        return fit
     # libraries' networks may have buffers that no file holds
     needed = fit.missing if is_ours else fit.arch.partition(":")[0] in SOURCES
     if not needed or not any(parameter.is_meta for parameter in fit.network.parameters()):

@@ -33,7 +33,7 @@ from coprobe.containers.source import check_file
 from coprobe.errors import InputError, unknown
 from coprobe.files import about_file
 from coprobe.models import ARCHITECTURES, defaults
-from coprobe.models.shapes import trial
+from coprobe.models.shapes import Trial, trial
 from coprobe.models.wrappers import unwrapped
 
 #: What stands for a folder: ours of a run, then Hugging Face's.
@@ -152,9 +152,8 @@ def _assembled(
         raise InputError(f"holds no network ({outline(contents.payload)}); save model.state_dict()")
     fit, others = _fit(candidates, about, wanted, waivers, pick)
     _check_copies(fit, contents)
-    fit = materialised(fit)
-    fill(fit.network, fit.variant.weights, contents, as_stored=as_stored)
-    size = None if fit.arch in ARCHITECTURES else trial(fit.network, about.image_shape)
+    fit = materialised(fit, as_stored=as_stored)
+    size = _filled(fit, about, contents, as_stored)
     channels = size.image_shape[0] if size else int(fit.network.in_channels)  # type: ignore[arg-type]
     classes = size.num_classes if size else int(fit.network.num_classes)  # type: ignore[arg-type]
     normalisation = _normalisation(fit, about, contents, channels, given)
@@ -180,6 +179,17 @@ def _assembled(
         undecided=undecided,
         waived={kind: names for kind, names in waived.items() if names},
     )
+
+
+def _filled(fit: Fit, about: Description, contents: Contents, as_stored: bool) -> Trial | None:
+    """Give the network its weights; what it takes and gives, if it is none of ours."""
+    is_ours = fit.arch in ARCHITECTURES
+    size = None
+    if as_stored and not is_ours and any(parameter.is_meta for parameter in fit.network.parameters()):
+        # Before, since the weights of what is only looked at may be of any type afterwards.
+        size = trial(fit.network, about.image_shape, without_numbers=True)
+    fill(fit.network, fit.variant.weights, contents, as_stored=as_stored)
+    return size if is_ours or size else trial(fit.network, about.image_shape)
 
 
 def _fit(

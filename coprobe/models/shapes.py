@@ -24,19 +24,21 @@ class Trial:
     num_classes: int
 
 
-def trial(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> Trial:
+def trial(model: nn.Module, image_shape: tuple[int, int, int] | None = None, *, without_numbers: bool = False) -> Trial:
     """Show a black image to a network, to learn what it takes and gives; nothing of the network changes.
 
     Args:
         model: images N×C×H×W to logits N×classes.
         image_shape: (channels, height, width); None tries the size that the network names (torchvision's
             transformers, timm), then 32, 28, 64, 224 and 299 pixels.
+        without_numbers: take a network on the meta device, too: shapes are known there.
 
     Raises:
         InputError: it works with no such image, or gives something else than one row of logits, or its weights are
             lazy, on the meta device, or not float32, as images are.
     """
-    _check_weights(model)
+    if not without_numbers:
+        _check_weights(model)
     device = next((weight.device for weight in model.parameters()), None)
     first = ""
     refused: InputError | None = None

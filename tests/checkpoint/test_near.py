@@ -63,3 +63,15 @@ def test_nothing_stays_on_the_meta_device(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "c.pt")
     read = load(tmp_path / "c.pt").model.network
     assert not any(tensor.is_meta for tensor in (*read.parameters(), *read.buffers()))
+
+
+def test_a_library_network_that_is_only_looked_at_keeps_the_types_of_the_file(tmp_path: Path) -> None:
+    weights = zoo_network("torchvision:mobilenet_v3_small", num_classes=7).state_dict()
+    half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
+    torch.save(half, tmp_path / "c.pt")
+    looked_at, loaded = load(tmp_path / "c.pt", as_stored=True), load(tmp_path / "c.pt")
+    assert {p.dtype for p in looked_at.model.parameters()} == {torch.float16}
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert looked_at.digest == loaded.digest
+    assert (looked_at.arch, looked_at.arch_args, looked_at.image_shape) == (loaded.arch, loaded.arch_args, (3, 32, 32))
+    assert looked_at.model.node_table == loaded.model.node_table != {}
