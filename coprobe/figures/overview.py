@@ -62,7 +62,7 @@ def draw_places(places: Sequence[Place], *, title: str) -> Figure:
                 f" {plain(place.letter)} {size}".replace("  ", " "), (place.shape[0], row), va="center", fontsize=6
             )
         axis.set(yticks=range(len(places)), yticklabels=[plain(place.path) for place in places], xlabel="channels")
-        axis.set_title(wrapped(f"{title}: places after a ReLU", COLUMN))
+        axis.set_title(wrapped(f"{title}: places behind activation functions", COLUMN))
         axis.margins(x=0.25, y=0.01)
         axis.invert_yaxis()
     return figure

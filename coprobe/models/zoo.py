@@ -117,7 +117,6 @@ def zoo_network(arch: str, **arch_args: Any) -> nn.Module:
     Raises:
         InputError: no such source or network, an argument or value that it can't have or that would bring weights,
             or the library is not installed or broken.
-        NotImplementedError: the default device is `meta`, and this network can't be built there.
     """
     source, _, name = arch.partition(":")
     finders = {"torchvision": _torchvision, "timm": _timm, "robustbench": _robustbench}
@@ -136,8 +135,6 @@ def zoo_network(arch: str, **arch_args: Any) -> nn.Module:
     except InputError:
         raise
     except Exception as error:  # other people's builders raise what they like
-        if torch.get_default_device().type == "meta" and ("meta" in str(error) or "device" in str(error)):
-            raise NotImplementedError(f"{arch} can't be built on the meta device") from error
         given = some([f"{key}={value!r}"[:40] for key, value in arch_args.items()])
         raise InputError(
             f"{arch} can't be built{' with ' * bool(given)}{given} ({reason(error)}){_takes(make)}"
