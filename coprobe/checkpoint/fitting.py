@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -237,10 +238,16 @@ def given_network(arch: str, arch_args: dict[str, Any], network: nn.Module) -> P
     return propose
 
 
-def zoo(arch: str, arch_args: dict[str, Any]) -> nn.Module:
-    """A network of a library; what a file does not give it is the same each time."""
+def zoo(arch: str, arch_args: dict[str, Any], *, on_meta: bool = False) -> nn.Module:
+    """A network of a library, on the meta device if that is asked for and possible.
+
+    What a file does not give it is the same each time.
+    """
     from coprobe.models.zoo import zoo_network
 
+    if on_meta:
+        with suppress(InputError), torch.device("meta"):  # some builders read numbers off their own tensors
+            return zoo_network(arch, **arch_args)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return zoo_network(arch, **arch_args)

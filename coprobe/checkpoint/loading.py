@@ -93,13 +93,19 @@ def load(
             raise InputError("'-' is no file; leave out --pick, --allow-missing and --allow-unexpected")
         return _of_factory(_wanted(arch, dict(arch_args or {}), model, dict(model_args or {})), mean, std)
     path = find_file(path)
-    wanted = _wanted(arch, dict(arch_args or {}), model, dict(model_args or {}))
+    wanted = _wanted(arch, dict(arch_args or {}), model, dict(model_args or {}), as_stored)
     waivers = Waivers(tuple(allow_missing), tuple(allow_unexpected))
     with about_file(path), open_checkpoint(path) as contents:
         return _assembled(path, contents, wanted, waivers, pick, (mean, std), as_stored)
 
 
-def _wanted(arch: str | None, arch_args: dict[str, Any], model: str | None, model_args: dict[str, Any]) -> _Wanted:
+def _wanted(
+    arch: str | None,
+    arch_args: dict[str, Any],
+    model: str | None,
+    model_args: dict[str, Any],
+    as_stored: bool = False,
+) -> _Wanted:
     if model is not None:
         if arch is not None or arch_args:
             raise InputError(f"--model {model} makes the network; leave out --arch, and use --model-arg for arguments")
@@ -111,7 +117,7 @@ def _wanted(arch: str | None, arch_args: dict[str, Any], model: str | None, mode
     if model_args:
         raise InputError("--model-arg without --model; name the factory that takes it")
     if arch is not None and ":" in arch:
-        return _Wanted(arch, arch_args, zoo(arch, arch_args), "--arch")
+        return _Wanted(arch, arch_args, zoo(arch, arch_args, on_meta=as_stored), "--arch")
     if arch is not None and arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
     return _Wanted(arch, arch_args, None, "--arch" if arch else "")
@@ -152,8 +158,7 @@ def _assembled(
         raise InputError(f"holds no network ({outline(contents.payload)}); save model.state_dict()")
     fit, others = _fit(candidates, about, wanted, waivers, pick)
     _check_copies(fit, contents)
-    fit = materialised(fit, as_stored=as_stored)
-    size = _filled(fit, about, contents, as_stored)
+    fit, size = _filled(materialised(fit, as_stored=as_stored), about, contents, as_stored)
     channels = size.image_shape[0] if size else int(fit.network.in_channels)  # type: ignore[arg-type]
     classes = size.num_classes if size else int(fit.network.num_classes)  # type: ignore[arg-type]
     normalisation = _normalisation(fit, about, contents, channels, given)
@@ -181,15 +186,18 @@ def _assembled(
     )
 
 
-def _filled(fit: Fit, about: Description, contents: Contents, as_stored: bool) -> Trial | None:
-    """Give the network its weights; what it takes and gives, if it is none of ours."""
+def _filled(fit: Fit, about: Description, contents: Contents, as_stored: bool) -> tuple[Fit, Trial | None]:
+    """The network with its weights; what it takes and gives, if it is none of ours."""
     is_ours = fit.arch in ARCHITECTURES
     size = None
     if as_stored and not is_ours and any(parameter.is_meta for parameter in fit.network.parameters()):
         # Before, since the weights of what is only looked at may be of any type afterwards.
-        size = trial(fit.network, about.image_shape, without_numbers=True)
+        try:
+            size = trial(fit.network, about.image_shape, without_numbers=True)
+        except InputError:  # not everything can be computed without numbers
+            fit = materialised(fit)
     fill(fit.network, fit.variant.weights, contents, as_stored=as_stored)
-    return size if is_ours or size else trial(fit.network, about.image_shape)
+    return fit, size if is_ours or size else trial(fit.network, about.image_shape)
 
 
 def _fit(

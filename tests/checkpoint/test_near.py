@@ -65,11 +65,13 @@ def test_nothing_stays_on_the_meta_device(tmp_path: Path) -> None:
     assert not any(tensor.is_meta for tensor in (*read.parameters(), *read.buffers()))
 
 
-def test_a_library_network_that_is_only_looked_at_keeps_the_types_of_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_library_network_that_is_only_looked_at_keeps_the_types_of_the_file(tmp_path: Path, by_name: bool) -> None:
     weights = zoo_network("torchvision:mobilenet_v3_small", num_classes=7).state_dict()
     half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
     torch.save(half, tmp_path / "c.pt")
-    looked_at, loaded = load(tmp_path / "c.pt", as_stored=True), load(tmp_path / "c.pt")
+    named = {"arch": "torchvision:mobilenet_v3_small", "arch_args": {"num_classes": 7}} if by_name else {}
+    looked_at, loaded = (load(tmp_path / "c.pt", **named, as_stored=as_stored) for as_stored in (True, False))
     assert {p.dtype for p in looked_at.model.parameters()} == {torch.float16}
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
     assert looked_at.digest == loaded.digest
