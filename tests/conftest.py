@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ SHARED_CIFAR10 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" 
 def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command line remembers stays inside the test."""
     monkeypatch.setenv("COPROBE_STATE", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Data sets, and what is kept of them, stay inside the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPROBE_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from coprobe.data.bounds import cause, in_its_folder, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
-from coprobe.data.gather import Encoded, gather
+from coprobe.data.decoded import identity, remembered
+from coprobe.data.gather import Encoded, Gathered, gather
 from coprobe.errors import InputError, unknown
 from coprobe.registry import Registry
 
@@ -46,12 +49,15 @@ class Source:
         images: uint8, batch × channels × height × width; or, where they are yet to be decoded, a function that gives
             the encoded images at some indices, so that only those that are wanted are read.
         notes: what a person should know about how the data set was read.
+        files: of encoded images, a function from ascending indices to the files that those images come from; without
+            it they are decoded every time.
     """
 
     labels: Tensor
     classes: tuple[str, ...]
     images: Tensor | Encoded
     notes: tuple[str, ...] = ()
+    files: Callable[[Tensor], Sequence[Path]] | None = None
 
 
 DATASETS: Registry[Callable[[Request], Source]] = Registry("dataset")
@@ -64,7 +70,13 @@ def default_root() -> Path:
 
 
 def load(
-    spec: str, split: str = "test", *, limit: int | None = None, root: Path | None = None, skip_bad: bool = False
+    spec: str,
+    split: str = "test",
+    *,
+    limit: int | None = None,
+    root: Path | None = None,
+    skip_bad: bool = False,
+    cache: bool = True,
 ) -> Dataset:
     """Read one split of a data set into memory.
 
@@ -76,6 +88,8 @@ def load(
         skip_bad: go on without the images that can't be decoded (`Dataset.skipped` names them); a limit is still
             filled where the classes allow it. What is read then is the data set without those images: its digest is
             that of such a data set, not that of the whole one.
+        cache: keep decoded images in the folder `decoded` of `root`, and map them from there the next time, as long as
+            the files that they come from are unchanged (see `decoded.identity`); nothing else about the result differs.
 
     Raises:
         InputError: an unknown name or split, a path too many or missing, a limit below 1, data that are missing and
@@ -94,19 +108,27 @@ def load(
         raise InputError(f"dataset '{name}' takes no path, but '{spec}' was given; write {name}")
 
     where = _path(name, path) if argument else None
-    source = entry.value(Request(spec, where, split, default_root() if root is None else root))
+    started = time.time_ns()
+    request = Request(spec, where, split, default_root() if root is None else root)
+    source = entry.value(request)
     what = f"{spec} ({split})"
     check_labels(source.labels, len(source.classes), what)
-    skipped: tuple[str, ...] = ()
+    total = len(source.labels)
+    chosen = torch.arange(total) if limit is None else balanced_prefix(source.labels, limit)
+
+    def build(found: Gathered) -> Dataset:
+        notes = tuple(f"{what}: {note}" for note in (*source.notes, *_remarks(source, found.skipped)))
+        return Dataset(found.images, source.labels[found.rows], source.classes, spec, split, found.skipped, notes)
+
     if isinstance(source.images, Tensor):
-        total = len(source.labels)
-        chosen = torch.arange(total) if limit is None else balanced_prefix(source.labels, limit)
-        images = source.images[chosen]
-    else:
-        found = gather(source.images, source.labels, source.classes, what, limit=limit, skip_bad=skip_bad)
-        images, chosen, skipped = found.images, found.rows, found.skipped
-    notes = tuple(f"{what}: {note}" for note in (*source.notes, *_remarks(source, skipped)))
-    return Dataset(images, source.labels[chosen], source.classes, spec, split, skipped, notes)
+        return build(Gathered(source.images[chosen], chosen, ()))
+    decode = partial(gather, source.images, source.labels, source.classes, what, limit=limit, skip_bad=skip_bad)
+    if not cache or source.files is None:
+        return build(decode())
+    # Any image may be tried in place of a bad one.
+    files = source.files(torch.arange(total) if skip_bad else chosen)
+    identify = partial(identity, files, source.labels, (limit, skip_bad), started)
+    return remembered(request.root / "decoded", identify, decode, build)
 
 
 def _path(name: str, text: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,9 +49,8 @@ def folder(request: Request) -> Source:
         raise InputError(f"{place}: holds no images; files that end in {', '.join(SUFFIXES)} are read")
     labels = torch.tensor([label for _, label in samples])
     paths = [path for path, _ in samples]
-    return Source(
-        labels, classes, lambda chosen: encoded_files(paths, chosen), tuple(_remarks(place, request, labels, classes))
-    )
+    notes = tuple(_remarks(place, request, labels, classes))
+    return Source(labels, classes, partial(encoded_files, paths), notes, partial(chosen_files, paths))
 
 
 def class_folders(place: Path) -> tuple[str, ...]:
@@ -68,9 +68,14 @@ def list_images(place: Path, numbers: Mapping[str, int], suffixes: tuple[str, ..
     return samples
 
 
+def chosen_files(paths: Sequence[Path], chosen: Tensor) -> list[Path]:
+    """The files at `chosen`, as `Source.files` gives them."""
+    return [paths[row] for row in chosen.tolist()]
+
+
 def encoded_files(paths: Sequence[Path], chosen: Tensor) -> Iterator[tuple[Path, str]]:
     """The files at `chosen` and their names, as `Source.images` gives them."""
-    return ((paths[row], str(paths[row])) for row in chosen.tolist())
+    return ((path, str(path)) for path in chosen_files(paths, chosen))
 
 
 def _walk(top: Path) -> Iterator[tuple[str, str]]:

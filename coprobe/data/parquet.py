@@ -65,7 +65,8 @@ def parquet(request: Request) -> Source:
     labels = torch.cat([_labels(file) for file in files])
     classes = _class_names(files[0]) or _numbered(labels, request.path)
     shared = ("is a single file, so the same images serve as either split",) if request.path.is_file() else ()
-    return Source(labels, classes, lambda chosen: _encoded(files, chosen), shared)
+    paths = [file.path for file in files]
+    return Source(labels, classes, lambda chosen: _encoded(files, chosen), shared, lambda chosen: paths)
 
 
 def _split_files(path: Path, split: str) -> list[Path]:

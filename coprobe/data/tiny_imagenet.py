@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from coprobe.data.bounds import cause
 from coprobe.data.catalog import DATASETS, Request, Source
 from coprobe.data.download import Download, ensure
-from coprobe.data.folder import class_folders, encoded_files, list_images
+from coprobe.data.folder import chosen_files, class_folders, encoded_files, list_images
 from coprobe.errors import InputError
 
 ARCHIVE = Download(
@@ -36,7 +37,7 @@ def tiny_imagenet(request: Request) -> Source:
         ) from None
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
     paths = [path for path, _ in samples]
-    return Source(labels, classes, lambda chosen: encoded_files(paths, chosen))
+    return Source(labels, classes, partial(encoded_files, paths), files=partial(chosen_files, paths))
 
 
 def _list(folder: Path, split: str) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
