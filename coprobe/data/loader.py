@@ -130,7 +130,8 @@ class Loader:
         self._labels = dataset.labels.to(self.device)
         # Channels innermost: a gathered pixel is one piece of memory, and channels_last costs nothing.
         pixels = dataset.images.permute(0, 2, 3, 1)
-        self._pixels = _place(_pad(pixels, padding, padding_mode) if augment else pixels, self.device)
+        pixels = _pad(pixels, padding, padding_mode) if augment else pixels
+        self._pixels = place(pixels.contiguous(), self.device, 0.5)
 
     def __len__(self) -> int:
         batches, rest = divmod(len(self.dataset), self.batch_size)
@@ -206,8 +207,8 @@ def _reflected(side: int, padding: int) -> Tensor:
     return (side - 1) - (side - 1 - position).abs()
 
 
-def _place(pixels: Tensor, device: torch.device) -> Tensor:
-    """On the device, unless it is a GPU of which they would fill more than half the free memory."""
-    if device.type == "cuda" and pixels.nbytes > 0.5 * torch.cuda.mem_get_info(device)[0]:
-        return pixels.contiguous()
-    return pixels.contiguous().to(device)
+def place(pixels: Tensor, device: torch.device, share: float) -> Tensor:
+    """On the device, unless it is a GPU of which they would fill more than `share` of the free memory."""
+    if device.type == "cuda" and pixels.nbytes > share * torch.cuda.mem_get_info(device)[0]:
+        return pixels
+    return pixels.to(device)
