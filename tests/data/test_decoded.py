@@ -20,8 +20,9 @@ from coprobe.errors import InputError
 
 @pytest.fixture
 def settled(monkeypatch):
-    """Files count as settled that the test has just written."""
+    """Files count as settled that the test has just written, and small data sets are kept."""
     monkeypatch.setattr(decoded, "SETTLED", -(10**11))
+    monkeypatch.setattr(decoded, "SMALLEST", 0)
 
 
 @pytest.fixture
@@ -192,6 +193,7 @@ def test_everything_counts_that_decides_the_result(monkeypatch):
 
 def test_files_that_may_still_be_changing_are_not_kept(source, tmp_path, monkeypatch):
     """A second change within the same tick of the clock would not show."""
+    monkeypatch.setattr(decoded, "SMALLEST", 0)
     load(f"folder:{source}", root=tmp_path)
     assert not (tmp_path / "decoded").exists()
     now = (source / "a" / "0.bmp").stat().st_ctime_ns
@@ -342,6 +344,13 @@ def test_a_full_file_system(mounted, source, settled, decodes, monkeypatch):
     assert copies(place) == []
 
 
+def test_what_is_decoded_in_a_moment_is_not_kept(source, root, monkeypatch):
+    for smallest, is_kept in ((5 * 3 * 8 * 8 + 1, False), (5 * 3 * 8 * 8, True)):
+        monkeypatch.setattr(decoded, "SMALLEST", smallest)
+        load(f"folder:{source}", root=root)
+        assert (root / "decoded").exists() == is_kept
+
+
 def test_half_of_the_free_disk_stays_free(kept, source, root, monkeypatch):
     size = kept.stat().st_size
     kept.unlink()
@@ -380,7 +389,7 @@ def test_the_copy_that_was_unused_longest_makes_room(source, root, monkeypatch, 
 
 def load_often(spec, root, times):
     """The digests that a process sees while others write and remove the same copy."""
-    decoded.SETTLED = -(10**11)
+    decoded.SETTLED, decoded.SMALLEST = -(10**11), 0
     digests = set()
     for _ in range(times):
         digests.add(load(spec, root=root).digest())
