@@ -1,7 +1,8 @@
-"""FGSM-RS and FGSM-MEP written as the public code of these methods is: what `benchmarks.train` compares with.
+"""Training and evaluation written as public code is: what `benchmarks.train` and `benchmarks.attack` compare with.
 
-float32 and NCHW throughout; the data is float32 and padded; each image is cropped and flipped by itself in Python; the
-attack's backward pass goes to the weights as well; loss and accuracy are fetched from the device at every step.
+FGSM-RS and FGSM-MEP: float32 and NCHW throughout; the data is float32 and padded; each image is cropped and flipped by
+itself in Python; the attack's backward pass goes to the weights as well; loss and accuracy are fetched from the device
+at every step. PGD until misclassified: the whole batch takes part in every step, also images that are done.
 """
 
 from __future__ import annotations
@@ -104,6 +105,30 @@ class NaiveLoop:
         """The sign step from δ, within the ball and the pixel range."""
         step = self.epsilon if self.mep else 1.25 * self.epsilon
         return _valid((delta + step * direction.sign()).clamp(-self.epsilon, self.epsilon), x)
+
+
+def pgd_until_misclassified(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, epsilon: float, step: float, iterations: int
+) -> Tensor:
+    """Adversarial images from the given start: the loop of the evaluations of fast adversarial training.
+
+    At every step the whole batch goes forward and backward, to the weights as well if they take gradients; images that
+    are classified correctly move, and only when there are none left, the loop ends.
+    """
+    x_adv = start.clone()
+    for _ in range(iterations):
+        x_adv.requires_grad_()
+        logits = model(x_adv)
+        moving = (logits.argmax(1) == y).nonzero()[:, 0]
+        if len(moving) == 0:
+            break
+        # The sum, since a mean rounds gradients in another way in a last, smaller batch.
+        F.cross_entropy(logits, y, reduction="sum").backward()
+        assert x_adv.grad is not None
+        sign, x_adv = x_adv.grad[moving].sign(), x_adv.detach()
+        low, high = x[moving] - epsilon, x[moving] + epsilon
+        x_adv[moving] = (x_adv[moving] + step * sign).clamp(low, high).clamp(0, 1)
+    return x_adv.detach()
 
 
 def _valid(delta: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,274 @@
+"""How fast attacks are: beside other libraries, beside the straightforward loop, and beside the bare passes.
+
+    python -m benchmarks.attack --checkpoint CKPT --data parquet:DIR [--images 128] [--accuracy-images 1000]
+
+First it checks that all do the same: one step from the clean images moves the same pixels (at least 99.9 % of them in
+float32, on the same network), nothing leaves the ball, and what ten such steps leave of the accuracy is printed. Then
+it times, interleaved in one process,
+
+- PGD-10 with every image taking every step, of coprobe and of each library that is installed, beside the ten passes
+  forward and backward that none can do without, on coprobe's kernels;
+- PGD-50 that stops at the first misclassification, of coprobe and of the straightforward loop (`benchmarks.naive`),
+  from the same random starts, which must give the same images, bit for bit, on the same kernels;
+- PGD-10 over as many images as `--many` says, compiled and in bfloat16.
+
+"Of the ceiling" is the FLOPs of the passes, of which libraries that go back to the weights as well do more, over what
+a square matrix product reaches in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from benchmarks import peers
+from benchmarks.naive import pgd_until_misclassified
+from benchmarks.subject import Subject, images_of, options
+from benchmarks.timing import (
+    Bar,
+    Candidate,
+    absent,
+    arithmetic,
+    bars,
+    ceiling,
+    count,
+    measure,
+    products,
+    publish,
+    table,
+    torchs,
+)
+from coprobe.attacks import AdversarialExamples, parse
+from coprobe.engine import frozen
+from coprobe.inference import fast
+from coprobe.models import Classifier
+
+EPSILON, STEP = 16 / 255, 2 / 255
+PRECISIONS = {"coprobe": "32", "coprobe, tf32": "tf32", "coprobe, bf16": "bf16"}
+PLAIN = "coprobe --plain"
+LOOP = "the loop, network as stored"
+UNTIL = parse("pgd:50", EPSILON)
+#: How often as fast coprobe shall be.
+SPEEDUPS = {"torchattacks": 1.45, "foolbox": 2.0, "adversarial-robustness-toolbox": 2.0}
+#: Points of accuracy that it may be off.
+OFF = {"32": 0.2, "tf32": 0.2, "bf16": 0.5}
+
+
+def crafted(subject: Subject, model: Classifier, spec: str, *, plain: bool = False) -> Tensor:
+    """coprobe's adversarial images."""
+    attack = parse(spec, EPSILON)
+    examples = AdversarialExamples(
+        model, subject.dataset, [attack], batch_size=subject.batch_size, device=subject.device, plain=plain
+    )
+    return torch.cat([batch.images[attack.spec] for batch in examples])
+
+
+def crafted_by(craft: peers.Craft, subject: Subject) -> Tensor:
+    """A library's adversarial images."""
+    return torch.cat([craft(x, y).detach() for x, y in subject.batches])
+
+
+def bare(subject: Subject, model: Classifier, steps: int) -> None:
+    """So many passes forward and backward to the images, and nothing else."""
+    with arithmetic(model.precision):
+        for x, y in subject.batches:
+            points = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+            for _ in range(steps):
+                torch.autograd.grad(cross_entropy(model(points), y, reduction="sum"), points)
+
+
+def passes(subject: Subject, steps: int) -> float:
+    """FLOPs of these passes, counted on the network as it is stored."""
+    with frozen(subject.model):
+        return steps * count(lambda: bare(subject, subject.model, 1))
+
+
+def accuracy(subject: Subject, x_adv: Tensor) -> float:
+    """Of the network as it is stored, in %."""
+    labels = torch.cat([y for _, y in subject.batches])
+    with torch.no_grad():
+        logits = torch.cat([subject.model(part) for part in x_adv.split(subject.batch_size)])
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def agreement(subject: Subject, many: Subject, kernels: dict[str, Classifier]) -> tuple[list[str], dict[str, float]]:
+    """A table, and the accuracies in it by name; stops if a library does something else.
+
+    Starting at the clean images, since every library draws its random start in its own way, and without TF32.
+    """
+
+    def all_of(subject: Subject, iterations: int) -> dict[str, Tensor]:
+        spec = f"pgd:{iterations}:start=zero:rule=always"
+        made = {PLAIN: crafted(subject, subject.model, spec, plain=True)}
+        made |= {name: crafted(subject, model, spec) for name, model in kernels.items()}
+        for package, attack in peers.ATTACKS.items():
+            if not absent(package):
+                steps = iterations + (iterations == 1 and package in peers.LATE)
+                schedule = peers.Schedule(EPSILON, STEP, steps, random_start=False)
+                with arithmetic("32"):
+                    made[package] = crafted_by(attack(subject, schedule), subject)
+        return made
+
+    clean = torch.cat([x for x, _ in subject.batches])
+    alike = {}
+    for name, x_adv in (stepped := all_of(subject, 1)).items():
+        moved = (x_adv != clean).flatten(1).any(1)  # adv-lib leaves images where they are that it can't break
+        alike[name] = ((x_adv - stepped[PLAIN]).abs() < 1e-6)[moved].double().mean().item()
+        if name in peers.ATTACKS and moved.any() and alike[name] < 0.999:
+            raise SystemExit(f"{name} moves other pixels: only {alike[name]:.2%} are alike")
+    clean = torch.cat([x for x, _ in many.batches])
+    accuracies = {}
+    for name, x_adv in all_of(many, 10).items():
+        if (x_adv - clean).abs().max() > EPSILON + 1e-6 or x_adv.min() < 0 or x_adv.max() > 1:
+            raise SystemExit(f"{name} leaves the ball")
+        accuracies[name] = accuracy(many, x_adv)
+    rows = [
+        f"| PGD-10 from the clean images | pixels alike after one step | accuracy in %, {len(clean):,} images |",
+        "|---|---|---|",
+        *(f"| {name} | {alike[name]:.3%} | {accuracies[name]:.1f} |" for name in alike),
+    ]
+    return rows, accuracies
+
+
+def every_step(subject: Subject, kernels: dict[str, Classifier]) -> dict[str, Candidate]:
+    """PGD-10 without stopping."""
+    spec, flops = "pgd:10:rule=always", passes(subject, 10)
+    made = {}
+    for package, attack in peers.ATTACKS.items():
+        if missing := absent(package):
+            made[package] = Candidate(lambda: None, missing=missing)
+        else:
+            craft = attack(subject, peers.Schedule(EPSILON, STEP, 10))
+            made[package] = Candidate(lambda craft=craft: crafted_by(craft, subject), flops)
+    made[PLAIN] = Candidate(lambda: crafted(subject, subject.model, spec, plain=True), flops)
+    for name, model in kernels.items():
+        made[name] = Candidate(lambda model=model: crafted(subject, model, spec), flops)
+        made[passes_of(name)] = Candidate(lambda model=model: bare(subject, model, 10), flops)
+    return made
+
+
+def passes_of(name: str) -> str:
+    """What the row is called that has the bare passes on the same kernels."""
+    return name.replace("coprobe", "bare passes")
+
+
+def until_misclassified(subject: Subject, model: Classifier) -> tuple[dict[str, Candidate], float]:
+    """PGD-50 that stops, with the share of images that the loop on the same kernels makes as coprobe does."""
+
+    def loop(model: Classifier) -> Tensor:
+        made, first = [], 0
+        for x, y in subject.batches:
+            indices = torch.arange(first, first + len(x), device=x.device)
+            start = next(UNTIL.steps(model, x, y, seed=0, indices=indices))
+            made.append(pgd_until_misclassified(model, x, y, start, EPSILON, STEP, 50))
+            first += len(x)
+        return torch.cat(made)
+
+    def loop_on_kernels() -> Tensor:
+        with arithmetic(model.precision):
+            return loop(model)
+
+    def ours() -> Tensor:
+        return crafted(subject, model, UNTIL.spec)
+
+    alike = (loop_on_kernels() == ours()).flatten(1).all(1).double().mean().item()
+    names = LOOP, "the loop, coprobe's kernels", "coprobe"
+    works = (lambda: loop(subject.model)), loop_on_kernels, ours
+    return {name: Candidate(work) for name, work in zip(names, works, strict=True)}, alike
+
+
+def throughput(subject: Subject, repeats: int) -> list[str]:
+    """PGD-10 over many images, compiled and in bfloat16."""
+    squares = products(subject.device, "bf16")
+    model = fast(subject.model, images=subject.batches[0][0], precision="bf16", compiled=True)
+    attack = Candidate(lambda: crafted(subject, model, "pgd:10:rule=always"), passes(subject, 10))
+    measure([*squares, attack], repeats, subject.device)
+    name = f"PGD-10 over {len(subject.dataset):,} images, batch {subject.batch_size}, compiled, bf16"
+    return ["", *table({name: attack}, images=len(subject.dataset), ceilings={name: ceiling(squares)})]
+
+
+def arguments_of() -> argparse.Namespace:
+    """What the command line says."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--accuracy-images", type=int, default=1000, help="on which accuracies are compared")
+    parser.add_argument("--loop-images", type=int, default=256, help="of PGD-50 until misclassified; 0 leaves it out")
+    parser.add_argument("--loop-checkpoint", help="the one that it attacks; --checkpoint if unset")
+    parser.add_argument("--many", type=int, help="of the last run; default: 10000 with CUDA, 0 (none) without")
+    parser.add_argument("--many-batch-size", type=int, default=512)
+    arguments = parser.parse_args()
+    if arguments.many is None:
+        arguments.many = 10_000 if torch.device(arguments.device).type == "cuda" else 0
+    return arguments
+
+
+def asked(attacks: dict[str, Candidate], accuracies: dict[str, float], device: torch.device) -> list[Bar]:
+    """What PGD-10 shall show."""
+    precisions = {name: precision for name, precision in PRECISIONS.items() if name in attacks}
+    alike = next(name for name, precision in precisions.items() if precision == torchs("32", device))
+    speedups = {name: attacks[name].relative_to(attacks[alike]) for name in SPEEDUPS}
+    made = [Bar(f"{alike}, times as fast as {peer}", speedups[peer], least=least) for peer, least in SPEEDUPS.items()]
+    fastest = attacks["torchattacks"].relative_to(attacks["coprobe, bf16"])
+    made.append(Bar("coprobe, bf16, times as fast as torchattacks", fastest, least=3))
+    for name, precision in precisions.items():
+        overhead = attacks[name].relative_to(attacks[passes_of(name)])
+        made.append(Bar(f"{name}: time over that of its bare passes", overhead, most=1.05))
+        off = {peer: round(abs(accuracies[name] - accuracies[peer]), 6) for peer in SPEEDUPS if peer in accuracies}
+        made += [
+            Bar(f"{name}: points of accuracy off {peer}", points, most=OFF[precision]) for peer, points in off.items()
+        ]
+    return made
+
+
+def main() -> None:
+    """Check, measure and print."""
+    arguments = arguments_of()
+    subject = Subject.of(arguments)
+    images = subject.batches[0][0]
+    kernels = {
+        name: fast(subject.model, images=images, precision=precision)
+        for name, precision in PRECISIONS.items()
+        if precision != "tf32" or subject.device.type == "cuda"
+    }
+    accurate = replace(subject, dataset=images_of(arguments, arguments.accuracy_images))
+    agreed, accuracies = agreement(subject, accurate, kernels)
+
+    attacks = every_step(subject, kernels)
+    computes = {name: PRECISIONS.get(name.replace("bare passes", "coprobe"), "") for name in attacks}
+    computes |= {PLAIN: "32"} | dict.fromkeys(peers.ATTACKS, torchs("32", subject.device))
+    squares = {precision: products(subject.device, precision) for precision in set(computes.values())}
+    measure([*chain(*squares.values()), *attacks.values()], arguments.repeats, subject.device)
+    ceilings = {name: ceiling(squares[precision]) for name, precision in computes.items()}
+    wanted = asked(attacks, accuracies, subject.device)
+    lines = [*subject.about(*peers.ATTACKS), *agreed]
+    lines += ["", "PGD-10 at 16/255 with steps of 2/255, every image every step", ""]
+    lines += table(attacks, beside=list(SPEEDUPS), images=len(subject.dataset), ceilings=ceilings)
+
+    if arguments.loop_images:
+        weak = argparse.Namespace(**vars(arguments))
+        weak.images, weak.checkpoint = arguments.loop_images, arguments.loop_checkpoint or arguments.checkpoint
+        collapsed = Subject.of(weak)
+        loops, alike = until_misclassified(collapsed, fast(collapsed.model, images=collapsed.batches[0][0]))
+        measure(loops.values(), arguments.repeats, subject.device)
+        lines += ["", f"PGD-50 until misclassified, {len(collapsed.dataset)} images, {collapsed.name}", ""]
+        lines += table(loops, beside=list(loops)[:2], images=len(collapsed.dataset))
+        wanted += [
+            Bar(
+                "PGD-50 until misclassified, times as fast as the loop",
+                loops[LOOP].relative_to(loops["coprobe"]),
+                least=8,
+            ),
+            Bar("share of its images that are the loop's, bit for bit", alike, least=1),
+        ]
+    if arguments.many:
+        larger = replace(subject, dataset=images_of(arguments, arguments.many), batch_size=arguments.many_batch_size)
+        lines += throughput(larger, arguments.repeats)
+    publish("How fast attacks are", [*lines, "", *bars(wanted)], arguments.out)
+
+
+if __name__ == "__main__":
+    main()
