@@ -1,4 +1,4 @@
-# make demo | test | lint | format | readme | bench – each sets up what it needs, with nothing but python3 and make there.
+# make demo | test | lint | format | readme | bench – each sets up what it needs, with only python3 and make present.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -61,11 +61,11 @@ format: $(DEV)
 readme: $(DEV)
 	$(BIN)/python -m tests.readme_tables
 
-# Every benchmark at a small size, some ten minutes on two cores; none of it is kept. What they ask for is meant for full
-# width on real images: `make bench BENCH="--checkpoint runs/co --data parquet:DIR" BENCH_ATTACK= BENCH_MEMORY=…`.
+# Every benchmark at a small size, some ten minutes on two cores; none of it is kept. What they ask for is meant for
+# full width on real images: `make bench BENCH="--checkpoint runs/co --data parquet:DIR" BENCH_ATTACK= BENCH_MEMORY=…`.
 BENCH ?= --width 16 --images 32 --batch-size 32
 BENCH_ATTACK ?= --accuracy-images 64 --loop-images 32
-BENCH_MEMORY ?= --data digits --sizes 60,360
+BENCH_MEMORY ?= --data digits --batch-size 32 --sizes 60,360
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.attack $(BENCH) $(BENCH_ATTACK)
@@ -87,8 +87,8 @@ $(DEV): $(RUN)
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks==3.5.1
 	touch $@
 
-# adv-lib and nnsight need visdom, which doesn't build with a current setuptools, and transformers, which would be loaded
-# by others too, for what the benchmarks don't use; of nnsight's other needs, the extra has those it can't do without.
+# adv-lib and nnsight need visdom, which doesn't build with a current setuptools, and transformers, which others would
+# load too, for what the benchmarks don't use; of nnsight's other needs, the extra has those it can't do without.
 $(PEERS): $(DEV)
 	$(BIN)/python -m pip install --quiet --editable .[bench]
 	$(BIN)/python -m pip install --quiet --no-deps adv-lib==0.2.8 nnsight==0.8.1

@@ -3,8 +3,8 @@
     python -m benchmarks.attack --checkpoint CKPT --data parquet:DIR [--images 128] [--accuracy-images 1000]
 
 First it checks that all do the same: one step from the clean images moves the same pixels (at least 99.9 % of them in
-float32, on the same network), nothing leaves the ball, and what ten such steps leave of the accuracy is printed. Then
-it times, interleaved in one process,
+float32, on the same network), nothing leaves the ball, and what ten such steps leave of the accuracy is printed, which
+is judged only if it is neither nothing nor everything. Then it times, interleaved in one process,
 
 - PGD-10 with every image taking every step, of coprobe and of each library that is installed, beside the ten passes
   forward and backward that none can do without, on coprobe's kernels;
@@ -19,6 +19,7 @@ a square matrix product reaches in the same precision.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from itertools import chain
 
@@ -59,9 +60,9 @@ SPEEDUPS = {"torchattacks": 1.45, "foolbox": 2.0, "adversarial-robustness-toolbo
 OFF = {"32": 0.2, "tf32": 0.2, "bf16": 0.5}
 
 
-def crafted(subject: Subject, model: Classifier, spec: str, *, plain: bool = False) -> Tensor:
+def crafted(subject: Subject, model: Classifier, spec: str, *, plain: bool = False, epsilon: float = EPSILON) -> Tensor:
     """coprobe's adversarial images."""
-    attack = parse(spec, EPSILON)
+    attack = parse(spec, epsilon)
     examples = AdversarialExamples(
         model, subject.dataset, [attack], batch_size=subject.batch_size, device=subject.device, plain=plain
     )
@@ -96,20 +97,23 @@ def accuracy(subject: Subject, x_adv: Tensor) -> float:
     return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
-def agreement(subject: Subject, many: Subject, kernels: dict[str, Classifier]) -> tuple[list[str], dict[str, float]]:
+def agreement(
+    subject: Subject, many: Subject, kernels: dict[str, Classifier], epsilon: float
+) -> tuple[list[str], dict[str, float]]:
     """A table, and the accuracies in it by name; stops if a library does something else.
 
-    Starting at the clean images, since every library draws its random start in its own way, and without TF32.
+    Starting at the clean images, since every library draws its random start in its own way, and without TF32. Where
+    the attack breaks every image or none, accuracies agree whatever was computed, and there are none to return.
     """
 
     def all_of(subject: Subject, iterations: int) -> dict[str, Tensor]:
         spec = f"pgd:{iterations}:start=zero:rule=always"
-        made = {PLAIN: crafted(subject, subject.model, spec, plain=True)}
-        made |= {name: crafted(subject, model, spec) for name, model in kernels.items()}
+        made = {PLAIN: crafted(subject, subject.model, spec, plain=True, epsilon=epsilon)}
+        made |= {name: crafted(subject, model, spec, epsilon=epsilon) for name, model in kernels.items()}
         for package, attack in peers.ATTACKS.items():
             if not absent(package):
                 steps = iterations + (iterations == 1 and package in peers.LATE)
-                schedule = peers.Schedule(EPSILON, STEP, steps, random_start=False)
+                schedule = peers.Schedule(epsilon, STEP, steps, random_start=False)
                 with arithmetic("32"):
                     made[package] = crafted_by(attack(subject, schedule), subject)
         return made
@@ -124,15 +128,17 @@ def agreement(subject: Subject, many: Subject, kernels: dict[str, Classifier]) -
     clean = torch.cat([x for x, _ in many.batches])
     accuracies = {}
     for name, x_adv in all_of(many, 10).items():
-        if (x_adv - clean).abs().max() > EPSILON + 1e-6 or x_adv.min() < 0 or x_adv.max() > 1:
+        if (x_adv - clean).abs().max() > epsilon + 1e-6 or x_adv.min() < 0 or x_adv.max() > 1:
             raise SystemExit(f"{name} leaves the ball")
         accuracies[name] = accuracy(many, x_adv)
+    unharmed = accuracy(many, clean)
+    heading = f"accuracy in %, {len(clean):,} images ({unharmed:.1f} of them clean)"
     rows = [
-        f"| PGD-10 from the clean images | pixels alike after one step | accuracy in %, {len(clean):,} images |",
+        f"| PGD-10 from the clean images, {epsilon * 255:g}/255 | pixels alike after one step | {heading} |",
         "|---|---|---|",
         *(f"| {name} | {alike[name]:.3%} | {accuracies[name]:.1f} |" for name in alike),
     ]
-    return rows, accuracies
+    return rows, accuracies if 0 < accuracies[PLAIN] < unharmed else {}
 
 
 def every_step(subject: Subject, kernels: dict[str, Classifier]) -> dict[str, Candidate]:
@@ -196,6 +202,9 @@ def arguments_of() -> argparse.Namespace:
     """What the command line says."""
     parser = options(__doc__ or "")
     parser.add_argument("--accuracy-images", type=int, default=1000, help="on which accuracies are compared")
+    parser.add_argument(
+        "--accuracy-eps", type=float, default=16, help="n of n/255 at which they are; some must survive"
+    )
     parser.add_argument("--loop-images", type=int, default=256, help="of PGD-50 until misclassified; 0 leaves it out")
     parser.add_argument("--loop-checkpoint", help="the one that it attacks; --checkpoint if unset")
     parser.add_argument("--many", type=int, help="of the last run; default: 10000 with CUDA, 0 (none) without")
@@ -217,10 +226,9 @@ def asked(attacks: dict[str, Candidate], accuracies: dict[str, float], device: t
     for name, precision in precisions.items():
         overhead = attacks[name].relative_to(attacks[passes_of(name)])
         made.append(Bar(f"{name}: time over that of its bare passes", overhead, most=1.05))
-        off = {peer: round(abs(accuracies[name] - accuracies[peer]), 6) for peer in SPEEDUPS if peer in accuracies}
-        made += [
-            Bar(f"{name}: points of accuracy off {peer}", points, most=OFF[precision]) for peer, points in off.items()
-        ]
+        for peer in SPEEDUPS:
+            off = round(abs(accuracies.get(name, math.nan) - accuracies.get(peer, math.nan)), 6)
+            made.append(Bar(f"{name}: points of accuracy off {peer}", off, most=OFF[precision]))
     return made
 
 
@@ -235,7 +243,7 @@ def main() -> None:
         if precision != "tf32" or subject.device.type == "cuda"
     }
     accurate = replace(subject, dataset=images_of(arguments, arguments.accuracy_images))
-    agreed, accuracies = agreement(subject, accurate, kernels)
+    agreed, accuracies = agreement(subject, accurate, kernels, arguments.accuracy_eps / 255)
 
     attacks = every_step(subject, kernels)
     computes = {name: PRECISIONS.get(name.replace("bare passes", "coprobe"), "") for name in attacks}
