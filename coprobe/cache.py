@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,31 +16,44 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def cached(
-    directory: Path | None, kind: str, identity: Mapping[str, Any], make: Callable[[], pd.DataFrame]
-) -> pd.DataFrame:
-    """The table that is kept in `directory` under `kind` and a digest of `identity`, else what `make` returns.
+@dataclass(frozen=True)
+class Cache:
+    """A directory in which tables are kept and looked up by what they are of.
 
     Args:
-        directory: where tables are looked up and kept; None keeps nothing.
-        kind: in a word, the beginning of the file name.
-        identity: everything that the table depends on, as plain values.
-        make: called where the table is not there; its `attrs` are kept as well.
-
-    Raises:
-        InputError: the file is there but can't be read.
+        directory: of the files; None keeps nothing and finds nothing.
     """
-    import pandas as pd
 
-    if directory is None:
-        return make()
-    key = json.dumps(identity, sort_keys=True)
-    path = directory / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.parquet"
-    if path.exists():
+    directory: Path | None
+
+    def _path(self, kind: str, identity: Mapping[str, Any]) -> Path | None:
+        if self.directory is None:
+            return None
+        key = json.dumps(identity, sort_keys=True)
+        return self.directory / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.parquet"
+
+    def find(self, kind: str, identity: Mapping[str, Any]) -> pd.DataFrame | None:
+        """The table that is kept under `kind` and `identity`, with its `attrs`; None if there is none.
+
+        Args:
+            kind: in a word, the beginning of the file name.
+            identity: everything that the table depends on, as plain values.
+
+        Raises:
+            InputError: the file is there but can't be read.
+        """
+        import pandas as pd
+
+        path = self._path(kind, identity)
+        if path is None or not path.exists():
+            return None
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:  # pyarrow's errors are both
             raise InputError(f"{path}: can't be read; delete it, and it is made again") from error
-    frame = make()
-    write_table(frame, path)
-    return frame
+
+    def keep(self, kind: str, identity: Mapping[str, Any], frame: pd.DataFrame) -> None:
+        """Keep a table, and its `attrs`, for `find`."""
+        path = self._path(kind, identity)
+        if path is not None:
+            write_table(frame, path)

@@ -14,7 +14,7 @@ from torch import Tensor
 from coprobe.checkpoint import Checkpoint
 from coprobe.collapse import converged
 from coprobe.data import Dataset, balanced_prefix
-from coprobe.engine import Progress, frozen, in_batches, silent
+from coprobe.engine import BatchSize, Progress, frozen, in_batches, silent
 from coprobe.models import Classifier
 
 #: Clean images to try on; more would tell no more about mistakes as large as these.
@@ -245,7 +245,7 @@ def odd_outputs(
 
     with frozen(model), torch.no_grad():
         outputs, again = (
-            torch.cat(list(in_batches(len(sample), work, batch_size=batch_size, device=device))) for _ in range(2)
+            torch.cat(list(in_batches(len(sample), work, BatchSize(batch_size, device)))) for _ in range(2)
         )
     if not torch.allclose(outputs, again, rtol=_REPEATED, atol=_REPEATED, equal_nan=True):
         return (
@@ -322,6 +322,6 @@ def _fit(
         return correct.cpu(), losses.clamp(max=_WORST_LOSS).cpu()
 
     with frozen(model), torch.no_grad():
-        parts = list(in_batches(len(sample), work, batch_size=batch_size, device=device))
+        parts = list(in_batches(len(sample), work, BatchSize(batch_size, device)))
     correct, losses = (torch.cat(column) for column in zip(*parts, strict=True))
     return Fit(normalisation, correct, losses)

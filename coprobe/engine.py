@@ -1,13 +1,11 @@
-"""How the work runs: on which device, with what state of the model, in what portions, from which seeds."""
+"""How the work runs: on which device, with what state of the model, in what portions."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +15,9 @@ T = TypeVar("T")
 
 #: Opens a progress display for (what is done, number of images) and yields a function that advances it.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+#: oneDNN computes an image bit for bit alike in all batches of at least so many.
+FULL = 16
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 
@@ -57,12 +58,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Batch-norm statistics and `.grad` are not touched, since nothing in evaluation mode writes to them. Transformers
     compute attention in one way only, since torch's shortcut is taken or not depending on hooks and gradients, and
-    gives other last digits.
+    gives other last digits. A model with a `precision` (see `Classifier`) has its float32 products on a GPU computed
+    exactly, or with TF32 if it is `tf32`, whatever torch's own switches say.
     """
     shortcut = torch.backends.mha.get_fastpath_enabled()
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    products: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    switches = [switch.fp32_precision for switch in products]
     try:
+        if precision := getattr(model, "precision", None):
+            for switch in products:
+                switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
         for parameter, _ in grads:
@@ -70,6 +77,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(shortcut)
+        for switch, before in zip(products, switches, strict=True):
+            switch.fp32_precision = before
         for module, mode in modes:
             module.training = mode
         for parameter, required in grads:
@@ -83,61 +92,94 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
-def in_batches(
-    count: int,
-    work: Callable[[int, int], T],
-    *,
-    batch_size: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Iterator[T]:
-    """Yield `work(start, stop)` over consecutive ranges of `count` items.
+def kind_of(model: nn.Module, image_shape: Sequence[int]) -> Hashable:
+    """What decides, besides the device, how many images of a shape fit: the sizes of the weights and the precision."""
+    shapes = tuple(tuple(parameter.shape) for parameter in model.parameters())
+    return hash(shapes), tuple(image_shape), getattr(model, "precision", "32")
 
-    Without a `batch_size` it starts at 512 on an accelerator and 128 on the CPU; a range for which memory ran
-    out is done again in halves, and no later one is larger. A given `batch_size` is kept.
+
+class BatchSize:
+    """How many images are worked on at once: as many as memory has room for.
+
+    Without a given size it starts at 512 on an accelerator and 128 on the CPU, and is halved where memory runs out.
+    What was found is remembered for work of the same kind until the process ends. A given size is kept.
+
+    Args:
+        given: by a person; None finds one.
+        device: where the work is done.
+        kind: what else memory depends on, such as the network and the precision; None remembers nothing.
+        few_sizes: whether every new size of a batch is dear, as for compiled networks; see `padded`.
 
     Raises:
-        InputError: `batch_size` below 1.
-        RunError: memory runs out at a given batch size, or at a single item.
+        InputError: `given` below 1.
     """
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: must be at least 1")
-    size = batch_size or (128 if torch.device(device).type == "cpu" else 512)
-    start = 0
-    while start < count:
-        stop = min(start + size, count)
-        failed = False
+
+    _found: ClassVar[dict[tuple[str, Hashable], int]] = {}
+
+    def __init__(
+        self,
+        given: int | None = None,
+        device: torch.device | str = "cpu",
+        kind: Hashable | None = None,
+        *,
+        few_sizes: bool = False,
+    ) -> None:
+        if given is not None and given < 1:
+            raise InputError(f"--batch-size {given}: must be at least 1")
+        self._given = given
+        self._key = None if kind is None else (str(device), kind)
+        default = 128 if torch.device(device).type == "cpu" else 512
+        self.now = given or (self._found.get(self._key, default) if self._key else default)
+        self._few_sizes = few_sizes
+
+    def padded(self, count: int) -> int:
+        """To how many images a batch of `count` is best filled up.
+
+        To 16 at least, since oneDNN computes an image bit for bit alike in all batches of at least so many; or, where
+        new sizes are dear, to one of few.
+        """
+        if not self._few_sizes:
+            return max(count, min(FULL, self.now))
+        full = self.now
+        while full // 2 >= max(count, FULL):
+            full //= 2
+        return max(full, count)
+
+    def attempt(self, count: int, work: Callable[[], T]) -> tuple[T] | None:
+        """What `work` on `count` images returns; None if memory ran out, and then `now` is below `count`.
+
+        Raises:
+            RunError: memory ran out at a given size, or at a single image.
+        """
         try:
-            done = work(start, stop)
+            return (work(),)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if stop - start == 1:
+            if count == 1:
                 raise RunError("out of memory with a single image; use another --device") from error
-            if batch_size is not None:
-                raise RunError(f"out of memory with {stop - start} images at once; lower --batch-size") from error
-            failed = True
-        if failed:  # here, not above, where the exception still holds the tensors of the frames that failed
-            size = (stop - start) // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            continue
-        yield done
-        start = stop
+            if self._given is not None:
+                raise RunError(f"out of memory with {count} images at once; lower --batch-size") from error
+        # here, not above, where the exception still holds the tensors of the frames that failed
+        self.now = count // 2
+        if self._key:
+            self._found[self._key] = self.now
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
 
-def generator_for(seed: int, purpose: str, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on the seed, on what it is for, and on where in the work; on nothing else.
+def in_batches(count: int, work: Callable[[int, int], T], size: BatchSize | None = None) -> Iterator[T]:
+    """Yield `work(start, stop)` over consecutive ranges of `count` items, none of more than fit.
 
-    So a batch has the same random numbers whatever was computed before it, and two purposes (an attack's start,
-    the noise of an evaluation) never share theirs.
-
-    Args:
-        seed: 0 or more.
-        purpose: in a word, for example `attack`.
-        place: epoch, first image and the like, each 0 or more and below 2³².
-        device: where the random numbers are drawn.
+    A range for which memory ran out is done again in halves, and no later one is larger; see `BatchSize` for errors.
     """
-    # as spawn key, because a list of entropy is padded with zeros: (seed, 0) would be (seed,)
-    key = (zlib.crc32(purpose.encode()), *place)
-    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
-    return torch.Generator(device=device).manual_seed(int(state[0]))
+    size = size or BatchSize()
+    start = 0
+    while start < count:
+        stop = min(start + size.now, count)
+        done = size.attempt(stop - start, lambda start=start, stop=stop: work(start, stop))  # type: ignore[misc]
+        if done is None:
+            continue
+        yield done[0]
+        start = stop

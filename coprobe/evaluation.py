@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
-from coprobe.engine import frozen, generator_for
+from coprobe.engine import frozen
 from coprobe.errors import InputError, RunError, unknown
 from coprobe.masking import NO_MASK, ChannelMask
+from coprobe.randomness import ImageRandomness
+from coprobe.statistics import Measurement, survey
 
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -47,14 +48,13 @@ class Noise:
         """As people write it: `none`, `uniform:16`, `gauss:8`."""
         return self.kind if self.kind == "none" else f"{self.kind}:{self.amount * 255:g}"
 
-    def add(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """`x` plus one fresh draw per pixel and channel, not clamped to [0, 1] again."""
+    def add(self, x: Tensor, randomness: ImageRandomness, draw: int = 0) -> Tensor:
+        """`x` plus one number per pixel and channel, not clamped to [0, 1] again; `draw` numbers fresh ones."""
         if self.kind == "none":
             return x
         if self.kind == "gauss":
-            return x + self.amount * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        draw = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return x + self.amount * (2 * draw - 1)
+            return x + self.amount * randomness.normal(x.shape[1:], draw).to(x.dtype)
+        return x + self.amount * (2 * randomness.uniform(x.shape[1:], draw).to(x.dtype) - 1)
 
     @staticmethod
     def parse(spec: str) -> Noise:
@@ -113,59 +113,107 @@ class Evaluation:
         return frame
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[AdversarialBatch],
-    attacks: Sequence[str] | None = None,
-    *,
-    noises: Sequence[Noise] = (NO_NOISE,),
-    noise_draws: int = 1,
-    masks: Sequence[ChannelMask] = (NO_MASK,),
-    seed: int = 0,
-    facts: dict[str, Any] | None = None,
-) -> Evaluation:
-    """Accuracy on every attack's images × noise × mask, from one pass over the batches.
+class Accuracy(Measurement[Evaluation]):
+    """Accuracy on every attack's images × noise × mask.
 
     The images are those of the batches, so they are crafted once, against the unmasked and noise-free model.
 
     Args:
         model: images in [0, 1] to logits, run in evaluation mode and left as it was.
-        batches: an `AdversarialExamples`, or any iterable of its batches.
         attacks: specs of the images to measure, `clean` among them; None measures all that the batches hold.
-        noises: added after the attack; each draws from `seed`, the place of the batch and the number of the draw.
+        noises: added after the attack; each draws from `seed`, the index of the image and the number of the draw.
         noise_draws: how often each noise is drawn anew.
         masks: applied to clean and adversarial images alike (Eq. 7).
         seed: of the noise.
-        facts: goes into `frame.attrs`.
 
     Raises:
-        InputError: no images, no draws, or two masks that are called the same.
-        RunError: logits that are not finite; an accuracy of such a model would mean nothing.
+        InputError: no draws, or two masks that are called the same; in `result`, no images.
+        RunError: in `result`, logits that are not finite; an accuracy of such a model would mean nothing.
     """
-    drawn = _draws(noises, noise_draws)
-    if len({(mask.reason, mask.draw) for mask in masks}) < len(masks):
-        raise InputError("two masks have the same name and draw, and their counts would be mixed; name each once")
-    correct: Counter[tuple[str, str, int, str, int, int]] = Counter()
-    n = 0
-    for batch in batches:
-        n += len(batch.labels)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attacks: Sequence[str] | None = None,
+        *,
+        noises: Sequence[Noise] = (NO_NOISE,),
+        noise_draws: int = 1,
+        masks: Sequence[ChannelMask] = (NO_MASK,),
+        seed: int = 0,
+    ) -> None:
+        if len({(mask.reason, mask.draw) for mask in masks}) < len(masks):
+            raise InputError("two masks have the same name and draw, and their counts would be mixed; name each once")
+        self._model, self._attacks, self._masks, self._seed = model, attacks, masks, seed
+        self._drawn = _draws(noises, noise_draws)
+        self._images = 0
+        #: By attack, noise, its draw, mask, masked channels and its draw: on the device, so that nothing waits for it.
+        self._correct: dict[tuple[str, str, int, str, int, int], Tensor] = {}
+        self._finite: Tensor | bool = True
+        self._device = torch.device("cpu")
+
+    def update(self, batch: AdversarialBatch) -> None:
+        """Count the correct predictions of every combination."""
+        correct = {}
+        self._device = batch.labels.device
+        finite = torch.ones((), dtype=torch.bool, device=self._device)
+        randomness = ImageRandomness(self._seed, "noise", batch.indices)
         for spec, images in batch.images.items():
-            if attacks is not None and spec not in attacks:
+            if self._attacks is not None and spec not in self._attacks:
                 continue
-            for noise, draw in drawn:
-                place = (batch.start, draw) if draw else (batch.start,)
-                noisy = noise.add(images, generator_for(seed, "noise", *place, device=images.device))
-                for mask in masks:
+            for noise, draw in self._drawn:
+                noisy = noise.add(images, randomness, draw)
+                for mask in self._masks:
+                    with frozen(self._model), torch.no_grad(), mask.applied(self._model):
+                        logits = self._model(noisy)
                     key = (spec, noise.spec, draw, mask.reason, mask.count, mask.draw)
-                    correct[key] += _count_correct(model, noisy, batch.labels, mask)
-    if n == 0:
-        raise InputError("no images to evaluate; raise --limit")
-    frame = pd.DataFrame(correct.keys(), columns=["attack", "noise", "noise_draw", "mask", "masked", "draw"])
-    frame["n"], frame["correct"] = n, list(correct.values())
-    frame["accuracy"] = frame["correct"] / n
-    frame[["low", "high"]] = [wilson(count, n) for count in frame["correct"]]
-    frame.attrs = dict(facts or {})
-    return Evaluation(frame)
+                    correct[key] = (logits.argmax(1) == batch.labels).sum()
+                    finite &= logits.isfinite().all()
+        self._add(len(batch.labels), correct, finite)
+        if self._images == len(batch.labels):
+            self._check()  # of the first batch, before the others are attacked for nothing
+
+    def _add(self, images: int, correct: Mapping[Any, Tensor], finite: Tensor | bool) -> None:
+        self._images += images
+        self._finite = finite & self._finite
+        for key, count in correct.items():
+            self._correct[key] = count + self._correct.get(key, 0)
+
+    def _check(self) -> None:
+        if not self._finite:
+            raise RunError(
+                "the model's logits are not finite (NaN or infinite), so its accuracy is undefined; "
+                "check its weights and --mean/--std"
+            )
+
+    @property
+    def state(self) -> Any:
+        """Images, counts by combination, and whether all logits were finite."""
+        return self._images, {key: count.cpu() for key, count in self._correct.items()}, bool(self._finite)
+
+    def absorb(self, state: Any) -> None:
+        """Add the counts."""
+        images, correct, finite = state
+        self._add(images, {key: count.to(self._device) for key, count in correct.items()}, finite)
+
+    def result(self) -> Evaluation:
+        """The table."""
+        if self._images == 0:
+            raise InputError("no images to evaluate; raise --limit")
+        self._check()
+        columns = ["attack", "noise", "noise_draw", "mask", "masked", "draw"]
+        frame = pd.DataFrame(self._correct.keys(), columns=columns)
+        frame["n"], frame["correct"] = self._images, [int(count) for count in self._correct.values()]
+        frame["accuracy"] = frame["correct"] / self._images
+        frame[["low", "high"]] = [wilson(count, self._images) for count in frame["correct"]]
+        return Evaluation(frame)
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[AdversarialBatch], attacks: Sequence[str] | None = None, **settings: Any
+) -> Evaluation:
+    """`Accuracy` on these batches, which may be an `AdversarialExamples`; it says what the settings are."""
+    (evaluation,) = survey(batches, [Accuracy(model, attacks, **settings)])
+    return cast(Evaluation, evaluation)
 
 
 def _draws(noises: Sequence[Noise], count: int) -> list[tuple[Noise, int]]:
@@ -175,15 +223,4 @@ def _draws(noises: Sequence[Noise], count: int) -> list[tuple[Noise, int]]:
     return [(noise, draw) for noise in dict.fromkeys(noises) for draw in range(1 if noise.kind == "none" else count)]
 
 
-def _count_correct(model: nn.Module, images: Tensor, labels: Tensor, mask: ChannelMask) -> int:
-    with frozen(model), torch.no_grad(), mask.applied(model):
-        logits = model(images)
-    if not torch.isfinite(logits).all():
-        raise RunError(
-            "the model's logits are not finite (NaN or infinite), so its accuracy is undefined; "
-            "check its weights and --mean/--std"
-        )
-    return int((logits.argmax(1) == labels).sum())
-
-
-__all__ = ["CLEAN", "NO_NOISE", "Evaluation", "Noise", "evaluate", "wilson"]
+__all__ = ["CLEAN", "NO_NOISE", "Accuracy", "Evaluation", "Noise", "evaluate", "wilson"]

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from coprobe.attacks.examples import AdversarialBatch
-from coprobe.engine import frozen, generator_for
+from coprobe.engine import frozen
 from coprobe.errors import InputError
 from coprobe.nodes import Node, masked, tapped
+from coprobe.processes import ALONE, Processes
+from coprobe.randomness import generator_for
 from coprobe.registry import Registry
-from coprobe.statistics import ALPHA, ChannelStatistics
+from coprobe.statistics import ALPHA, ChannelStatistics, ImageSums
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Selection:
         model, batches, attack: what attribution needs, since it takes gradients: the model, the images, and the
             spec under which the batches hold the adversarial ones.
         seed, draws: of the random selector.
+        processes: those that have a part of the batches each.
     """
 
     statistics: ChannelStatistics
@@ -72,6 +75,7 @@ class Selection:
     attack: str = ""
     seed: int = 0
     draws: int = 5
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha2 <= 1:
@@ -230,10 +234,10 @@ def by_conductance(selection: Selection) -> list[tuple[int, ...]]:
 
 
 def _attribution(selection: Selection, method: Any, n_steps: int | None = None) -> np.ndarray:
-    """Mean over adversarial images of each channel's absolute attribution, summed over positions."""
+    """Sum over adversarial images of each channel's absolute attribution, summed over positions."""
     if selection.model is None or selection.batches is None:
         raise InputError("selectors by attribution need the model and its adversarial images")
-    total, images = torch.zeros((), dtype=torch.float64), 0
+    sums = ImageSums()
     for batch in selection.batches:
         # A copy, since captum switches the gradient of its input on.
         x = batch.images[selection.attack].detach().clone().requires_grad_()
@@ -244,6 +248,9 @@ def _attribution(selection: Selection, method: Any, n_steps: int | None = None) 
                 predicted = selection.model(x).argmax(1)
             attributed = method(selection.model, tap).attribute(x, target=predicted, **settings)
         per_image = attributed.detach().flatten(2).sum(2) if attributed.dim() > 2 else attributed.detach()
-        total = total + per_image.abs().double().sum(0).cpu()
-        images += len(x)
-    return (total / images).numpy()
+        sums.add(batch.start, per_image.abs().double())
+    sums.gather(selection.processes)
+    total = sums.total()
+    if total is None:
+        raise InputError("no images to attribute; raise --limit")
+    return total.numpy()

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 import torch
 
+from coprobe import questions
 from coprobe._version import __version__
 from coprobe.attacks import AdversarialExamples, Attack, parse
+from coprobe.attacks.autoattack import AutoAttack, stages_of
 from coprobe.attacks.examples import CLEAN, clean_images
-from coprobe.cache import cached
+from coprobe.cache import Cache
 from coprobe.checkpoint import Checkpoint
 from coprobe.collapse import verdict_of
 from coprobe.data import Dataset, title
-from coprobe.engine import Progress, silent
-from coprobe.errors import InputError, unknown
-from coprobe.evaluation import NO_NOISE, Evaluation, Noise, evaluate
+from coprobe.engine import FULL, Progress, silent
+from coprobe.errors import InputError
+from coprobe.evaluation import NO_NOISE, Evaluation, Noise
+from coprobe.inference import fast, plain
 from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, compared_masks, thresholds
-from coprobe.nodes import check_neutral, node_table, resolve
+from coprobe.models import Classifier
+from coprobe.nodes import CHECKED, check_neutral, node_table, resolve
+from coprobe.processes import ALONE, Processes
 from coprobe.provenance import provenance
-from coprobe.statistics import ALPHA, ChannelStatistics, Increments, collect, collect_increments, collect_overlap
+from coprobe.questions import PROBING_ATTACK, Question
+from coprobe.statistics import ALPHA, ChannelStatistics, Increments, survey
 from coprobe.text import storable
-
-#: The attack behind V_act and T_act: every image takes every step, so that channels are compared at the same effort.
-#: The rule of the official evaluation leaves an image of a weak model just behind the decision border, where its
-#: channels have hardly moved.
-PROBING_ATTACK = "pgd:10:rule=always"
 
 #: The attack whose accuracy is held against that of FGSM.
 JUDGING_ATTACK = "pgd:10"
 
-PRECISIONS = ("32", "bf16")
-
 #: T_act above which a channel counts as salient where no threshold is asked for.
 SALIENT = 0.5
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,23 @@ class Probe:
     """A checkpoint together with the images it is probed on.
 
     Args:
-        checkpoint: what is probed; its model moves to `device`.
+        checkpoint: what is probed; its model moves to `device`, and else stays as it is.
         dataset: clean images.
         epsilon: radius of the attacks, a fraction.
         device: where to work.
         batch_size: images at once; None finds one that fits.
-        precision: `32` (exact) or `bf16` (faster where the hardware has it; results differ slightly).
+        precision: `32` (exact), `tf32` or `bf16` (faster where the hardware has it; results differ slightly).
         seed: of attacks, noise and random masks.
         cache: directory in which results are kept and looked up; None keeps nothing. A result is found again
             only for the same weights, images and settings.
+        plain: use the model as it is instead of its fast form, and take all images through all steps of an attack.
+        compiled: run the model through torch.compile; not together with `plain`.
+        processes: those that share the images; each gets all results.
         progress: shows how far the attacks are.
+        say: told in a sentence where the fast form of the model can't be used.
 
     Raises:
-        InputError: the images don't fit the model (classes, channels, size).
+        InputError: the images don't fit the model (classes, channels, size), or a precision that is not there.
     """
 
     checkpoint: Checkpoint
@@ -98,15 +104,41 @@ class Probe:
     precision: str = "32"
     seed: int = 0
     cache: Path | None = None
+    plain: bool = False
+    compiled: bool = False
+    processes: Processes = ALONE
     progress: Progress = field(default=silent, repr=False)
+    say: Callable[[str], object] = field(default=warnings.warn, repr=False)
 
     def __post_init__(self) -> None:
         images = f"{self.dataset.name} ({self.dataset.split})"
         self.checkpoint.check_fit(images, self.dataset.num_classes, self.dataset.image_shape)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
-        self.model = self.checkpoint.model.to(self.device)
-        self.model.precision = self.precision
+        if self.plain and self.compiled:
+            raise InputError("--plain switches --compile off; leave one of them out")
+        self._plain = plain(self.checkpoint.model.to(self.device), self.precision)
+        self._ready: tuple[tuple[str, ...], Classifier] | None = None
+
+    @property
+    def model(self) -> Classifier:
+        """What is attacked: the fast form of the checkpoint's model, or with `plain` the model itself."""
+        return self._looking_at(())
+
+    def _looking_at(self, nodes: Sequence[str]) -> Classifier:
+        """The model in the form in which these nodes can be recorded and masked; the one that was used last is kept."""
+        nodes = tuple(dict.fromkeys(nodes))
+        if self.plain:
+            return self._plain
+        if self._ready is None or not set(nodes) <= set(self._ready[0]):
+            model = fast(
+                self._plain,
+                images=clean_images(self.dataset, 0, min(len(self.dataset), CHECKED), self.device)[0],
+                nodes=nodes,
+                precision=self.precision,
+                compiled=self.compiled,
+                say=self.say if self.processes.leads else lambda text: None,
+            )
+            self._ready = nodes, model
+        return self._ready[1]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -115,8 +147,8 @@ class Probe:
             **self.checkpoint.facts(),
             "arch": self.checkpoint.arch,
             "arch_args": self.checkpoint.arch_args,
-            "mean": self.model.mean,
-            "std": self.model.std,
+            "mean": self._plain.mean,
+            "std": self._plain.std,
             "data": self.dataset.name,
             "split": self.dataset.split,
             "images": len(self.dataset),
@@ -126,6 +158,8 @@ class Probe:
             "seed": self.seed,
             "device": str(self.device),
             "precision": self.precision,
+            "plain": self.plain,
+            "compiled": self.compiled,
         }
 
     @property
@@ -141,6 +175,21 @@ class Probe:
         stage = f", {self.checkpoint.stage}" if self.checkpoint.stage else ""
         return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}{stage}"
 
+    def ask(self, *asked: Question[Any]) -> list[Any]:
+        """The answers to several questions, from one pass over the images: nothing is attacked twice.
+
+        Args:
+            asked: see `coprobe.questions`.
+
+        Raises:
+            InputError: an unknown node or attack, before the work; and what the question's measurement raises.
+        """
+        nodes = [node for question in asked for node in question.nodes]
+        self._find(nodes)
+        attacks = self._parse([spec for question in asked for spec in question.attacks])
+        with self._examples(attacks, nodes=nodes) as examples:
+            return self._answers(examples, asked)
+
     def activations(self, nodes: Sequence[str] = (), attack: str = PROBING_ATTACK) -> ChannelStatistics:
         """Per-channel differences between clean and adversarial activations (Eqs. 5 and 6).
 
@@ -148,11 +197,7 @@ class Probe:
             nodes: where; empty means A…E.
             attack: the spec of one attack on this model.
         """
-        crafted = parse(attack, self.epsilon)
-        nodes = tuple(nodes) or self._table()
-        self._find(nodes)
-        with self._examples([crafted], keep=False) as examples:
-            return self._statistics(examples, nodes, crafted)
+        return self._asked(questions.activations(tuple(nodes) or self._table(), attack))
 
     def increments(self, nodes: Sequence[str] = ("A",), attack: str = PROBING_ATTACK) -> Increments:
         """How far each channel is from its clean activation at every step of an attack (Fig. 10).
@@ -161,50 +206,32 @@ class Probe:
             nodes: where.
             attack: the spec of an attack that hands out its steps.
         """
-        followed = parse(attack, self.epsilon)
-        self._find(nodes)
-
-        def follow() -> pd.DataFrame:
-            with self.progress(f"steps of {followed.label}", len(self.dataset)) as advance:
-                return collect_increments(
-                    self.model,
-                    self.dataset,
-                    followed,
-                    nodes,
-                    batch_size=self.batch_size,
-                    device=self.device,
-                    seed=self.seed,
-                    progress=advance,
-                ).frame
-
-        return Increments(self._cached("increments", {"nodes": list(nodes), "attack": followed.spec}, follow))
+        return self._asked(questions.increments(nodes, attack))
 
     def overlap(self, node: str = "A", attack: str = PROBING_ATTACK, top: int = 5) -> pd.DataFrame:
-        """Whether single images have the same salient channels as all of them (C07), see `collect_overlap`."""
-        self._find([node])
-        crafted = parse(attack, self.epsilon)
-        settings = {"node": node, "attack": crafted.spec, "top": top}
-        with self._examples([crafted], keep=False) as examples:
-            return self._cached(
-                "overlap", settings, lambda: collect_overlap(self.model, examples, node, crafted.spec, top=top)
-            )
+        """Whether single images have the same salient channels as all of them (C07), see `statistics.Overlap`."""
+        return self._asked(questions.overlap(node, attack, top))
 
     def evaluate(
         self,
         attacks: Sequence[str] = ("fgsm", "pgd:10"),
         noises: Sequence[Noise] = (NO_NOISE,),
         noise_draws: int = 1,
+        masks: Sequence[ChannelMask] = (NO_MASK,),
     ) -> Evaluation:
-        """Accuracy on clean images and under each attack, with each noise added after the attack.
+        """Accuracy on clean images and under each attack, with each noise added and each mask applied after it.
 
         Args:
             attacks: under which accuracy is measured.
             noises: each one added to the crafted images.
             noise_draws: how often each noise is drawn anew.
+            masks: each one applied to the model that sees them.
         """
-        parsed = self._parse(attacks)
-        with self._examples(parsed, keep=False) as examples:
-            return self._evaluation(examples, noises, noise_draws)
+        return self._asked(questions.accuracies(attacks, noises, noise_draws, masks))
+
+    def _asked(self, question: Question[R]) -> R:
+        (answer,) = self.ask(question)
+        return cast(R, answer)
 
     def transfer(
         self,
@@ -228,15 +255,19 @@ class Probe:
         Raises:
             InputError: a target that the images don't fit, or a model named twice.
         """
-        models = [self, *(replace(self, checkpoint=target) for target in targets)]
-        named = {storable(str(probe.checkpoint.path or probe.checkpoint.digest)): probe for probe in models}
-        if len(named) < len(models):
+        probes = [self, *(replace(self, checkpoint=target) for target in targets)]
+        named = {storable(str(probe.checkpoint.path or probe.checkpoint.digest)): probe for probe in probes}
+        if len(named) < len(probes):
             raise InputError(f"a model is named twice beside {', '.join(named)}; name each once")
-        with self._examples(self._parse(attacks), keep=True) as examples:
-            frames = {n: self._evaluation(examples, noises, noise_draws, p).frame for n, p in named.items()}
-        frame = pd.concat([frame.assign(target=name) for name, frame in frames.items()], ignore_index=True)
+        question = questions.accuracies(attacks, noises, noise_draws)
+        with self._examples(self._parse(attacks)) as examples:
+            answers = self._answers(examples, [question] * len(named), list(named.values()))
+        frames = [answer.frame for answer in answers]
+        frame = pd.concat(
+            [frame.assign(target=name) for name, frame in zip(named, frames, strict=True)], ignore_index=True
+        )
         digests = {name: probe.checkpoint.digest for name, probe in named.items()}
-        frame.attrs = {**frames[next(iter(named))].attrs, "targets": digests}
+        frame.attrs = {**frames[0].attrs, "targets": digests}
         return Evaluation(frame)
 
     def mask(
@@ -274,30 +305,32 @@ class Probe:
             "alpha2": list(alpha2),
             "percent": percent,
             "compare": list(compare),
-            "attacks": [a.spec for a in self._parse(attacks)],
+            "attacks": [measured.spec for measured in self._parse(attacks)],
             "attack": choosing.spec,
             "alpha": alpha,
             "reading": reading,
         }
-        with self._examples(self._parse([*attacks, choosing.spec]), keep=True) as examples:
-            statistics = self._statistics(examples, (place.whole,), choosing)
-            selection = Selection(
-                statistics,
-                place.whole,
-                alpha=alpha,
-                reading=reading,
-                model=self.model,
-                batches=examples,
-                attack=choosing.spec,
-                seed=self.seed,
-            )
-            frame = self._cached(
-                "masking",
-                settings,
-                lambda: self._masked(
-                    examples, settings["attacks"], compared_masks(selection, alpha2, percent, compare, place.channel)
-                ),
-            )
+        with self._examples(self._parse([*attacks, choosing.spec]), keep=True, nodes=[place.whole]) as examples:
+            (statistics,) = self._answers(examples, [questions.activations([place.whole], choosing.spec)])
+            frame = self._recalled("masking", settings)
+            if frame is None:
+                selection = Selection(
+                    statistics,
+                    place.whole,
+                    alpha=alpha,
+                    reading=reading,
+                    model=examples.model,
+                    batches=examples,
+                    attack=choosing.spec,
+                    seed=self.seed,
+                    processes=self.processes,
+                )
+                masks = [NO_MASK, *compared_masks(selection, alpha2, percent, compare, place.channel)]
+                question = questions.accuracies(settings["attacks"], masks=masks)
+                (evaluation,) = self._survey(examples, [question], [self])
+                frame = evaluation.frame
+                frame.attrs["masks"] = [asdict(mask) for mask in masks]
+                self._keep("masking", settings, frame)
         return Masking(Evaluation(frame), tuple(map(ChannelMask.from_plain, frame.attrs["masks"])), statistics)
 
     def diagnose(self, attack: str = PROBING_ATTACK) -> Diagnosis:
@@ -306,11 +339,11 @@ class Probe:
         Args:
             attack: the one whose differences tell which channels are salient.
         """
-        probing, judging = (parse(spec, self.epsilon) for spec in (attack, JUDGING_ATTACK))
+        judging = parse(JUDGING_ATTACK, self.epsilon)
         nodes = self._table()
-        with self._examples(self._parse(["fgsm", JUDGING_ATTACK, probing.spec]), keep=True) as examples:
-            evaluation = self._evaluation(examples)
-            statistics = self._statistics(examples, nodes, probing)
+        evaluation, statistics = self.ask(
+            questions.accuracies(["fgsm", JUDGING_ATTACK]), questions.activations(nodes, attack)
+        )
         salient = {node: (statistics.t_act(node) > SALIENT).nonzero()[0].tolist() for node in nodes}
         clean, fgsm, pgd = (evaluation.accuracy(spec) for spec in (CLEAN, "fgsm", judging.spec))
         verdict = verdict_of(clean, fgsm, pgd, self.dataset.num_classes)
@@ -323,19 +356,12 @@ class Probe:
         )
         return Diagnosis(verdict, sentence, evaluation, statistics, salient)
 
-    def _masked(self, examples: AdversarialExamples, attacks: Sequence[str], masks: list[ChannelMask]) -> pd.DataFrame:
-        """Accuracies without and with each mask; the masks stand in `attrs`, so that the cache keeps them."""
-        masks = [NO_MASK, *masks]
-        frame = evaluate(self.model, examples, [CLEAN, *attacks], masks=masks, seed=self.seed).frame
-        frame.attrs["masks"] = [asdict(mask) for mask in masks]
-        return frame
-
     def _find(self, nodes: Sequence[str]) -> None:
         """Look on one image whether there are such nodes, before the work."""
-        check_neutral(self.model, clean_images(self.dataset, 0, 1, self.device)[0], nodes)
+        check_neutral(self._plain, clean_images(self.dataset, 0, 1, self.device)[0], list(dict.fromkeys(nodes)))
 
     def _table(self) -> tuple[str, ...]:
-        nodes = tuple(node_table(self.model))
+        nodes = tuple(node_table(self._plain))
         if not nodes:
             raise InputError(
                 "this network calls no activation function, so it has no nodes A…E; "
@@ -343,62 +369,83 @@ class Probe:
             )
         return nodes
 
-    def _statistics(self, examples: AdversarialExamples, nodes: Sequence[str], attack: Attack) -> ChannelStatistics:
-        settings = {"nodes": list(nodes), "attack": attack.spec}
-        return ChannelStatistics(
-            self._cached("activations", settings, lambda: collect(self.model, examples, nodes, attack.spec).frame)
-        )
-
-    def _evaluation(
-        self,
-        examples: AdversarialExamples,
-        noises: Sequence[Noise] = (NO_NOISE,),
-        noise_draws: int = 1,
-        target: Probe | None = None,
-    ) -> Evaluation:
-        """Accuracy on the examples, which are crafted on this model, of the target's model; None means this one."""
-        settings: dict[str, Any] = {
-            "attacks": [attack.spec for attack in examples.attacks],
-            "noises": [noise.spec for noise in noises],
-            "noise_draws": noise_draws,
-        }
-        model = (target or self).model
-        if target is not None and target is not self:
-            settings["target"] = target._identity
-
-        def measure() -> pd.DataFrame:
-            return evaluate(model, examples, noises=noises, noise_draws=noise_draws, seed=self.seed).frame
-
-        return Evaluation(self._cached("evaluation", settings, measure))
-
     def _parse(self, attacks: Sequence[str]) -> list[Attack]:
         parsed = {attack.spec: attack for attack in (parse(spec, self.epsilon) for spec in attacks if spec != CLEAN)}
         return list(parsed.values())
 
     @contextmanager
-    def _examples(self, attacks: Sequence[Attack], *, keep: bool) -> Iterator[AdversarialExamples]:
+    def _examples(
+        self, attacks: Sequence[Attack], *, keep: bool = False, nodes: Sequence[str] = ()
+    ) -> Iterator[AdversarialExamples]:
+        """This process's part of the adversarial images, crafted when they are first looked at."""
         label = ", ".join(attack.label for attack in attacks) or "clean images"
-        with self.progress(label, len(self.dataset)) as advance:
-            yield AdversarialExamples(
-                self.model,
-                self.dataset,
-                attacks,
-                batch_size=self.batch_size,
-                device=self.device,
-                seed=self.seed,
-                keep=keep,
-                progress=advance,
-            )
+        examples = AdversarialExamples(
+            self._looking_at(nodes),
+            self.dataset,
+            attacks,
+            batch_size=self.batch_size,
+            device=self.device,
+            seed=self.seed,
+            keep=keep,
+            plain=self.plain,
+        )
+        # What becomes of an image under AutoAttack depends on its batch, which must not be cut in two.
+        unit = FULL if all(attack.by_image for attack in attacks) else examples.size.now
+        examples.stretch = self.processes.stretch(len(self.dataset), unit)
+        first, stop = examples.stretch
+        with self.progress(label, stop - first) as examples.progress:
+            yield examples
 
-    def _cached(self, kind: str, settings: dict[str, Any], make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """What `make` returns, with its provenance in `attrs`; from the cache if it was made before.
+    def _answers(
+        self, examples: AdversarialExamples, asked: Sequence[Question[Any]], of: Sequence[Probe] = ()
+    ) -> list[Any]:
+        """The answers about this model, or about those `of` other probes, on images that are crafted on this one.
 
-        Adversarial examples are crafted when they are first looked at, so a result that is found crafts none.
+        What is kept in the cache is not measured again, and if all is, no image is attacked.
         """
+        of = of or [self] * len(asked)
+        all_settings = [self._settings(question, probe) for question, probe in zip(asked, of, strict=True)]
+        frames = [self._recalled(question.kind, s) for question, s in zip(asked, all_settings, strict=True)]
+        open_ones = [number for number, frame in enumerate(frames) if frame is None]
+        if open_ones:
+            if not examples.keep:  # else others will look at these images, too
+                examples.attacks = self._parse([spec for number in open_ones for spec in asked[number].attacks])
+            results = self._survey(examples, [asked[number] for number in open_ones], [of[n] for n in open_ones])
+            for number, result in zip(open_ones, results, strict=True):
+                frame = result if isinstance(result, pd.DataFrame) else result.frame
+                if asked[number].kind == "evaluation":
+                    frame.attrs["stages"] = self._stages(examples.attacks)
+                self._keep(asked[number].kind, all_settings[number], frame)
+                frames[number] = frame
+        return [question.answer(cast(pd.DataFrame, frame)) for question, frame in zip(asked, frames, strict=True)]
 
-        def documented() -> pd.DataFrame:
-            frame = make()
-            frame.attrs = json.loads(json.dumps({**frame.attrs, **provenance(**self.facts), **settings}))
-            return frame
+    def _survey(self, examples: AdversarialExamples, asked: Sequence[Question[Any]], of: Sequence[Probe]) -> list[Any]:
+        measurements = [
+            question.measurement(probe._looking_at(question.nodes), self._parse(question.attacks), self.seed)
+            for question, probe in zip(asked, of, strict=True)
+        ]
+        return survey(examples, measurements, self.processes)
 
-        return cached(self.cache, kind, {"coprobe": __version__, **self._identity, **settings}, documented)
+    def _stages(self, attacks: Sequence[Attack]) -> list[dict[str, Any]]:
+        """What the members of AutoAttack did, in all processes."""
+        for attack in attacks:
+            if self.processes.count > 1 and isinstance(attack, AutoAttack):
+                for rank, state in enumerate(self.processes.gather(attack.stages.state)):
+                    if rank != self.processes.rank:
+                        attack.stages.absorb(state)
+        return stages_of(attacks)
+
+    def _settings(self, question: Question[Any], probe: Probe) -> dict[str, Any]:
+        settings = {**question.settings, "attacks": [attack.spec for attack in self._parse(question.attacks)]}
+        return settings if probe is self else {**settings, "target": probe._identity}
+
+    def _recalled(self, kind: str, settings: dict[str, Any]) -> pd.DataFrame | None:
+        """What was measured before."""
+        identity = {"coprobe": __version__, **self._identity, **settings}
+        return self.processes.share(Cache(self.cache).find(kind, identity) if self.processes.leads else None)
+
+    def _keep(self, kind: str, settings: dict[str, Any], frame: pd.DataFrame) -> None:
+        """Write the provenance into `attrs`, and keep the table for the next time."""
+        frame.attrs = json.loads(json.dumps({**frame.attrs, **provenance(**self.facts), **settings}))
+        if self.processes.leads:
+            Cache(self.cache).keep(kind, {"coprobe": __version__, **self._identity, **settings}, frame)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from coprobe.attacks import Attack, StepAttack
+    from coprobe.attacks.conveyor import Feed
+    from coprobe.engine import BatchSize
 
 torch.set_num_threads(1)
 
@@ -45,12 +52,45 @@ def example_checkpoint() -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _own_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found out about memory stays inside the test."""
+    from coprobe.engine import BatchSize
+
+    monkeypatch.setattr(BatchSize, "_found", {})
+
+
 @pytest.fixture
 def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The specs of the attacks in the order in which batches were attacked."""
-    from coprobe.attacks import Attack
+    """The specs of the attacks in the order in which batches were asked of them, in whatever way."""
+    from coprobe.attacks import Attack, StepAttack
+    from coprobe.attacks.gradient import SignGradientAttack
 
     calls: list[str] = []
-    attack = Attack.__call__
-    monkeypatch.setattr(Attack, "__call__", lambda self, *a, **k: calls.append(self.spec) or attack(self, *a, **k))
+    call, steps = Attack.__call__, StepAttack.steps
+
+    def watch_over(owner: type[Attack]) -> None:
+        over = owner.over
+
+        def watched(self: Attack, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
+            made = over(self, model, feed, size)
+            for _ in feed.portions():
+                calls.append(self.spec)
+                yield next(made)
+
+        monkeypatch.setattr(owner, "over", watched)
+
+    def called(self: Attack, *arguments: Any, plain: bool = False, **settings: Any) -> Tensor:
+        if plain:
+            calls.append(self.spec)
+        return call(self, *arguments, plain=plain, **settings)
+
+    def stepping(self: StepAttack, *arguments: Any, **settings: Any) -> Iterator[Tensor]:
+        calls.append(self.spec)
+        return steps(self, *arguments, **settings)
+
+    for owner in (Attack, SignGradientAttack):
+        watch_over(owner)
+    monkeypatch.setattr(Attack, "__call__", called)
+    monkeypatch.setattr(StepAttack, "steps", stepping)
     return calls

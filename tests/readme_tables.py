@@ -99,6 +99,22 @@ def claims() -> str:
     return "\n".join(lines)
 
 
+def bars() -> str:
+    """What was asked of the speed and what came out, from the files that `make bench` wrote."""
+    found = [line for path in sorted(RESULTS.glob("*.md")) for line in _rows_below("| bar |", path)]
+    return "\n".join(["| what | asked for | measured | |", "|---|---|---|---|", *found])
+
+
+def _rows_below(header: str, path: Path) -> list[str]:
+    """The rows of every table in a Markdown file whose header begins so."""
+    rows, inside = [], False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        inside = line.startswith(header) or (inside and line.startswith("|"))
+        if inside and not line.startswith((header, "|---")):
+            rows.append(line)
+    return rows
+
+
 def gallery() -> str:
     """The figures of the demo scale, two in a row."""
     cells = [
@@ -113,6 +129,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracies": accuracies,
     "masks": masks,
     "claims": claims,
+    "bars": bars,
     "gallery": gallery,
     "commands": commands,
     "attacks": lambda: table(ATTACKS),

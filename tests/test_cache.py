@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from coprobe.cache import cached
+from coprobe.cache import Cache
 from coprobe.errors import InputError
 
 
@@ -18,13 +18,16 @@ def made() -> list[str]:
 
 
 def look_up(directory: Path | None, made: list[str], kind: str = "table", **identity: Any) -> pd.DataFrame:
-    def make() -> pd.DataFrame:
-        made.append(kind)
-        frame = pd.DataFrame({"x": [0.1, 1 / 3], "name": ["a", "b"]})
-        frame.attrs = {"seed": 3, "notes": ["α"]}
-        return frame
-
-    return cached(directory, kind, identity, make)
+    """As everyone does: look whether it is there, else make it and keep it."""
+    cache = Cache(directory)
+    found = cache.find(kind, identity)
+    if found is not None:
+        return found
+    made.append(kind)
+    frame = pd.DataFrame({"x": [0.1, 1 / 3], "name": ["a", "b"]})
+    frame.attrs = {"seed": 3, "notes": ["α"]}
+    cache.keep(kind, identity, frame)
+    return frame
 
 
 def test_a_table_is_found_again_with_all_that_it_says(tmp_path: Path, made: list[str]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from coprobe.engine import choose_device, frozen, generator_for, in_batches, is_out_of_memory
+from coprobe.engine import BatchSize, choose_device, frozen, in_batches, is_out_of_memory, kind_of
 from coprobe.errors import InputError, RunError
 
 OUT_OF_MEMORY: list[Exception] = [
@@ -65,7 +65,7 @@ def test_other_errors_pass(error: Exception) -> None:
 def test_given_batch_size_is_kept(error: Exception) -> None:
     work = Work(7, error)
     with pytest.raises(RunError) as raised:
-        list(in_batches(100, work, batch_size=8))
+        list(in_batches(100, work, BatchSize(8)))
     assert str(raised.value) == "out of memory with 8 images at once; lower --batch-size"
     assert raised.value.__cause__ is error
     assert work.tried == [(0, 8)]
@@ -74,19 +74,19 @@ def test_given_batch_size_is_kept(error: Exception) -> None:
 @pytest.mark.parametrize("batch_size", [None, 1])
 def test_not_even_one_fits(batch_size: int | None) -> None:
     with pytest.raises(RunError) as raised:
-        list(in_batches(3, Work(0, MemoryError()), batch_size=batch_size))
+        list(in_batches(3, Work(0, MemoryError()), BatchSize(batch_size)))
     assert str(raised.value) == "out of memory with a single image; use another --device"
 
 
 @pytest.mark.parametrize(("device", "first"), [("cpu", 128), ("cuda", 512), ("cuda:1", 512), ("mps", 512)])
 def test_first_size(device: str, first: int) -> None:
-    assert next(in_batches(10_000, lambda start, stop: stop - start, device=device)) == first
+    assert next(in_batches(10_000, lambda start, stop: stop - start, BatchSize(device=device))) == first
 
 
 @pytest.mark.parametrize("batch_size", [0, -4])
 def test_batch_size_below_one(batch_size: int) -> None:
     with pytest.raises(InputError) as raised:
-        list(in_batches(3, Work(9, MemoryError()), batch_size=batch_size))
+        list(in_batches(3, Work(9, MemoryError()), BatchSize(batch_size)))
     assert str(raised.value) == f"--batch-size {batch_size}: must be at least 1"
 
 
@@ -101,7 +101,7 @@ def test_ranges_cover_everything_once_and_in_order(count: int, batch_size: int |
             raise MemoryError
         return start, stop
 
-    done = list(in_batches(count, work, batch_size=batch_size))
+    done = list(in_batches(count, work, BatchSize(batch_size)))
     assert [i for start, stop in done for i in range(start, stop)] == list(range(count))
     sizes = [stop - start for start, stop in done]
     assert all(size > 0 for size in sizes)
@@ -112,7 +112,7 @@ def test_ranges_cover_everything_once_and_in_order(count: int, batch_size: int |
 
 def test_nothing_is_done_ahead_of_the_caller() -> None:
     work = Work(9, MemoryError())
-    batches = in_batches(6, work, batch_size=2)
+    batches = in_batches(6, work, BatchSize(2))
     next(batches)
     assert work.tried == [(0, 2)]
 
@@ -135,37 +135,61 @@ def test_what_failed_is_freed_before_the_cache_is_emptied(monkeypatch: pytest.Mo
     assert alive == [False, False]
 
 
-PLACES = st.lists(st.integers(0, 2**32 - 1), max_size=3).map(tuple)
+def test_a_size_is_kept_from_one_piece_of_work_to_the_next_of_its_kind() -> None:
+    """Not from one kind, or one device, to another; and what a person gave is not touched."""
+    list(in_batches(100, Work(30, MemoryError()), BatchSize(kind=("wide", 32))))
+    again = Work(30, MemoryError())
+    assert list(in_batches(60, again, BatchSize(kind=("wide", 32)))) == [(0, 25), (25, 50), (50, 60)]
+    assert again.tried == [(0, 25), (25, 50), (50, 60)]
+    assert BatchSize(kind=("narrow", 32)).now == BatchSize().now == 128
+    assert BatchSize(device="cuda", kind=("wide", 32)).now == 512
+    assert BatchSize(70, kind=("wide", 32)).now == 70
 
 
-@settings(deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**70), place=PLACES)
-def test_same_place_has_the_same_numbers(seed: int, place: tuple[int, ...]) -> None:
-    first, second = (torch.rand(4, generator=generator_for(seed, "test", *place)) for _ in range(2))
-    assert torch.equal(first, second)
+def test_kinds_are_the_sizes_of_weights_images_and_numbers() -> None:
+    model = nn.Linear(3, 2)
+    kind = kind_of(model, (3, 8, 8))
+    assert kind_of(nn.Linear(3, 2), [3, 8, 8]) == kind
+    assert kind_of(nn.Linear(2, 3), (3, 8, 8)) != kind and kind_of(model, (3, 8, 9)) != kind
+    model.precision = "bf16"
+    assert kind_of(model, (3, 8, 8)) != kind
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
-@given(
-    one=st.tuples(st.integers(0, 3) | st.just(2**32), st.lists(st.integers(0, 2), max_size=3)),
-    other=st.tuples(st.integers(0, 3) | st.just(2**32), st.lists(st.integers(0, 2), max_size=3)),
+@pytest.mark.parametrize(
+    ("few", "now", "padded"),
+    [
+        (False, 128, {1: 16, 15: 16, 16: 16, 17: 17, 127: 127, 128: 128}),
+        (False, 8, {1: 8, 7: 8, 8: 8}),
+        (True, 128, {1: 16, 16: 16, 17: 32, 33: 64, 64: 64, 65: 128, 128: 128}),
+        (True, 100, {1: 25, 25: 25, 26: 50, 51: 100, 100: 100}),
+        (True, 12, {1: 12, 12: 12}),
+    ],
 )
-def test_other_places_have_other_numbers(one: tuple[int, list[int]], other: tuple[int, list[int]]) -> None:
-    seeds = [generator_for(seed, "test", *place).initial_seed() for seed, place in (one, other)]
-    assert (seeds[0] == seeds[1]) == (one == other)
+def test_batches_are_filled_up(few: bool, now: int, padded: dict[int, int]) -> None:
+    size = BatchSize(now, few_sizes=few)
+    assert {count: size.padded(count) for count in padded} == padded
 
 
-def test_place_zero_is_not_no_place() -> None:
-    assert (
-        len({generator_for(s, "a", *place).initial_seed() for s, *place in [(3,), (3, 0), (3, 0, 0), (0, 3), (3, 3)]})
-        == 5
-    )
-
-
-def test_generator_leaves_the_global_one_alone() -> None:
-    before = torch.get_rng_state()
-    assert generator_for(3, "test", 1).device == torch.device("cpu")
-    assert torch.equal(torch.get_rng_state(), before)
+@pytest.mark.parametrize("ambient", ["tf32", "ieee"])
+@pytest.mark.parametrize(("precision", "inside"), [("32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee"), (None, None)])
+def test_a_models_precision_decides_about_float32_products_while_it_is_frozen(
+    ambient: str, precision: str | None, inside: str | None
+) -> None:
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    model = nn.Linear(2, 2)
+    if precision:
+        model.precision = precision
+    given = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = ambient
+        with pytest.raises(KeyError), frozen(model):
+            assert [switch.fp32_precision for switch in switches] == [inside or ambient] * 2
+            raise KeyError
+        assert [switch.fp32_precision for switch in switches] == [ambient] * 2
+    finally:
+        for switch, before in zip(switches, given, strict=True):
+            switch.fp32_precision = before
 
 
 @pytest.fixture
@@ -263,9 +287,3 @@ def test_frozen_restores_a_model_whose_eval_fails() -> None:
     with pytest.raises(KeyError), frozen(model):
         pass
     assert flags(model) == before
-
-
-def test_two_purposes_share_no_numbers() -> None:
-    first, second = (torch.rand(100, generator=generator_for(0, purpose, 0)) for purpose in ("attack", "noise"))
-    assert not torch.equal(first, second)
-    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.5

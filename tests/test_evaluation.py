@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import AdversarialBatch, AdversarialExamples, Attack, StepAttack, parse
+from coprobe.attacks import AdversarialBatch, AdversarialExamples, StepAttack, parse
 from coprobe.data import Dataset
-from coprobe.engine import generator_for
 from coprobe.errors import InputError, RunError
 from coprobe.evaluation import Evaluation, Noise, evaluate, wilson
 from coprobe.masking import NO_MASK, ChannelMask
+from coprobe.randomness import ImageRandomness
 
 EPSILON = 16 / 255
 
@@ -87,8 +87,8 @@ def test_counts_agree_with_a_literal_loop() -> None:
         correct = 0
         for batch in batches:
             for place in range(len(batch.labels)):
-                generator = generator_for(5, "noise", batch.start, *([1] if row["noise_draw"] else []))
-                noisy = noise.add(batch.images[row["attack"]], generator)[place : place + 1]
+                one = ImageRandomness(5, "noise", torch.tensor([batch.start + place]))
+                noisy = noise.add(batch.images[row["attack"]][place : place + 1], one, row["noise_draw"])
                 with torch.no_grad():
                     features = model.relu(model.conv(noisy)).clone()
                     features[:, list(mask.channels.get("relu", ()))] = 0
@@ -99,17 +99,14 @@ def test_counts_agree_with_a_literal_loop() -> None:
     assert frame["correct"].nunique() > 3  # the table can tell conditions apart
 
 
-def test_images_are_crafted_once_whatever_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    attack = Attack.__call__
-    monkeypatch.setattr(Attack, "__call__", lambda self, *a, **k: calls.append(self.spec) or attack(self, *a, **k))
+def test_images_are_crafted_once_whatever_is_measured(attacks: list[str]) -> None:
     model = Recorder()
     crafted = examples(model, "fgsm", "pgd:2")
     masks = [NO_MASK, ChannelMask({"relu": (0, 1, 2)}, "some")]
     evaluate(model, crafted, noises=[Noise(), Noise("gauss", 0.1)], masks=masks)
-    assert calls == ["fgsm", "pgd:2"] * 3  # three batches
+    assert attacks == ["fgsm", "pgd:2"] * 3  # three batches
     evaluate(model, crafted)
-    assert len(calls) == 6
+    assert len(attacks) == 6
 
 
 def test_noise_is_added_after_the_attack_and_masks_do_not_change_the_images() -> None:
@@ -133,9 +130,7 @@ def test_noise_is_not_the_random_start_of_the_attack() -> None:
     x = torch.full((4, 3, 16, 16), 0.5)
     attack = parse("pgd", EPSILON)
     assert isinstance(attack, StepAttack)
-    start = next(
-        attack.steps(Recorder(), x, torch.zeros(4, dtype=torch.int64), generator=generator_for(0, "attack", 0))
-    )
+    start = next(attack.steps(Recorder(), x, torch.zeros(4, dtype=torch.int64)))
     model = Recorder()
     evaluate(
         model, [AdversarialBatch(0, torch.zeros(4, dtype=torch.int64), {"clean": x})], noises=[Noise("uniform", 0.1)]
@@ -184,7 +179,7 @@ def test_no_draws(count: int) -> None:
 
 @pytest.mark.parametrize(("kind", "std"), [("uniform", 0.2 / 3**0.5), ("gauss", 0.2)])
 def test_size_of_the_noise(kind: str, std: float) -> None:
-    drawn = Noise(kind, 0.2).add(torch.zeros(200_000), torch.Generator().manual_seed(0))
+    drawn = Noise(kind, 0.2).add(torch.zeros(2, 100_000), ImageRandomness(0, "noise", torch.arange(2)))
     assert drawn.mean().abs() < 0.002 and drawn.std() == pytest.approx(std, rel=0.01)
     assert kind == "gauss" or drawn.abs().max() <= 0.2
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack
 
-from coprobe.attacks import ATTACKS, AdversarialBatch, parse
+from coprobe.attacks import ATTACKS, AdversarialBatch, AdversarialExamples, parse
 from coprobe.data import Dataset
 from coprobe.engine import frozen
 from coprobe.errors import InputError
@@ -43,6 +43,10 @@ def dataset() -> Dataset:
     return Dataset(pixels, torch.arange(4) % CLASSES, tuple("abcd"), "random", "test")
 
 
+def examples(model: nn.Module) -> AdversarialExamples:
+    return AdversarialExamples(model, dataset(), [PGD], batch_size=3)
+
+
 def two_passes(model: nn.Module, context: AbstractContextManager[Any]) -> None:
     with frozen(model), context:  # in training mode, the passes themselves would move batch norm
         model(IMAGES[:4])
@@ -68,7 +72,7 @@ def least_certain(model: nn.Module) -> tuple[Tensor, Tensor]:
 def attack(spec: str, model: nn.Module, wrong: int) -> Tensor:
     image, label = least_certain(model)
     labels = label.repeat(wrong + 1)
-    return parse(spec, 1.0)(model, image, labels, generator=torch.Generator().manual_seed(0))
+    return parse(spec, 1.0)(model, image, labels, seed=0)
 
 
 #: What people do at a node of a model, with a channel that is there (0) or not (99).
@@ -78,7 +82,7 @@ OPERATIONS: dict[str, Callable[[nn.Module, str, int], object]] = {
     "tap": lambda m, node, k: two_passes(m, tapped(m, f"{node}:{k}" if k else node)),
     "check": lambda m, node, k: check_neutral(m, IMAGES[:4], [node, f"{node}:{k}"]),
     "collect": lambda m, node, k: collect(m, batches(), [node, f"{node}:{k}"], "a"),
-    "increments": lambda m, node, k: collect_increments(m, dataset(), PGD, [node, f"{node}:{k}"], batch_size=3),
+    "increments": lambda m, node, k: collect_increments(examples(m), PGD, [node, f"{node}:{k}"]),
     "overlap": lambda m, node, k: collect_overlap(m, batches(), node, "a", top=k + 1),
     "evaluate": lambda m, node, k: evaluate(m, batches(), masks=[NO_MASK, ChannelMask({node: (k,)}, "one")]),
     "attribution": lambda m, node, k: choose("attribution", m, f"{node}:{k}" if k else node),

@@ -16,14 +16,15 @@ PACKAGE = ROOT / "coprobe"
 #: A module imports from floors below its own, or from its own package; CONTRIBUTING.md draws this.
 FLOORS = [
     {"_version", "errors", "collapse", "text"},
-    {"registry", "files", "provenance", "engine"},
+    {"registry", "files", "provenance", "engine", "randomness", "processes"},
     {"models", "cache", "containers"},
     {"nodes", "data"},
-    {"attacks", "checkpoint"},
+    {"attacks", "checkpoint", "inference"},
     {"statistics"},
     {"masking"},
     {"evaluation", "doctor"},
-    {"probe", "training", "figures"},
+    {"questions", "training", "figures"},
+    {"probe"},
     {"paper"},
     {"demo"},
     {"cli"},

@@ -12,13 +12,20 @@ import pytest
 import torch
 from torch import nn
 
+from coprobe import questions
+from coprobe.checkpoint import Checkpoint
 from coprobe.data import Dataset
 from coprobe.errors import InputError
 from coprobe.evaluation import Noise
 from coprobe.masking import NO_MASK
 from coprobe.models import Classifier, build
+from coprobe.nodes import node_table
 from coprobe.probe import Probe
-from coprobe.statistics import Increments, collect_increments
+from coprobe.processes import Processes
+from coprobe.questions import Question
+from tests.architectures import CLASSES, IMAGES, NETWORKS, subject
+from tests.attacks.small import fingerprint
+from tests.statistics.threads import in_threads
 from tests.toys import EPSILON, WEAK, Overfitted, checkpoint, grey
 
 
@@ -149,16 +156,9 @@ def test_a_result_is_found_again_without_an_attack(what: str, tmp_path: Path, at
     assert len(attacks) == 2 * made, "nothing is looked up without a cache"
 
 
-def test_increments_are_found_again_for_the_same_settings_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-
-    def collect(*arguments: Any, **settings: Any) -> Increments:
-        made.append(arguments[2].spec)
-        return collect_increments(*arguments, **settings)
-
-    monkeypatch.setattr("coprobe.probe.collect_increments", collect)
+def test_increments_are_found_again_for_the_same_settings_only(tmp_path: Path, attacks: list[str]) -> None:
     first, again = (probe(cache=tmp_path).increments() for _ in range(2))
-    assert made == ["pgd:10:rule=always"]
+    assert attacks == ["pgd:10:rule=always"]
     pd.testing.assert_frame_equal(first.frame, again.frame)
     assert again.frame.attrs == first.frame.attrs and first.frame.attrs["checkpoint_digest"]
     for settings in ({"attack": "pgd:9"}, {"nodes": ("relu",)}):
@@ -166,7 +166,7 @@ def test_increments_are_found_again_for_the_same_settings_only(tmp_path: Path, m
     for other in (probe(cache=tmp_path, seed=1), probe(cache=tmp_path, batch_size=5), probe()):
         other.increments()
     # Another size of batches is the same experiment here as everywhere.
-    assert made[1:] == ["pgd:9", *["pgd:10:rule=always"] * 3]
+    assert attacks[1:] == ["pgd:9", *["pgd:10:rule=always"] * 3]
 
 
 def test_a_label_of_the_checkpoint_is_the_same_experiment(tmp_path: Path, attacks: list[str]) -> None:
@@ -238,7 +238,7 @@ def test_targets_are_checked_before_the_attack(attacks: list[str]) -> None:
         probe().transfer([checkpoint(Overfitted())])
     target = checkpoint(Overfitted(robust=True))
     probe(precision="bf16").transfer([target], ())
-    assert target.model.precision == "bf16" and attacks == []
+    assert target.model.precision == "32" and attacks == [], "nobody's model is changed"
 
 
 class Shy(nn.Module):
@@ -338,6 +338,168 @@ def test_progress_counts_the_images_once(tmp_path: Path) -> None:
     assert shown == [("FGSM, PGD-10 (rule=always)", 12), 5, 5, 2]
 
 
+ARCHS = pytest.mark.parametrize("arch", NETWORKS)
+
+
+def weak(arch: str, count: int = IMAGES, **settings: Any) -> Probe:
+    """A real network that random images bring down one after the other."""
+    model, data = subject(arch, "as it is")
+    part = Dataset(data.images[:count], data.labels[:count], data.classes, data.name, data.split)
+    made = Checkpoint(model, arch, {"num_classes": CLASSES, "in_channels": 3, "width": NETWORKS[arch][0]})
+    return Probe(made, part, 8 * NETWORKS[arch][2] / 255, **settings)
+
+
+def attack_of(arch: str, spec: str) -> str:
+    return f"{spec}:step-size={NETWORKS[arch][2]}"
+
+
+@ARCHS
+@pytest.mark.parametrize("nodes", [(), ("C", "D:1")])
+def test_the_fast_way_finds_what_the_plain_way_finds(arch: str, nodes: tuple[str, ...]) -> None:
+    """Folded batch norm and refilled batches: the same accuracies, and T_act but for rounding."""
+    attack, always = attack_of(arch, "pgd:5"), attack_of(arch, "pgd:3:rule=always")
+    found = []
+    for plain in (True, False):
+        probe = weak(arch, plain=plain, say=pytest.fail)
+        evaluation, statistics, moved, overlap = probe.ask(
+            questions.accuracies(("fgsm", attack), (Noise(), Noise("uniform", 0.05)), 2),
+            questions.activations(nodes or tuple(node_table(probe.model)), always),
+            questions.increments(nodes or ("A",), always),
+            questions.overlap("D", always, 1),
+        )
+        found.append((evaluation, statistics, moved, overlap))
+    (evaluation, statistics, moved, overlap), (other, others, followed, common) = found
+    pd.testing.assert_frame_equal(evaluation.frame, other.frame)
+    assert evaluation.frame["correct"].nunique() >= 3
+    for node in statistics.frame["node"].unique():
+        alphas = (100.0, 1 / (statistics.s(node).mean() / IMAGES))  # that of the paper, and one that saturates nowhere
+        for alpha in alphas:
+            expected = statistics.t_act(node, alpha=alpha)
+            assert abs(others.t_act(node, alpha=alpha) - expected).max() < 1e-5
+        assert ((expected > 0.1) & (expected < 0.999)).any()
+        assert others.v_act(node) == pytest.approx(statistics.v_act(node), rel=1e-4)
+    for node in moved.frame["node"].unique():
+        assert followed.s(node) == pytest.approx(moved.s(node), rel=1e-3, abs=1e-9)
+    assert overlap["jaccard_images"].item() == pytest.approx(common["jaccard_images"].item(), abs=0.02)
+
+
+@ARCHS
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_the_model_of_the_checkpoint_stays_as_it_is(arch: str, plain: bool, precision: str) -> None:
+    probe = weak(arch, 16, plain=plain, precision=precision, say=lambda text: None)
+    model = probe.checkpoint.model
+    before, places = fingerprint(model), [p.data_ptr() for p in model.parameters()]
+    strides = [p.stride() for p in model.parameters()]
+    about = (model.precision, model.mean, model.std, model.node_table, [type(module) for module in model.modules()])
+    probe.evaluate(("fgsm",), (Noise(), Noise("gauss", 0.1)))
+    probe.mask(compare=("variance", "attribution"), attacks=(), attack="fgsm")
+    probe.increments(attack="fgsm")
+    assert fingerprint(model) == before and [p.data_ptr() for p in model.parameters()] == places
+    assert [p.stride() for p in model.parameters()] == strides
+    assert about == (
+        model.precision, model.mean, model.std, model.node_table, [type(module) for module in model.modules()]
+    )  # fmt: skip
+    assert model.precision == "32" and (probe.model.network is model.network) == plain
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@ARCHS
+def test_results_do_not_depend_on_the_size_of_batches(arch: str, plain: bool) -> None:
+    """To the last bit, noise included. (64 images: a last batch of fewer than 16 rounds otherwise, see `padded`.)"""
+    found = []
+    for batch_size in (16, 32, 64):
+        probe = weak(arch, 64, batch_size=batch_size, plain=plain)
+        noises = (Noise(), Noise("gauss", 0.03), Noise("uniform", 0.05))
+        evaluation = probe.evaluate((attack_of(arch, "pgd:3"),), noises, 2)
+        found.append((probe.activations(attack=attack_of(arch, "pgd:3")).frame, evaluation.frame))
+    for statistics, evaluation in found[1:]:
+        pd.testing.assert_frame_equal(statistics, found[0][0], check_exact=True)
+        pd.testing.assert_frame_equal(evaluation, found[0][1], check_exact=True)
+
+
+def test_questions_asked_together_are_answered_as_one_by_one(attacks: list[str]) -> None:
+    spec = "pgd:10:rule=always"
+    asked = [
+        questions.accuracies(("fgsm", spec), (Noise(), Noise("gauss", 0.1))),
+        questions.activations(("A",), spec),
+        questions.increments(("A",), spec),
+        questions.overlap("A", spec, 2),
+    ]
+    evaluation, statistics, moved, overlap = probe(batch_size=5).ask(*asked)
+    assert attacks == ["fgsm", spec] * 3, "two attacks for four questions, on three batches"
+    one = probe(batch_size=5)
+    for together, alone in (
+        (evaluation.frame, one.evaluate(("fgsm", spec), (Noise(), Noise("gauss", 0.1))).frame),
+        (statistics.frame, one.activations(("A",)).frame),
+        (moved.frame, one.increments().frame),
+        (overlap, one.overlap(top=2)),
+    ):
+        pd.testing.assert_frame_equal(together, alone, check_exact=True, check_like=True)
+    assert probe().ask() == []
+
+
+def test_only_open_questions_are_worked_on(tmp_path: Path, attacks: list[str]) -> None:
+    spec = "pgd:10:rule=always"
+    statistics = probe(cache=tmp_path).activations(("A",))
+    assert attacks == [spec]
+    again, evaluation = probe(cache=tmp_path).ask(questions.activations(("A",)), questions.accuracies(("fgsm",)))
+    pd.testing.assert_frame_equal(again.frame, statistics.frame)
+    assert evaluation.accuracy("fgsm") == 1 and attacks[1:].count("fgsm") == 1
+    attacks.clear()
+    probe(cache=tmp_path).ask(questions.activations(("A",)), questions.accuracies(("fgsm",)))
+    assert attacks == [] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_wrong_questions_are_found_before_the_work(attacks: list[str]) -> None:
+    right = questions.accuracies(("fgsm",))
+    for wrong, message in (
+        (questions.activations(("layer9",)), "unknown node 'layer9'"),
+        (questions.activations(("A",), "pdg"), "unknown attack 'pdg'; did you mean pgd"),
+        (questions.increments(("A",), "apgd-ce"), "'apgd-ce' does not hand out its steps"),
+        (questions.accuracies(("fgsm",), noise_draws=0), "--noise-draws 0: must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            probe().ask(right, wrong)
+    assert attacks == []
+
+
+def test_plain_and_compiled_contradict_each_other() -> None:
+    with pytest.raises(InputError, match=r"^--plain switches --compile off; leave one of them out$"):
+        probe(plain=True, compiled=True)
+
+
+def test_plain_is_another_experiment(tmp_path: Path, attacks: list[str]) -> None:
+    """It is meant for comparing, so that its results are not taken from the cache of the other."""
+    for plain in (False, True):
+        attacks.clear()
+        assert probe(cache=tmp_path, plain=plain).evaluate(("fgsm",)).frame.attrs["plain"] == plain
+        assert attacks == ["fgsm"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_answer_as_one(count: int, tmp_path: Path) -> None:
+    """Each gives all answers; the first one keeps them. (Plain, since torch.fx traces for all threads at once.)"""
+    asked: list[Question[Any]] = [
+        questions.accuracies(("fgsm", "pgd:10"), (Noise(), Noise("gauss", 0.1))),
+        questions.activations(("A",)),
+        questions.overlap("A", top=2),
+    ]
+    expected = probe(plain=True).ask(*asked)
+    probes = [probe(cache=tmp_path / str(rank), plain=True) for rank in range(count)]
+
+    def work(processes: Processes) -> list[Any]:
+        mine = probes[processes.rank]
+        mine.processes = processes
+        return mine.ask(*asked)
+
+    for answers in in_threads(count, work):
+        for answer, wanted in zip(answers, expected, strict=True):
+            found, one = (table if isinstance(table, pd.DataFrame) else table.frame for table in (answer, wanted))
+            pd.testing.assert_frame_equal(found, one, check_like=True, rtol=1e-6)
+    assert [len(list((tmp_path / str(rank)).glob("*"))) for rank in range(count)] == [3, *[0] * (count - 1)]
+
+
 class Colours(nn.Module):
     """Takes images of at least 8 pixels."""
 
@@ -379,5 +541,5 @@ def test_bf16_is_close_to_float32_and_said_in_the_results() -> None:
     assert torch.nn.functional.cosine_similarity(rough, exact).min() > 0.99
     about = probe(precision="bf16").activations(attack="fgsm").frame.attrs
     assert about["precision"] == "bf16"
-    with pytest.raises(InputError, match="unknown precision 'half'; choose from 32, bf16"):
+    with pytest.raises(InputError, match="unknown precision 'half'; choose from 32, tf32, bf16"):
         probe(precision="half")

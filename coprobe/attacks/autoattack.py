@@ -3,63 +3,90 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from coprobe.attacks.base import ATTACKS, Attack
-from coprobe.errors import InputError
+from coprobe.attacks.stages import Stage, Stages
+from coprobe.errors import InputError, unknown
+from coprobe.randomness import ImageRandomness, key_of
+
+#: The members of the standard version in its order, cheap to dear.
+MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 _SOURCE = "Croce and Hein 2020"
+_STANDARD = "+".join(MEMBERS)
 
 
-@ATTACKS.register(
-    "aa",
-    summary="AutoAttack, standard version: APGD-CE, APGD-T, FAB-T and Square, each on what is left",
-    source=_SOURCE,
-    cost=7800,
-)
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack):
-    """AutoAttack (standard, L∞) by the package pyautoattack; the generator's initial seed is its seed.
+    """Members of AutoAttack (L∞) by the package pyautoattack, seeded by the seed and the index of the first image.
 
-    Images that the model misclassifies anyway, and those that no member breaks, come back as they are.
+    They run one after the other, each only on the images that are still classified correctly. Images that the model
+    misclassifies anyway, and those that no member breaks, come back as they are.
 
     Raises:
         InputError: images other than float32, or fewer than four classes for APGD-T, whose loss needs four.
     """
 
-    name: ClassVar[str] = "aa"
-    title: ClassVar[str] = "AA"
-    members: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t", "fab-t", "square")
+    @cached_property
+    def stages(self) -> Stages:
+        """What each member did, summed over everything that this instance has attacked."""
+        return Stages()
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Hand the batch to pyautoattack."""
+    @property
+    def sequence(self) -> tuple[str, ...]:
+        """The members in the order in which they run; a member alone is its own only one."""
+        return (self.name,)
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
+        """Hand the batch to pyautoattack, and note how many images each member begins with, and when."""
         import pyautoattack
 
         if len(x) == 0:
             return x
         if x.dtype != torch.float32:
             raise InputError(
-                f"{self.title} computes in float32, and the images are {x.dtype}; convert model and images"
+                f"{self.label} computes in float32, and the images are {x.dtype}; convert model and images"
             )
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        if classes < 4 and "apgd-t" in self.members:
-            raise InputError(f"{self.title} needs at least 4 classes, and this model has {classes}; use pgd or cw")
-        adversary = pyautoattack.AutoAttack(
-            model, norm="Linf", eps=self.epsilon, seed=generator.initial_seed(), device=x.device
-        )
-        adversary.attacks_to_run = list(self.members)
+        if classes < 4 and "apgd-t" in self.sequence:
+            raise InputError(f"{self.label} needs at least 4 classes, and this model has {classes}; use pgd or cw")
+        seed = key_of(randomness.seed, randomness.purpose, int(randomness.indices[0]))
+        adversary = pyautoattack.AutoAttack(model, norm="Linf", eps=self.epsilon, seed=seed, device=x.device)
+        adversary.attacks_to_run = list(self.sequence)
         adversary.apgd_targeted.n_target_classes = min(9, classes - 1)
         adversary.fab.n_target_classes = min(9, classes - 1)
+        begun: list[tuple[str, int, float]] = []
+
+        def noted(member: str, perturb: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def begin(x: Tensor, y: Tensor) -> Tensor:
+                begun.append((member, len(x), time.perf_counter()))
+                return perturb(x, y)
+
+            return begin
+
+        runners = (adversary.apgd, adversary.apgd_targeted, adversary.fab, adversary.square)
+        for member, runner in zip(MEMBERS, runners, strict=True):
+            runner.perturb = noted(member, runner.perturb)
         with _globals_kept():
             # it views images as rows, which a channels-last layout can't be
-            x_adv, _ = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+            x_adv, predicted = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+        # Before each member the package counts what is left, and so waits for the device.
+        marks = [*begun, ("", int((predicted == y).sum()), time.perf_counter())]
+        stages = {member: Stage() for member in self.sequence}
+        for (member, images, begin), (_, left, end) in pairwise(marks):
+            stages[member] = Stage(images, images - left, end - begin)
+        self.stages.add(len(x), stages)
         return x_adv
 
 
@@ -75,16 +102,77 @@ def _globals_kept() -> Iterator[None]:
             sys.settrace(trace)
 
 
+def stages_of(attacks: Iterable[Attack]) -> list[dict[str, Any]]:
+    """The rows of `Stages.rows`, with the spec as `attack`, of those attacks that have several members."""
+    return [
+        {"attack": attack.spec, **row}
+        for attack in attacks
+        if isinstance(attack, AutoAttack) and len(attack.sequence) > 1
+        for row in attack.stages.rows()
+    ]
+
+
 @ATTACKS.register(
-    "aa-fast", summary="AutoAttack without FAB-T and Square: APGD-CE, then APGD-T", source=_SOURCE, cost=1000
+    "aa",
+    summary="AutoAttack, standard version: APGD-CE, APGD-T, FAB-T and Square, each on what is left",
+    source=_SOURCE,
+    cost=7800,
 )
 @dataclass(frozen=True, kw_only=True)
-class AutoAttackFast(AutoAttack):
-    """APGD-CE, and APGD-T on what it leaves; not AutoAttack, which would try FAB-T and Square on the rest."""
+class AA(AutoAttack):
+    """AutoAttack, the standard version unless only some of its members are asked for.
 
-    name: ClassVar[str] = "aa-fast"
+    Args:
+        members: their names with + between them, in any order; they run cheap to dear.
+
+    Raises:
+        InputError: a member that is unknown or named twice.
+    """
+
+    name: ClassVar[str] = "aa"
+    title: ClassVar[str] = "AA"
+
+    members: str = _STANDARD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = self.members.split("+")
+        for member in named:
+            if member not in MEMBERS:
+                raise unknown("member of AutoAttack", member, MEMBERS)
+            if named.count(member) > 1:
+                raise InputError(f"{self.name}: the member {member} is named twice; keep one")
+        object.__setattr__(self, "members", "+".join(sorted(named, key=MEMBERS.index)))
+
+    @property
+    def sequence(self) -> tuple[str, ...]:
+        """The members that were asked for."""
+        return tuple(self.members.split("+"))
+
+    @property
+    def label(self) -> str:
+        """The title alone for the standard version, else with the members ("AA (APGD-CE + Square)")."""
+        titles = " + ".join(ATTACKS[member].title for member in self.sequence)
+        return self.title if self.members == _STANDARD else f"{self.title} ({titles})"
+
+
+@ATTACKS.register(
+    "aa:fast",
+    summary="APGD-CE, then APGD-T on what is left; not AutoAttack, which would go on with FAB-T and Square",
+    source=_SOURCE,
+    cost=1000,
+)
+@dataclass(frozen=True, kw_only=True)
+class AAFast(AutoAttack):
+    """The first two members of AutoAttack, an eighth of its passes."""
+
+    name: ClassVar[str] = "aa:fast"
     title: ClassVar[str] = "AA-fast"
-    members: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t")
+
+    @property
+    def sequence(self) -> tuple[str, ...]:
+        """APGD-CE and APGD-T."""
+        return MEMBERS[:2]
 
 
 @ATTACKS.register("apgd-ce", summary="AutoPGD on the cross-entropy, 100 steps", source=_SOURCE, cost=100)
@@ -94,7 +182,6 @@ class APGDCE(AutoAttack):
 
     name: ClassVar[str] = "apgd-ce"
     title: ClassVar[str] = "APGD-CE"
-    members: ClassVar[tuple[str, ...]] = ("apgd-ce",)
 
 
 @ATTACKS.register("apgd-t", summary="AutoPGD, targeted DLR loss, 9 targets of 100 steps", source=_SOURCE, cost=900)
@@ -104,7 +191,6 @@ class APGDT(AutoAttack):
 
     name: ClassVar[str] = "apgd-t"
     title: ClassVar[str] = "APGD-T"
-    members: ClassVar[tuple[str, ...]] = ("apgd-t",)
 
 
 @ATTACKS.register("fab-t", summary="fast adaptive boundary attack, 9 targets of 100 steps", source=_SOURCE, cost=1800)
@@ -114,7 +200,6 @@ class FABT(AutoAttack):
 
     name: ClassVar[str] = "fab-t"
     title: ClassVar[str] = "FAB-T"
-    members: ClassVar[tuple[str, ...]] = ("fab-t",)
 
 
 @ATTACKS.register("square", summary="Square attack, 5,000 queries, no gradients", source=_SOURCE, cost=5000)
@@ -124,4 +209,3 @@ class Square(AutoAttack):
 
     name: ClassVar[str] = "square"
     title: ClassVar[str] = "Square"
-    members: ClassVar[tuple[str, ...]] = ("square",)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from coprobe.engine import frozen
+from coprobe.attacks.conveyor import Feed
+from coprobe.engine import BatchSize, frozen, in_batches
 from coprobe.errors import InputError, RunError
+from coprobe.randomness import ImageRandomness
 from coprobe.registry import Registry
 
 #: Every attack by the name that people write. Facts: `cost`, forward and backward passes per image.
 ATTACKS: Registry[type[Attack]] = Registry("attack")
+
+#: What the random numbers of all attacks are for, see `ImageRandomness`.
+PURPOSE = "attack"
 
 #: The types that an option can have, and how errors call their values.
 _KINDS = {str: "a word", int: "a whole number", float: "a number"}
@@ -48,6 +54,8 @@ class Attack(ABC):
     """
 
     epsilon: float
+    #: Whether what becomes of an image does not depend on the other images of its batch.
+    by_image: ClassVar[bool] = False
     #: Fields of which people write n for n/255.
     in_255ths: ClassVar[tuple[str, ...]] = ("epsilon",)
     name: ClassVar[str]
@@ -56,14 +64,26 @@ class Attack(ABC):
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int = 0,
+        indices: Tensor | None = None,
+        plain: bool = False,
+    ) -> Tensor:
         """Adversarial images for `x`.
 
         Args:
             model: images to logits (batch, classes); normalisation is part of it.
             x: float images (batch, channels, height, width) in [0, 1].
             y: int64 labels (batch,).
-            generator: source of randomness on the device of `x`; None seeds one with 0.
+            seed: of the random numbers, 0 or more.
+            indices: int64 (batch,), where in the data set each image stands; None numbers them from 0. The random
+                numbers of an image depend on the seed and on its index, whatever batch it is in.
+            plain: take all images through all steps, also those that are done. The images are the same, see `convey`.
 
         Returns:
             A tensor like `x`, within `epsilon` of it and in [0, 1].
@@ -74,8 +94,37 @@ class Attack(ABC):
         """
         check_images(x, y)
         x = x.detach()
+        randomness = _randomness(x, seed, indices)
+        if plain or len(x) == 0:
+            with frozen(model):
+                return self._checked(self.run(model, x, y, randomness).detach(), x)
+        feed = Feed(lambda start, stop: (x[start:stop], y[start:stop]), 0, len(x), len(x), randomness.of)
+        (x_adv,) = self.over(model, feed, BatchSize(len(x), x.device))
+        return x_adv
+
+    def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
+        """Adversarial images of a whole feed, portion by portion; between two portions the model is as before.
+
+        The images are those that the call makes of each portion: for attacks whose random numbers do not depend on
+        the batch, those of any other portions as well.
+
+        Raises:
+            RunError: as the call; memory ran out, see `BatchSize`.
+        """
+        for start, stop in feed.portions():
+            x, y = feed.read(start, stop)
+            randomness = feed.randomness(torch.arange(start, stop, device=x.device))
+            craft = partial(self._run_rows, model, x, y, randomness)
+            yield self._checked(torch.cat(list(in_batches(len(x), craft, size))), x)
+
+    def _run_rows(
+        self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, first: int, stop: int
+    ) -> Tensor:
+        rows = torch.arange(first, stop, device=x.device)
         with frozen(model):
-            x_adv = self.run(model, x, y, _generator_on(x.device, generator)).detach()
+            return self.run(model, x[first:stop], y[first:stop], randomness.of(rows)).detach()
+
+    def _checked(self, x_adv: Tensor, x: Tensor) -> Tensor:
         if not x_adv.isfinite().all():
             raise RunError(
                 f"{self.label}: the model's logits or gradients are not finite (NaN or infinite); "
@@ -84,8 +133,8 @@ class Attack(ABC):
         return project(x_adv, x, self.epsilon)
 
     @abstractmethod
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Craft adversarial images; the model is frozen and the inputs are checked."""
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
+        """Craft adversarial images, in the plain way; the model is frozen and the inputs are checked."""
 
     @property
     def label(self) -> str:
@@ -121,21 +170,21 @@ class StepAttack(Attack):
     """An attack that can hand out its iterates."""
 
     @abstractmethod
-    def iterate(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def iterate(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
         """Yield the start x_0 and then x_1 … x_T; no context may stay open over a yield."""
 
     def steps(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0, indices: Tensor | None = None
     ) -> Iterator[Tensor]:
         """Yield x_0 (the start), x_1, …, x_T of one run (restarts aside), each like `x`.
 
         Between two steps the model is as it was before; arguments and errors are those of the call.
         """
         check_images(x, y)
-        return self._projected(model, x.detach(), y, _generator_on(x.device, generator))
+        return self._projected(model, x.detach(), y, _randomness(x, seed, indices))
 
-    def _projected(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        iterates = self.iterate(model, x, y, generator)
+    def _projected(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
+        iterates = self.iterate(model, x, y, randomness)
         while True:
             with frozen(model):
                 x_t = next(iterates, None)
@@ -158,24 +207,28 @@ def check_images(x: Tensor, y: Tensor) -> None:
             )
 
 
-def _generator_on(device: torch.device, generator: torch.Generator | None) -> torch.Generator:
-    if generator is None:
-        return torch.Generator(device).manual_seed(0)
-    if generator.device.type != device.type:
-        raise InputError(f"the generator is on {generator.device} and the images on {device}; make it there")
-    return generator
+def _randomness(x: Tensor, seed: int, indices: Tensor | None) -> ImageRandomness:
+    if seed < 0:
+        raise InputError(f"seed {seed}: must be at least 0")
+    if indices is None:
+        indices = torch.arange(len(x), device=x.device)
+    if indices.shape != x.shape[:1] or indices.dtype != torch.int64:
+        raise InputError(f"indices must be {len(x)} int64 numbers, not {indices.dtype} {tuple(indices.shape)}")
+    return ImageRandomness(seed, PURPOSE, indices.to(x.device))
 
 
 def parse(spec: str, epsilon: float) -> Attack:
     """The attack that `spec` describes, at radius `epsilon` (a fraction).
 
     `NAME[:ITERATIONS][:option=value…]`, for example `fgsm`, `fgsm:start=zero`, `pgd:50`,
-    `pgd:50:restarts=10:step-size=4`; step sizes are n of n/255.
+    `pgd:50:restarts=10:step-size=4`; step sizes are n of n/255. A name may itself have two parts (`aa:fast`).
 
     Raises:
         InputError: unknown attack or option (the nearest names are offered), or a wrong value.
     """
     name, *options = spec.split(":")
+    if options and f"{name}:{options[0]}" in ATTACKS:
+        name, options = f"{name}:{options[0]}", options[1:]
     attack = ATTACKS[name]
     hints = get_type_hints(attack)
     kinds = {field.name: hints[field.name] for field in fields(attack) if field.name != "epsilon"}
@@ -184,7 +237,8 @@ def parse(spec: str, epsilon: float) -> Attack:
         key, _, text = option.partition("=") if "=" in option else ("iterations", "=", option)
         shown, key = key, key.replace("-", "_")
         if key not in kinds:
-            choices = ", ".join(k.replace("_", "-") for k in kinds) or "no options"
+            variants = [known.removeprefix(f"{name}:") for known in ATTACKS if known.startswith(f"{name}:")]
+            choices = ", ".join([*variants, *(k.replace("_", "-") for k in kinds)]) or "no options"
             raise InputError(f"attack '{spec}': '{option}' is no option of {name}; it takes {choices}")
         if key in given:
             raise InputError(f"attack '{spec}': {shown} is given twice; keep one")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coprobe.attacks.base import ATTACKS
 from coprobe.attacks.gradient import PGD
 from coprobe.errors import InputError
+from coprobe.randomness import ImageRandomness
 
 
 @ATTACKS.register(
@@ -50,13 +51,18 @@ class EOTPGD(PGD):
             raise InputError(f"{self.name}: noise {self.noise * 255:g}/255: must be above 0 and at most 255/255")
 
     def _gradient(
-        self, model: nn.Module, point: Tensor, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        model: nn.Module,
+        point: Tensor,
+        y: Tensor,
+        randomness: ImageRandomness,
+        place: tuple[int | Tensor, ...],
+    ) -> tuple[Tensor, Tensor]:
         """The mean over the draws, of gradients and of logits, one draw after another to save memory."""
         drawn = []
-        for _ in range(self.samples):
-            draw = torch.rand(point.shape, generator=generator, device=point.device, dtype=point.dtype)
+        for sample in range(self.samples):
+            draw = randomness.uniform(point.shape[1:], *place, sample).to(point.dtype)
             noisy = point + (2 * draw - 1) * self.noise
-            drawn.append(super()._gradient(model, noisy, y, generator)[1:])
+            drawn.append(super()._gradient(model, noisy, y, randomness, place))
         gradients, logits = zip(*drawn, strict=True)
-        return point.detach(), torch.stack(gradients).mean(0), torch.stack(logits).mean(0)
+        return torch.stack(gradients).mean(0), torch.stack(logits).mean(0)

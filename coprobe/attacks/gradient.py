@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coprobe.attacks.base import ATTACKS, StepAttack, project
+from coprobe.attacks.conveyor import Feed, Step, convey
+from coprobe.engine import BatchSize, frozen, in_batches
 from coprobe.errors import InputError
+from coprobe.randomness import ImageRandomness
 
 _CHOICES = {"start": ("uniform", "zero"), "rule": ("until-misclassified", "always")}
 
@@ -27,6 +30,8 @@ class SignGradientAttack(StepAttack):
         rule: `until-misclassified`: an image moves only while it is classified correctly, as in the official
             evaluation of fast adversarial training, or `always`.
     """
+
+    by_image: ClassVar[bool] = True
 
     start: str = "uniform"
     rule: str = "until-misclassified"
@@ -47,31 +52,54 @@ class SignGradientAttack(StepAttack):
         """Per-image loss (batch,) that the attack raises."""
         return cross_entropy(logits, y, reduction="none")
 
-    def iterate(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield x_0 … x_T; finished images leave the batch, so a weak model is attacked quickly."""
-        iterations, step_size, _ = self.schedule
-        x_adv = x.clone()
-        if self.start == "uniform":
-            noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x_adv = project(x + (2 * noise - 1) * self.epsilon, x, self.epsilon)
+    def iterate(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
+        """Yield x_0 … x_T of the first run; all images go through the network at every step."""
+        return self._iterate(model, x, y, randomness, 0)
+
+    def _iterate(
+        self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, restart: int
+    ) -> Iterator[Tensor]:
+        x_adv = self._begin(x, randomness, restart)
         yield x_adv
-        moving = torch.arange(len(x), device=x.device)
-        for _ in range(iterations):
-            if len(moving):
-                point, gradient, logits = self._gradient(model, x_adv[moving], y[moving], generator)
-                if self.rule == "until-misclassified":
-                    correct = logits.argmax(1) == y[moving]
-                    moving, point, gradient = moving[correct], point[correct], gradient[correct]
-                x_adv = x_adv.clone()
-                # sign(NaN) is 0, which would make a broken gradient look like robustness: it shall reach the images
-                sign = torch.where(gradient.isnan(), gradient, gradient.sign())
-                x_adv[moving] = project(point + step_size * sign, x[moving], self.epsilon)
+        for taken in range(self.schedule[0]):
+            x_adv = self._advance(model, x, x_adv, y, randomness, (restart, taken)).points
             yield x_adv
 
+    def _begin(self, x: Tensor, randomness: ImageRandomness, restart: int) -> Tensor:
+        """x_0, a new tensor."""
+        if self.start == "zero":
+            return x.clone()
+        noise = randomness.uniform(x.shape[1:], restart).to(x.dtype)
+        return project(x + (2 * noise - 1) * self.epsilon, x, self.epsilon)
+
+    def _advance(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        point: Tensor,
+        y: Tensor,
+        randomness: ImageRandomness,
+        place: tuple[int | Tensor, ...],
+    ) -> Step:
+        """One step from `point`, and which images it moved; `place` is the restart and the step."""
+        gradient, logits = self._gradient(model, point, y, randomness, place)
+        # sign(NaN) is 0, which would make a broken gradient look like robustness: it shall reach the images
+        sign = torch.where(gradient.isnan(), gradient, gradient.sign())
+        stepped = project(point + self.schedule[1] * sign, x, self.epsilon)
+        if self.rule == "always":
+            return Step(stepped, None)
+        correct = logits.argmax(1) == y
+        return Step(torch.where(correct.view(-1, 1, 1, 1), stepped, point), correct)
+
     def _gradient(
-        self, model: nn.Module, point: Tensor, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The point, the gradient of each image's loss there, and the logits; `generator` is for random gradients."""
+        self,
+        model: nn.Module,
+        point: Tensor,
+        y: Tensor,
+        randomness: ImageRandomness,
+        place: tuple[int | Tensor, ...],
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of each image's loss at `point`, and the logits; random numbers are for random gradients."""
         with torch.enable_grad():
             point = point.detach().requires_grad_()
             logits = model(point)
@@ -79,21 +107,53 @@ class SignGradientAttack(StepAttack):
             (gradient,) = torch.autograd.grad(self.loss(logits, y).sum(), point)
         # A branch of the network that gives NaN can have a gradient of 0, which would look like robustness, too.
         gradient = torch.where(logits.isfinite().all(1).view(-1, 1, 1, 1), gradient, torch.nan)
-        return point.detach(), gradient, logits.detach()
+        return gradient, logits.detach()
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """The last iterate; of several restarts, per image the one with the largest cross-entropy."""
-        best, best_loss = x, torch.full((len(x),), -torch.inf, device=x.device)
-        restarts = self.schedule[2]
-        for _ in range(restarts):
-            for x_adv in self.iterate(model, x, y, generator):
-                last = x_adv
-            if restarts == 1:
-                return last
+
+        def last(restart: int) -> Tensor:
+            *_, x_adv = self._iterate(model, x, y, randomness, restart)
+            return x_adv
+
+        return self._best(model, y, (last(restart) for restart in range(self.schedule[2])), BatchSize(device=x.device))
+
+    def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
+        """As `run`, but images that are done leave the batch, and the next ones take their places."""
+        runs = [self._conveyed(model, feed, size, restart) for restart in range(self.schedule[2])]
+        for (start, stop), restarts in zip(feed.portions(), zip(*runs, strict=True), strict=True):
+            x, y = feed.read(start, stop)
+            with frozen(model):
+                best = self._best(model, y, iter(restarts), size)
+            yield self._checked(best, x)
+
+    def _conveyed(self, model: nn.Module, feed: Feed, size: BatchSize, restart: int) -> Iterator[Tensor]:
+        def advance(x: Tensor, point: Tensor, y: Tensor, randomness: ImageRandomness, taken: Tensor) -> Step:
+            with frozen(model):
+                return self._advance(model, x, point, y, randomness, (restart, taken))
+
+        def begin(x: Tensor, randomness: ImageRandomness) -> Tensor:
+            return self._begin(x, randomness, restart)
+
+        return convey(feed, begin, advance, self.schedule[0], size)
+
+    def _best(self, model: nn.Module, y: Tensor, restarts: Iterator[Tensor], size: BatchSize) -> Tensor:
+        best = next(restarts)
+        if self.schedule[2] == 1:
+            return best
+
+        def loss_of(x_adv: Tensor) -> Tensor:
+            def work(start: int, stop: int) -> Tensor:
+                return cross_entropy(model(x_adv[start:stop]), y[start:stop], reduction="none")
+
             with torch.no_grad():
-                loss = cross_entropy(model(last), y, reduction="none")
+                return torch.cat([y.new_empty(0, dtype=x_adv.dtype), *in_batches(len(x_adv), work, size)])
+
+        best_loss = loss_of(best)
+        for x_adv in restarts:
+            loss = loss_of(x_adv)
             better = ~(loss <= best_loss)  # so that an image whose loss is NaN is kept, for the caller to see
-            best = torch.where(better.view(-1, 1, 1, 1), last, best)
+            best = torch.where(better.view(-1, 1, 1, 1), x_adv, best)
             best_loss = torch.where(better, loss, best_loss)
         return best
 

@@ -8,13 +8,14 @@ import io
 import os
 import pkgutil
 import sys
+import time
 from collections.abc import Sequence
 
 import click
 
 from coprobe._version import __version__
-from coprobe.cli import commands
-from coprobe.errors import CoprobeError, unknown
+from coprobe.cli import commands, output
+from coprobe.errors import CoprobeError, ReportedError, unknown
 from coprobe.text import printable
 
 _ORDER = (
@@ -22,6 +23,8 @@ _ORDER = (
     "diagnose", "figure", "table", "claims", "paper",
 )  # fmt: skip
 _LONGEST = 300
+#: Seconds that a process which torchrun started leaves to the first one to report what is wrong for all of them.
+_PATIENCE = 5.0
 
 
 class _Commands(click.Group):
@@ -56,8 +59,7 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become one line on stderr."""
     code = _run(argv)
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if _is_connected():
         # The processes did not part in good order. What is left of their connections could abort this one while it
         # ends, and its exit code would be lost.
         sys.stdout.flush()
@@ -71,10 +73,11 @@ def _run(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × and a file name that is no text are no errors
+    output.silence(_rank("RANK") > 0 or ("COPROBE_LEADER" in os.environ and _rank("LOCAL_RANK") > 0))
     if "--debug" in arguments:
-        return int(cli.main(arguments, prog_name="coprobe", standalone_mode=False) or 0)
+        return _invoke(arguments)
     try:
-        return int(cli.main(arguments, prog_name="coprobe", standalone_mode=False) or 0)
+        return _invoke(arguments)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
@@ -84,7 +87,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except CoprobeError as error:
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if isinstance(error, ReportedError) else _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -103,7 +106,26 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error} (pass --debug for the traceback)", 1)
 
 
+def _invoke(arguments: list[str]) -> int:
+    # A stack of its own, since click tells its resources of an exception only in its latest versions.
+    with contextlib.ExitStack() as block:
+        return int(cli.main(arguments, prog_name="coprobe", standalone_mode=False, obj=block) or 0)
+
+
+def _rank(variable: str) -> int:
+    """The number of this process, from 0, if a launcher of processes gave it one."""
+    given = os.environ.get(variable, "")
+    return int(given) if given.isdecimal() else 0
+
+
+def _is_connected() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 def _fail(message: str, code: int) -> int:
+    if _rank("RANK") > 0 and not _is_connected():
+        time.sleep(_PATIENCE)  # by then torchrun has ended this process, if the first one found the same
     line = printable(" ".join(message.split()))
     if len(line) > _LONGEST:  # what is long is a name, and the remedy stands at the end
         line = f"{line[: _LONGEST // 2 - 2]} … {line[1 - _LONGEST // 2 :]}"

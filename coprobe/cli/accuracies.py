@@ -1,14 +1,16 @@
-"""What `evaluate` and `transfer` share: attacks and noise as options, and the table of accuracies."""
+"""What `evaluate` and `transfer` share: attacks and noise as options, and the tables of accuracies and of stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from coprobe.cli.options import comma_separated
 from coprobe.cli.output import percent, print_table
+from coprobe.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +24,12 @@ _attacks_option = click.option(
     default="fgsm,pgd:10",
     show_default=True,
     callback=comma_separated,
-    help="fgsm, pgd:50, cw, pgd-eot, apgd-ce, apgd-t, aa, …, with options: pgd:50:restarts=10:step-size=4.",
+    help="fgsm, pgd:50, cw, pgd-eot, apgd-ce, apgd-t, aa:fast, aa, …, with options: pgd:50:restarts=10:step-size=4.",
+)
+_members_option = click.option(
+    "--aa-members",
+    callback=lambda ctx, param, value: () if value is None else comma_separated(ctx, param, value),
+    help="Which of apgd-ce, apgd-t, fab-t, square run in every aa of --attacks.  [default: all]",
 )
 _noise_option = click.option(
     "--noise", "noises", multiple=True, help="none, uniform:16 or gauss:8, added after the attack; repeatable."
@@ -33,8 +40,20 @@ _draws_option = click.option(
 
 
 def measuring_options(function: F) -> F:
-    """`--attacks`, `--noise`, `--noise-draws`."""
-    return _attacks_option(_noise_option(_draws_option(function)))
+    """`--attacks`, `--aa-members`, `--noise`, `--noise-draws`."""
+    return _attacks_option(_members_option(_noise_option(_draws_option(function))))
+
+
+def with_members(attacks: tuple[str, ...], members: tuple[str, ...]) -> tuple[str, ...]:
+    """`--attacks`, in which every `aa` has the members of `--aa-members`; none at all leave it as it is.
+
+    Raises:
+        InputError: members without an `aa`.
+    """
+    if members and "aa" not in attacks:
+        raise InputError("--aa-members: --attacks names no aa; add it, or leave out --aa-members")
+    chosen = f"aa:members={'+'.join(members)}" if members else "aa"
+    return tuple(chosen if spec == "aa" else spec for spec in attacks)
 
 
 def parse_noises(specs: tuple[str, ...]) -> list[Noise]:
@@ -56,3 +75,31 @@ def print_accuracies(title: str, frame: pd.DataFrame) -> None:
         for row in frame.to_dict("records")
     ]
     print_table(title, ["attack", "noise", "accuracy", "95 % interval"], rows, left=2)
+
+
+def readable_stages(stages: Sequence[Mapping[str, Any]], **about: str) -> list[dict[str, Any]]:
+    """The stages of `Probe.evaluate` with attacks as people read them, each row beginning with `about`."""
+    from coprobe.attacks import parse
+
+    return [{**about, **row, "attack": parse(row["attack"], 0).label} for row in stages]
+
+
+def print_stages(of: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """A table for every attack that has stages: what each of its members did with the images that were left to it."""
+    from coprobe.attacks import ATTACKS
+
+    for attack, rows in groupby(stages, lambda row: row["attack"]):
+        cells = [
+            [
+                ATTACKS[row["member"]].title,
+                f"{row['images']:,}",
+                f"{row['broken']:,}",
+                f"{100 * row['accuracy']:.2f}",
+                f"{100 * row['gained']:.2f}",
+                f"{row['seconds']:.1f}",
+                percent(row["share"]),
+            ]
+            for row in rows
+        ]
+        header = ["stage", "images", "broken", "accuracy after it", "points gained", "seconds", "% of the time"]
+        print_table(f"{of}: the stages of {attack}", header, cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,14 +14,19 @@ from coprobe.cli import memory, output
 from coprobe.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from coprobe.checkpoint import Checkpoint
     from coprobe.data import Dataset
     from coprobe.paper import Results
     from coprobe.probe import Probe
+    from coprobe.processes import Processes
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_LIMIT = 1000
 DEFAULT_EPS = 16.0
+#: Where a command's context holds the processes that share its work.
+_PROCESSES = "coprobe.processes"
 #: Names of weights in a message about many.
 _SHOWN = 3
 
@@ -188,7 +194,21 @@ probing_options = _stack(
     click.option("--eps", type=Budget(), default=DEFAULT_EPS, show_default=True, help="Attack radius, n of n/255."),
     click.option("--batch-size", type=int, help="Images at once. Default: found by itself."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
-    click.option("--precision", default="32", show_default=True, help="32 (exact) or bf16."),
+    click.option(
+        "--devices",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Share the images among so many; the result is the same.",
+    ),
+    click.option("--precision", default="32", show_default=True, help="32 (exact), tf32 (CUDA only) or bf16."),
+    click.option("--compile", "compiled", is_flag=True, help="Run the passes of long attacks through torch.compile."),
+    click.option(
+        "--plain",
+        is_flag=True,
+        help="Without anything that is there for speed: the model as it is, every image through every step, images "
+        "decoded anew.",
+    ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
 )
 
@@ -264,7 +284,10 @@ class ProbingOptions(ReadingOptions):
     eps: float
     batch_size: int | None
     device: str
+    devices: int
     precision: str
+    compiled: bool
+    plain: bool
     seed: int
 
     def probe(self, path: str | Path, *, cache: bool = False) -> Probe:
@@ -274,16 +297,21 @@ class ProbingOptions(ReadingOptions):
         """
         from coprobe.doctor import odd_outputs
         from coprobe.engine import choose_device
+        from coprobe.inference import check_precision
         from coprobe.probe import Probe
 
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch-size {self.batch_size}: must be at least 1")
         device = choose_device(self.device)
+        check_precision(self.precision, device)
+        if self.plain and self.compiled:
+            raise InputError("--plain switches --compile off; leave one of them out")
         checkpoint = self.read(path)
         data = self.data or checkpoint.recipe.get("data")
         if not data:
             raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
-        dataset = read_images(str(data), self.split, limit=self.limit, skip_bad=self.skip_bad)
+        dataset = read_images(str(data), self.split, limit=self.limit, skip_bad=self.skip_bad, plain=self.plain)
+        processes, device = _together(self.devices, device)
         run = Path(path) if Path(path).is_dir() else None
         probe = Probe(
             checkpoint,
@@ -294,8 +322,14 @@ class ProbingOptions(ReadingOptions):
             precision=self.precision,
             seed=self.seed,
             cache=run / "stats" if cache and run else None,
+            plain=self.plain,
+            compiled=self.compiled,
+            processes=processes,
             progress=output.progress,
+            say=lambda text: output.message(f"{path}: {text}"),
         )
+        if not processes.leads:
+            return probe
         if difference := checkpoint.class_difference(dataset.classes):
             output.message(f"{path}: {difference}")
         if odd := odd_outputs(checkpoint, dataset, device=device, batch_size=self.batch_size):
@@ -341,11 +375,26 @@ class PaperOptions:
         return Results(self.runs or Path("runs/paper") / scale.name, scale, given, self.seeds)
 
 
-def read_images(spec: str, split: str = "test", *, limit: int | None, skip_bad: bool) -> Dataset:
-    """Load a data set, and say what a person should know of how it was read."""
+def _together(devices: int, device: torch.device) -> tuple[Processes, torch.device]:
+    """The processes that share this command's work, and this one's device; once per command."""
+    from coprobe.processes import start
+
+    context = click.get_current_context()
+    if (begun := context.meta.get(_PROCESSES)) is None:
+        begun = context.meta[_PROCESSES] = start(devices, device)
+        processes: Processes = begun[0]
+        block = context.find_object(ExitStack)
+        assert block is not None, "the command line gives every command one"
+        block.enter_context(processes.together())
+        output.silence(not processes.leads)
+    return begun
+
+
+def read_images(spec: str, split: str = "test", *, limit: int | None, skip_bad: bool, plain: bool = False) -> Dataset:
+    """Load a data set, and say what a person should know of how it was read; `plain` decodes it in any case."""
     from coprobe.data import load
 
-    dataset = load(spec, split, limit=limit, skip_bad=skip_bad)
+    dataset = load(spec, split, limit=limit, skip_bad=skip_bad, cache=not plain)
     for note in dataset.notes:
         output.message(note)
     return dataset

@@ -25,8 +25,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 _LONGEST_CELL = 1000
 
 
+_silent = False
+
+
+def silence(silent: bool = True) -> None:
+    """Say, show and write nothing from now on: another process of the same command does."""
+    global _silent  # noqa: PLW0603
+    _silent = silent
+
+
 def message(text: str) -> None:
     """A line for people, on stderr."""
+    if _silent:
+        return
     click.echo(printable(text), err=True)
 
 
@@ -48,7 +59,7 @@ def progress(what: str, images: int) -> Iterator[Callable[..., None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeLeft())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=_silent or not console.is_terminal) as bar:
         task = bar.add_task(escape(printable(what)), total=images)
 
         def advance(done: int, now: str | None = None) -> None:
@@ -95,6 +106,8 @@ class Output:
             draw: makes the picture.
             extra: more values for --json.
         """
+        if _silent:
+            return
         if self.as_json:
             about = {"provenance": frame.attrs, **extra, "rows": records(frame)}
             click.echo(json.dumps(about, indent=2, allow_nan=False, default=str))

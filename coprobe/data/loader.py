@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coprobe.data.dataset import Dataset
-from coprobe.engine import generator_for
 from coprobe.errors import InputError, unknown
+from coprobe.randomness import generator_for
 
 PADDING_MODES = ("zero", "reflect")
 

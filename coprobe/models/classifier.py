@@ -29,7 +29,8 @@ class Classifier(nn.Module):
         mean: as floats; None when neither was given.
         std: as floats; None when neither was given.
         node_table: as given; {} if there is none.
-        precision: `32`, or `bf16` to run the network under autocast to bfloat16; logits come out as float32.
+        precision: `32`, `tf32` (see `engine.frozen`), or `bf16` to run the network under autocast to bfloat16; logits
+            come out as float32.
 
     Raises:
         InputError: the number of channels is wrong, a mean is not finite or one of pixels up to 255, or a std is not
@@ -67,7 +68,7 @@ class Classifier(nn.Module):
         """Images N×C×H×W in [0, 1] to logits N×classes."""
         if self._normalises:
             images = (images - self._mean) / self._std
-        if self.precision == "32":
+        if self.precision != "bf16":
             logits: torch.Tensor = self.network(images)
             return logits
         with torch.autocast(images.device.type, torch.bfloat16):

@@ -15,9 +15,10 @@ which are the channels, at axis 1.
 
 from coprobe.nodes.address import Node, describe_shape, is_guessed, network_of, node_table, resolve
 from coprobe.nodes.places import Place, guess_table, places
-from coprobe.nodes.recording import Recording, check_neutral, masked, record, tapped
+from coprobe.nodes.recording import CHECKED, Recording, check_neutral, masked, record, tapped
 
 __all__ = [
+    "CHECKED",
     "Node",
     "Place",
     "Recording",

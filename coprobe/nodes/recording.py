@@ -14,6 +14,9 @@ from coprobe.nodes.address import Node, channel_axis, channels_first, resolve
 from coprobe.nodes.functions import See
 from coprobe.nodes.watching import watch
 
+#: Images on which it is checked that recording changes nothing.
+CHECKED = 16
+
 
 class Recording(dict[str, Tensor]):
     """What was last seen at each node, by the name it was asked for, channels first.

@@ -23,8 +23,9 @@ from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, Scale
 from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE
 from coprobe.paper.store import DamagedError
-from coprobe.probe import PROBING_ATTACK, Probe
+from coprobe.probe import Probe
 from coprobe.provenance import provenance
+from coprobe.questions import PROBING_ATTACK
 
 #: Draws of every noise.
 DRAWS = 5

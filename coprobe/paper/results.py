@@ -14,13 +14,13 @@ import pandas as pd
 
 from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN
+from coprobe.collapse import verdict_of
 from coprobe.errors import InputError
 from coprobe.evaluation import wilson
 from coprobe.files import write_json
 from coprobe.paper import store
 from coprobe.paper.needs import Need
 from coprobe.paper.runs import RUNS, Scale
-from coprobe.probe import verdict_of
 from coprobe.statistics import ChannelStatistics
 from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run

@@ -1,4 +1,4 @@
-"""Per-channel sums over pairs of clean and adversarial activations: one pass, float64, constant memory."""
+"""Sums per channel over pairs of clean and adversarial activations: one pass, float64, constant memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from coprobe.errors import RunError
+from coprobe.statistics.sums import ImageSums
 
 #: The per-channel sums, over images and positions, in the order of the columns that they become.
 SUMS = (
@@ -22,26 +22,23 @@ SUMS = (
     "adversarial_squared",
 )
 
-
 #: Numbers of a batch that are looked at together: in float64 they fit a CPU's cache, which makes this ten times
 #: faster, and on an accelerator they bound the memory that one batch takes.
 _PORTION = {"cpu": 2**18}
 _PORTION_ELSEWHERE = 2**24
 
 
-def channel_sums(clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-    """Sums over images and positions, per channel, of the quantities named in `SUMS`.
+def image_sums(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """Sums over the positions of each image, per channel, of the quantities named in `SUMS`.
 
     Args:
         clean: activations (batch, channels, …) at clean images.
         adversarial: activations of the same shape at their adversarial twins.
 
     Returns:
-        Float64 tensors (channels,); `norm`, a float64 scalar, is the sum over images of the unsquared L2
-        norm of the whole difference (the summand of Eq. 5).
+        Float64 (batch, 6, channels).
     """
-    portions = [_sums(*pair) for pair in _portions(clean, adversarial)]
-    return {name: torch.stack([portion[name] for portion in portions]).sum(0) for name in portions[0]}
+    return torch.cat([_sums(*pair) for pair in _portions(clean, adversarial)])
 
 
 def differences_squared(clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -66,49 +63,55 @@ def _squared(difference: Tensor) -> Tensor:
     return torch.linalg.vector_norm(difference, dim=2).square()
 
 
-def _sums(clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-    """The sums over (images, channels, positions)."""
+def _sums(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """The sums over the positions of (images, channels, positions), in the order of `SUMS`."""
     clean, adversarial = clean.double(), adversarial.double()
     difference = adversarial - clean
-    squared = _squared(difference)  # images, channels: V of Eq. 6
-    return {
-        "difference_squared": squared.sum(0),
-        "difference": difference.sum(2).sum(0),
-        "clean": clean.sum(2).sum(0),
-        "clean_squared": _squared(clean).sum(0),
-        "adversarial": adversarial.sum(2).sum(0),
-        "adversarial_squared": _squared(adversarial).sum(0),
-        "norm": squared.sum(1).sqrt().sum(),
-    }
+    sums = [
+        _squared(difference),  # V of Eq. 6
+        difference.sum(2),
+        clean.sum(2),
+        _squared(clean),
+        adversarial.sum(2),
+        _squared(adversarial),
+    ]
+    return torch.stack(sums, 1)
 
 
-class ChannelAccumulator(Metric):  # type: ignore[misc]
-    """Accumulates `channel_sums` at one node; merges across shards and processes by addition.
+class ChannelAccumulator:
+    """Accumulates `image_sums` at one node, and the norm of each image's whole difference (the summand of Eq. 5)."""
 
-    Args:
-        channels: number of channels N at the node.
-    """
+    def __init__(self) -> None:
+        self._sums = ImageSums()
+        self._norms = ImageSums()
+        self._counts = {"images": 0, "positions": 0}
 
-    full_state_update = False
-    higher_is_better = None
-    is_differentiable = False
-    images: Tensor
-    norm: Tensor
+    def update(self, start: int, clean: Tensor, adversarial: Tensor) -> None:
+        """Add a batch of activations (batch, channels, …), both of the same shape, from image `start` on."""
+        self.add(start, image_sums(clean, adversarial), math.prod(clean.shape[2:]))
 
-    def __init__(self, channels: int, **settings: Any) -> None:
-        super().__init__(**settings)
-        for name in SUMS:
-            self.add_state(name, torch.zeros(channels, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("norm", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("positions", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
+    def add(self, start: int, sums: Tensor, positions: int) -> None:
+        """Add the `image_sums` of a batch, over so many positions, from image `start` on."""
+        self._norms.add(start, sums[:, 0].sum(1).sqrt())
+        self._sums.add(start, sums)
+        self._count(len(sums), positions)
 
-    def update(self, clean: Tensor, adversarial: Tensor) -> None:
-        """Add a batch of activations (batch, channels, …), both of the same shape."""
-        for name, value in channel_sums(clean, adversarial).items():
-            setattr(self, name, getattr(self, name) + value)
-        self.images += len(clean)
-        self.positions = torch.full_like(self.images, math.prod(clean.shape[2:]))
+    def _count(self, images: int, positions: int) -> None:
+        # 0 positions are those of a process without images
+        positions = positions or self._counts["positions"]
+        self._counts = {"images": self._counts["images"] + images, "positions": positions}
+
+    @property
+    def state(self) -> Any:
+        """What was accumulated, on the host."""
+        return self._sums.blocks, self._norms.blocks, self._counts
+
+    def absorb(self, state: Any) -> None:
+        """Add the `state` of an accumulator that saw other images."""
+        sums, norms, counts = state
+        self._sums.absorb(sums)
+        self._norms.absorb(norms)
+        self._count(**counts)
 
     def compute(self) -> dict[str, Any]:
         """The sums as NumPy arrays, and `images`, `positions` (H·W) and `norm` as numbers.
@@ -116,11 +119,11 @@ class ChannelAccumulator(Metric):  # type: ignore[misc]
         Raises:
             RunError: an activation was not finite.
         """
-        sums = {name: getattr(self, name).cpu().numpy() for name in SUMS}
-        if not all(torch.isfinite(getattr(self, name)).all() for name in (*SUMS, "norm")):
+        sums, norm = self._sums.total(), self._norms.total()
+        assert sums is not None and norm is not None
+        if not (sums.isfinite().all() and norm.isfinite()):
             raise RunError(
                 "activations are not finite (NaN or infinite), so the statistics are undefined; "
                 "check the weights and --mean/--std"
             )
-        numbers = {"images": int(self.images), "positions": int(self.positions), "norm": float(self.norm)}
-        return {**sums, **numbers}
+        return {**dict(zip(SUMS, sums.numpy(), strict=True)), **self._counts, "norm": float(norm)}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,10 @@ from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.engine import frozen
 from coprobe.errors import InputError
 from coprobe.files import write_table
-from coprobe.nodes import check_neutral, record, resolve
-from coprobe.statistics.accumulator import SUMS, ChannelAccumulator
+from coprobe.nodes import CHECKED, check_neutral, record, resolve
+from coprobe.statistics.accumulator import SUMS, ChannelAccumulator, image_sums
 from coprobe.statistics.reading import read_frame
+from coprobe.statistics.survey import Measurement, survey
 
 #: How the sum over images in Eq. 6 is read, see `ChannelStatistics.t_act`.
 READINGS = ("mean", "sum", "mse")
@@ -117,54 +119,72 @@ class ChannelStatistics:
         return ChannelStatistics(read_frame(path, "channel statistics", columns))
 
 
-def collect(
-    model: nn.Module,
-    batches: Iterable[AdversarialBatch],
-    nodes: Sequence[str],
-    attack: str,
-    *,
-    facts: dict[str, Any] | None = None,
-) -> ChannelStatistics:
-    """Compare clean with adversarial activations at `nodes`: two forward passes per batch, one pass over the data.
+class ChannelSums(Measurement[ChannelStatistics]):
+    """Compares clean with adversarial activations at `nodes`: two forward passes per batch.
 
-    On the first batch it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
+    On its first images it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
 
     Args:
         model: the model, run in evaluation mode without gradients and left as it was.
-        batches: an `AdversarialExamples`, or any iterable of its batches.
         nodes: names of nodes, see `coprobe.nodes`.
         attack: the spec under which the batches hold the adversarial images.
-        facts: goes into `frame.attrs`.
 
     Raises:
-        InputError: unknown node; no images.
-        RunError: activations that are not finite; logits that recording changes.
+        InputError: in `update`, unknown node; in `result`, no images.
+        RunError: in `update`, logits that recording changes; in `result`, activations that are not finite.
     """
-    accumulators: dict[str, ChannelAccumulator] = {}
-    nodes = list(dict.fromkeys(nodes))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for batch in batches:
-        if not accumulators:
-            check_neutral(model, batch.images[CLEAN], nodes)
-        with frozen(model), torch.no_grad(), record(model, nodes) as seen:
-            model(batch.images[CLEAN])
+
+    def __init__(self, model: nn.Module, nodes: Sequence[str], attack: str) -> None:
+        self._model = model
+        self._nodes = list(dict.fromkeys(nodes))
+        self._attack = attack
+        self._accumulators = {name: ChannelAccumulator() for name in self._nodes}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def update(self, batch: AdversarialBatch) -> None:
+        """Record both images of every pair."""
+        if not self._shapes:
+            check_neutral(self._model, batch.images[CLEAN][:CHECKED], self._nodes)
+        with frozen(self._model), torch.no_grad(), record(self._model, self._nodes) as seen:
+            self._model(batch.images[CLEAN])
             clean = dict(seen)
-            shapes = seen.shapes
-            model(batch.images[attack])
-            for name in nodes:
-                if name not in accumulators:
-                    # Of several processes each may measure alone; to wait for the others would be to wait forever.
-                    accumulators[name] = ChannelAccumulator(clean[name].shape[1], sync_on_compute=False)
-                    accumulators[name].to(clean[name].device)
-                accumulators[name].update(clean[name], seen[name])
-    if not accumulators:
-        raise InputError("no images to take statistics of; raise --limit")
-    parts = []
-    for name in nodes:
-        (channels, *_), first = shapes[name], resolve(model, name).channel or 0
-        sums = accumulators[name].compute()
-        numbers = range(first, first + len(sums["difference"]))
-        parts.append(pd.DataFrame({"node": name, "channel": numbers, "channels": channels, **sums}))
-    frame = pd.concat(parts, ignore_index=True)
-    frame.attrs.update({**(facts or {}), "attack": attack, "shapes": {name: list(shapes[name]) for name in nodes}})
-    return ChannelStatistics(frame)
+            self._model(batch.images[self._attack])
+        # of all nodes before any is added, since memory can run out here as well
+        sums = {name: image_sums(clean[name], seen[name]) for name in self._nodes}
+        for name in self._nodes:
+            self._accumulators[name].add(batch.start, sums[name], math.prod(clean[name].shape[2:]))
+        self._shapes = dict(seen.shapes)
+
+    @property
+    def state(self) -> Any:
+        """The states of the accumulators by node, and the shapes of the activations."""
+        return {name: one.state for name, one in self._accumulators.items()}, self._shapes
+
+    def absorb(self, state: Any) -> None:
+        """Add up node by node."""
+        states, shapes = state
+        for name, one in states.items():
+            self._accumulators[name].absorb(one)
+        self._shapes = self._shapes or shapes
+
+    def result(self) -> ChannelStatistics:
+        """The table of sums."""
+        if not self._shapes:
+            raise InputError("no images to take statistics of; raise --limit")
+        parts = []
+        for name in self._nodes:
+            (channels, *_), first = self._shapes[name], resolve(self._model, name).channel or 0
+            sums = self._accumulators[name].compute()
+            numbers = range(first, first + len(sums["difference"]))
+            parts.append(pd.DataFrame({"node": name, "channel": numbers, "channels": channels, **sums}))
+        frame = pd.concat(parts, ignore_index=True)
+        frame.attrs.update({"attack": self._attack, "shapes": {name: list(self._shapes[name]) for name in self._nodes}})
+        return ChannelStatistics(frame)
+
+
+def collect(
+    model: nn.Module, batches: Iterable[AdversarialBatch], nodes: Sequence[str], attack: str
+) -> ChannelStatistics:
+    """`ChannelSums` of these batches, which may be an `AdversarialExamples`."""
+    (statistics,) = survey(batches, [ChannelSums(model, nodes, attack)])
+    return cast(ChannelStatistics, statistics)

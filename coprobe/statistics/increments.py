@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.attacks import ATTACKS, Attack, StepAttack
-from coprobe.attacks.examples import attack_generator, clean_images
-from coprobe.data import Dataset
-from coprobe.engine import frozen, in_batches
+from coprobe.attacks.examples import AdversarialBatch, AdversarialExamples, Follower
+from coprobe.engine import frozen
 from coprobe.errors import InputError, RunError
 from coprobe.files import write_table
-from coprobe.nodes import Recording, check_neutral, record, resolve
+from coprobe.nodes import CHECKED, Recording, check_neutral, record, resolve
 from coprobe.statistics.accumulator import differences_squared
 from coprobe.statistics.reading import read_frame
+from coprobe.statistics.sums import ImageSums
+from coprobe.statistics.survey import Measurement, survey
 
 _COLUMNS = ("node", "channel", "step", "channels", "positions", "images", "difference_squared", "step_squared")
 
@@ -78,110 +79,113 @@ class Increments:
         return np.asarray(scaled, dtype=np.float64).reshape(-1, rows["channel"].nunique())
 
 
-class _Sums(NamedTuple):
-    """At one node: its shape and float64 (2, steps + 1, channels), against the clean image and the step before."""
+class IncrementSums(Measurement[Increments]):
+    """Follows an attack step by step at `nodes`: one forward pass per step besides the attack's own.
 
-    shape: tuple[int, ...]
-    squared: Tensor
-
-
-def collect_increments(
-    model: nn.Module,
-    dataset: Dataset,
-    attack: Attack,
-    nodes: Sequence[str],
-    *,
-    batch_size: int | None = None,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> Increments:
-    """Follow the attack step by step at `nodes`: one forward pass per step besides the attack's own.
-
-    On the first batch it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
-
-    With the same batches and seed, the last step of an attack without restarts is the image that
-    `AdversarialExamples` crafts.
+    On its first images it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
 
     Args:
         model: what is attacked, images in [0, 1] to logits; left as it was.
-        dataset: clean images.
-        attack: one that hands out its steps.
         nodes: names of nodes, see `coprobe.nodes`.
-        batch_size: images at once; None finds one that fits.
-        device: where the model is.
-        seed: of the attack, batch by batch.
-        progress: called with the number of images after every batch.
+        attack: one that hands out its steps; of several restarts the first is followed.
 
     Raises:
-        InputError: the attack hands out no steps; unknown node; no images.
-        RunError: activations that are not finite; logits that recording changes.
+        InputError: the attack hands out no steps; while following, unknown node; in `result`, no images.
+        RunError: while following, logits that recording changes; in `result`, activations that are not finite.
     """
-    if not isinstance(attack, StepAttack):
-        stepping = ", ".join(entry.name for entry in ATTACKS.entries() if issubclass(entry.value, StepAttack))
-        raise InputError(f"attack '{attack.spec}' does not hand out its steps; choose from {stepping}")
-    nodes = list(dict.fromkeys(nodes))
-    total: dict[str, _Sums] = {}
 
-    def follow(start: int, stop: int) -> tuple[int, dict[str, _Sums]]:
-        x, y = clean_images(dataset, start, stop, device)
-        if start == 0:
-            check_neutral(model, x, nodes)
-        generator = attack_generator(seed, start, device)
-        return stop - start, _follow(model, attack, nodes, x, y, generator)
+    def __init__(self, model: nn.Module, nodes: Sequence[str], attack: Attack) -> None:
+        if not isinstance(attack, StepAttack):
+            stepping = ", ".join(entry.name for entry in ATTACKS.entries() if issubclass(entry.value, StepAttack))
+            raise InputError(f"attack '{attack.spec}' does not hand out its steps; choose from {stepping}")
+        self._model = model
+        self._nodes = list(dict.fromkeys(nodes))
+        self._attack = attack
+        self._sums = {node: ImageSums() for node in self._nodes}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._images = 0
+        self.follows = (attack.spec,)
 
-    for images, sums in in_batches(len(dataset), follow, batch_size=batch_size, device=device):
-        for node, (shape, squared) in sums.items():
-            total[node] = _Sums(shape, total[node].squared + squared if node in total else squared)
-        if progress:
-            progress(images)
-    if not total:
-        raise InputError("no images to follow an attack on; raise --limit")
-    frame = pd.concat(
-        [_rows(node, resolve(model, node).channel or 0, total[node], len(dataset)) for node in nodes], ignore_index=True
-    )
-    frame.attrs.update({"attack": attack.spec, "shapes": {node: list(total[node].shape) for node in nodes}})
-    return Increments(frame)
+    def follow(self, spec: str) -> Follower:
+        """Record the clean images and every iterate, and add the differences when the attack is done."""
+        return self._follow
 
+    def _follow(self, start: int, x: Tensor, steps: Iterator[Tensor]) -> Iterator[Tensor]:
+        if not self._shapes:
+            check_neutral(self._model, x[:CHECKED], self._nodes)
+        clean = before = self._activations(x)
+        squared: dict[str, list[Tensor]] = {node: [] for node in self._nodes}
+        for x_step in steps:
+            now = self._activations(x_step)
+            for node in self._nodes:
+                against = (clean[node], before[node])
+                squared[node].append(torch.stack([differences_squared(then, now[node]) for then in against], 1))
+            before = now
+            yield x_step
+        # images, 2, steps + 1, channels; of all nodes before any is added, since memory can run out here as well
+        stacked = {node: torch.stack(squared[node], 2) for node in self._nodes}
+        for node in self._nodes:
+            self._sums[node].add(start, stacked[node])
+        self._images += len(x)
+        self._shapes = dict(clean.shapes)
 
-def _follow(
-    model: nn.Module, attack: StepAttack, nodes: Sequence[str], x: Tensor, y: Tensor, generator: torch.Generator
-) -> dict[str, _Sums]:
-    clean = before = _activations(model, nodes, x)
-    steps: dict[str, list[Tensor]] = {node: [] for node in nodes}
-    for x_step in attack.steps(model, x, y, generator=generator):
-        now = _activations(model, nodes, x_step)
-        for node in nodes:
-            against = (clean[node], before[node])
-            steps[node].append(torch.stack([differences_squared(then, now[node]).sum(0) for then in against]))
-        before = now
-    return {node: _Sums(clean.shapes[node], torch.stack(steps[node], 1)) for node in nodes}
+    def _activations(self, images: Tensor) -> Recording:
+        with frozen(self._model), torch.no_grad(), record(self._model, self._nodes) as seen:
+            self._model(images)
+            return seen
 
+    def update(self, batch: AdversarialBatch) -> None:
+        """Nothing: all is seen on the way to the batch."""
 
-def _activations(model: nn.Module, nodes: Sequence[str], images: Tensor) -> Recording:
-    with frozen(model), torch.no_grad(), record(model, nodes) as seen:
-        model(images)
-        return seen
+    @property
+    def state(self) -> Any:
+        """Sums by node, shapes of the activations, and the number of images."""
+        return {node: sums.blocks for node, sums in self._sums.items()}, self._shapes, self._images
 
+    def absorb(self, state: Any) -> None:
+        """Add up node by node."""
+        sums, shapes, images = state
+        for node, blocks in sums.items():
+            self._sums[node].absorb(blocks)
+        self._shapes = self._shapes or shapes
+        self._images += images
 
-def _rows(node: str, first: int, sums: _Sums, images: int) -> pd.DataFrame:
-    if not sums.squared.isfinite().all():
-        raise RunError(
-            "activations are not finite (NaN or infinite), so the increments are undefined; "
-            "check the weights and --mean/--std"
+    def result(self) -> Increments:
+        """The table of sums."""
+        if not self._images:
+            raise InputError("no images to follow an attack on; raise --limit")
+        frame = pd.concat([self._rows(node) for node in self._nodes], ignore_index=True)
+        shapes = {node: list(self._shapes[node]) for node in self._nodes}
+        frame.attrs.update({"attack": self._attack.spec, "shapes": shapes})
+        return Increments(frame)
+
+    def _rows(self, node: str) -> pd.DataFrame:
+        squared = self._sums[node].total()
+        assert squared is not None
+        if not squared.isfinite().all():
+            raise RunError(
+                "activations are not finite (NaN or infinite), so the increments are undefined; "
+                "check the weights and --mean/--std"
+            )
+        against_clean, against_before = squared.numpy()
+        against_before[0] = np.nan  # the start has no step before it
+        steps, channels = against_clean.shape
+        first = resolve(self._model, node).channel or 0
+        return pd.DataFrame(
+            {
+                "node": node,
+                "channel": np.tile(np.arange(first, first + channels), steps),
+                "step": np.repeat(np.arange(steps), channels),
+                "channels": self._shapes[node][0],
+                "positions": math.prod(self._shapes[node][1:]),
+                "images": self._images,
+                "difference_squared": against_clean.ravel(),
+                "step_squared": against_before.ravel(),
+            }
         )
-    against_clean, against_before = sums.squared.cpu().numpy()
-    against_before[0] = np.nan  # the start has no step before it
-    steps, channels = against_clean.shape
-    return pd.DataFrame(
-        {
-            "node": node,
-            "channel": np.tile(np.arange(first, first + channels), steps),
-            "step": np.repeat(np.arange(steps), channels),
-            "channels": sums.shape[0],
-            "positions": math.prod(sums.shape[1:]),
-            "images": images,
-            "difference_squared": against_clean.ravel(),
-            "step_squared": against_before.ravel(),
-        }
-    )
+
+
+def collect_increments(examples: AdversarialExamples, attack: Attack, nodes: Sequence[str]) -> Increments:
+    """`IncrementSums` of an attack, one of those of the examples, on the model that it attacks."""
+    (increments,) = survey(examples, [IncrementSums(examples.model, nodes, attack)])
+    return cast(Increments, increments)

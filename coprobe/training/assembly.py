@@ -13,11 +13,12 @@ from coprobe.data import Dataset, Loader, hold_out, load
 from coprobe.errors import InputError
 from coprobe.models import Classifier, build, defaults
 from coprobe.nodes import resolve
+from coprobe.processes import Processes
 from coprobe.provenance import provenance
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.methods import Method, make_method
 from coprobe.training.monitor import Monitor
-from coprobe.training.parallel import Processes, synchronise_batchnorm
+from coprobe.training.parallel import synchronise_batchnorm
 from coprobe.training.recipe import Recipe
 from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability, Regularizer
 from coprobe.training.step import Setting

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from coprobe.data import Batch, Loader
-from coprobe.engine import generator_for
 from coprobe.nodes import record
+from coprobe.randomness import generator_for
 from coprobe.training.methods import Method
 from coprobe.training.recipe import Recipe
 from coprobe.training.regularizers import Regularizer, noisy_versions

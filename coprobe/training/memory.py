@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from coprobe.data import Batch
-from coprobe.training.parallel import ALONE, Processes
+from coprobe.processes import ALONE, Processes
 
 
 class Memory:

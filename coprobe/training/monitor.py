@@ -12,9 +12,9 @@ from torch import nn
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.data import Dataset
-from coprobe.evaluation import evaluate
+from coprobe.evaluation import Accuracy
 from coprobe.nodes import node_table
-from coprobe.statistics import collect
+from coprobe.statistics import ChannelSums, survey
 
 ATTACKS = ("fgsm", "pgd:10")
 
@@ -59,17 +59,14 @@ class Monitor:
             batch_size=250,
             device=self.device,
             seed=self.seed,
-            keep=True,
             progress=progress,
         )
-        evaluation = evaluate(model, examples)
+        nodes = list(node_table(model))
+        channels = [ChannelSums(model, nodes, ATTACKS[-1])] if nodes else []
+        evaluation, *statistics = survey(examples, [Accuracy(model), *channels])
         clean, fgsm, pgd10 = map(evaluation.accuracy, (CLEAN, *ATTACKS))
         row = {"clean": clean, "fgsm": fgsm, "pgd10": pgd10}
-        nodes = list(node_table(model))
-        if nodes:
-            statistics = collect(model, examples, nodes, ATTACKS[-1])
-            row |= {f"v_act_{node}": statistics.v_act(node) for node in nodes}
-        return row
+        return row | {f"v_act_{node}": one.v_act(node) for one in statistics for node in nodes}
 
 
 def peak_memory(device: torch.device) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.data import Batch, Dataset
-from coprobe.training.parallel import ALONE, Processes
+from coprobe.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from coprobe.collapse import collapse_epoch, converged
 from coprobe.data import Dataset
 from coprobe.errors import DivergedError, InputError, InterruptedRunError, RunError
 from coprobe.files import check_writable_directory
+from coprobe.processes import ALONE, Processes
 from coprobe.training.assembly import Assembly, assemble
 from coprobe.training.interruption import Interruption
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.methods import make_method
 from coprobe.training.monitor import peak_memory
-from coprobe.training.parallel import ALONE, Processes
 from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run
 

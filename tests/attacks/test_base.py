@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from coprobe.attacks import ATTACKS, Attack, StepAttack, parse, project
 from coprobe.attacks.gradient import CW, FGSM, PGD
 from coprobe.errors import InputError, RunError
+from coprobe.randomness import ImageRandomness
 from coprobe.registry import Registry
 from tests.attacks.small import linear
 
@@ -25,10 +26,10 @@ class Escape(StepAttack):
     title: ClassVar[str] = "Escape"
     to: float = 9.0
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
         return x + self.to
 
-    def iterate(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def iterate(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
         kept = x.clone()
         for _ in range(3):
             yield kept
@@ -68,7 +69,7 @@ def test_spellings(spec: str, attack: Attack) -> None:
         ("pgd:epsilon=1", "attack 'pgd:epsilon=1': 'epsilon=1' is no option of pgd; it takes "),
         ("pgd:=1", "attack 'pgd:=1': '=1' is no option of pgd; it takes "),
         ("fgsm:10", "attack 'fgsm:10': '10' is no option of fgsm; it takes start, rule"),
-        ("aa:10", "attack 'aa:10': '10' is no option of aa; it takes no options"),
+        ("aa:10", "attack 'aa:10': '10' is no option of aa; it takes fast, members"),
         ("pgd:ten", "attack 'pgd:ten': iterations takes a whole number, not 'ten'"),
         ("pgd:", "attack 'pgd:': iterations takes a whole number, not ''"),
         ("pgd:2.5", "attack 'pgd:2.5': iterations takes a whole number, not '2.5'"),
@@ -229,10 +230,11 @@ def test_project_is_the_nearest_point(point: list[float], centre: float, epsilon
     assert projected.tolist() == [min(max(p, low), high) for p in point]
 
 
-def test_default_generator_is_seeded_with_zero() -> None:
+def test_the_seed_is_zero_and_images_are_numbered_from_zero_unless_said_otherwise() -> None:
     x, y, model = torch.rand(2, 1, 3, 4), torch.zeros(2).long(), linear((1, 3, 4), 2)
     attack = parse("pgd:2", 0.1)
-    expected = attack(model, x, y, generator=torch.Generator().manual_seed(0))
+    expected = attack(model, x, y, seed=0, indices=torch.arange(2))
     assert torch.equal(attack(model, x, y), expected)
-    assert not torch.equal(attack(model, x, y, generator=torch.Generator().manual_seed(1)), expected)
+    assert not torch.equal(attack(model, x, y, seed=1), expected)
+    assert not torch.equal(attack(model, x, y, indices=torch.arange(1, 3)), expected)
     assert torch.equal(list(attack.steps(model, x, y))[-1], expected)  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ def check(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Attack, and demand everything that the contract says."""
     random.seed(3), np.random.seed(3), torch.manual_seed(3)  # noqa: NPY002
     before, given_x, given_y = fingerprint(model), x.clone(), y.clone()
-    x_adv = attack(model, x, y, generator=torch.Generator().manual_seed(5))
+    x_adv = attack(model, x, y, seed=5)
     assert fingerprint(model) == before
     assert torch.equal(x, given_x) and torch.equal(y, given_y)
     assert (x_adv.shape, x_adv.dtype, x_adv.device) == (x.shape, x.dtype, x.device)
@@ -49,8 +49,9 @@ def check(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     assert x_adv.data_ptr() != x.data_ptr()
     assert (x_adv - x).abs().max() <= attack.epsilon + 1e-6
     assert x_adv.min() >= 0 and x_adv.max() <= 1
-    again = attack(model, x, y, generator=torch.Generator().manual_seed(5))
+    again = attack(model, x, y, seed=5)
     assert torch.equal(again, x_adv)
+    assert fingerprint(model) == before
     return x_adv
 
 
@@ -146,13 +147,46 @@ def test_wrong_images_and_labels(spec: str, steps: bool, x: Tensor, y: Tensor, m
     assert fingerprint(model) == before and model[0][3].calls == 0
 
 
-@EVERY
-def test_generator_on_another_device(spec: str) -> None:
-    class Elsewhere(torch.Generator):
-        device = torch.device("cuda")
+@pytest.mark.parametrize(
+    ("spec", "steps"), [(spec, False) for spec in ATTACKS] + [(spec, True) for spec in STEPPING], ids=str
+)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": -1}, "seed -1: must be at least 0"),
+        ({"indices": torch.arange(3)}, "indices must be 2 int64 numbers, not torch.int64 (3,)"),
+        ({"indices": torch.zeros(2)}, "indices must be 2 int64 numbers, not torch.float32 (2,)"),
+    ],
+    ids=["seed", "count", "type"],
+)
+def test_wrong_seeds_and_indices(spec: str, steps: bool, given: dict[str, Any], message: str) -> None:
+    attack, model = parse(spec, 0.1), convolutional((3, 4, 5), 5)
+    x, y = images((3, 4, 5), 2, 5, 0)
+    with pytest.raises(InputError) as error:
+        attack.steps(model, x, y, **given) if steps else attack(model, x, y, **given)  # type: ignore[attr-defined]
+    assert str(error.value) == message and model[0][3].calls == 0
 
-    with pytest.raises(InputError, match="the generator is on cuda and the images on cpu"):
-        parse(spec, 0.1)(linear((3, 4, 5), 5), *images((3, 4, 5), 2, 5, 0), generator=Elsewhere())
+
+@pytest.mark.parametrize("spec", [*QUICK, *VARIANTS])
+def test_an_image_is_attacked_alike_wherever_it_is(spec: str) -> None:
+    """Its random numbers belong to its index in the data set: other images, their order and number do not matter."""
+    model, x, y = trained()
+    attack = parse(spec, 0.05)
+    whole = attack(model, x, y, seed=3)
+    rows = torch.tensor([40, 3, 17, 63, 8, 22, 9, 5, 31, 30, 29, 2, 1, 0, 50, 51, 52, 33])
+    assert torch.equal(attack(model, x[rows], y[rows], seed=3, indices=rows), whole[rows])
+    if "start=zero" not in spec:
+        assert not torch.equal(attack(model, x[rows], y[rows], seed=3), whole[rows])
+
+
+@EVERY
+def test_the_plain_way_gives_the_same_images(spec: str) -> None:
+    model, x, y = trained()
+    x, y = x[:20], y[:20]
+    attack = parse(spec, 0.05)
+    assert torch.equal(attack(model, x, y, seed=3, plain=True), attack(model, x, y, seed=3))
+    with pytest.raises(InputError, match="images must be a float tensor"):
+        attack(model, x[0], y, plain=True)
 
 
 @EVERY
@@ -232,7 +266,7 @@ def test_default_spec_makes_the_attack_again(spec: str) -> None:
     attack = parse(spec, 0.1)
     assert parse(attack.spec, 0.1) == attack
     assert type(attack) is ATTACKS[spec]
-    assert attack.spec.split(":")[0] == spec
+    assert attack.spec == spec or attack.spec.startswith(f"{spec}:")
     assert not attack.options
 
 
@@ -244,7 +278,7 @@ def test_few_classes(spec: str) -> None:
     with torch.no_grad():
         y = model(x).argmax(1)
     before = fingerprint(model)
-    if spec in ("aa", "aa-fast", "apgd-t"):
+    if spec in ("aa", "aa:fast", "apgd-t"):
         with pytest.raises(InputError, match="needs at least 4 classes, and this model has 2; use pgd or cw"):
             parse(spec, 1)(model, x, y)
         assert fingerprint(model) == before
@@ -260,5 +294,5 @@ def test_double_images_are_refused_by_what_computes_in_float(spec: str) -> None:
 
 
 def test_slow_attacks_are_known_to_be_slow() -> None:
-    assert set(SLOW) == {"aa", "aa-fast", "apgd-ce", "apgd-t", "fab-t", "square"}
+    assert set(SLOW) == {"aa", "aa:fast", "apgd-ce", "apgd-t", "fab-t", "square"}
     assert all(ATTACKS.entry(name).facts["cost"] >= 100 for name in SLOW)

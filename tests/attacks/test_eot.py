@@ -11,28 +11,30 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coprobe.attacks import StepAttack, parse
+from coprobe.attacks.base import PURPOSE
 from coprobe.errors import InputError
+from coprobe.randomness import ImageRandomness
 from tests.attacks.small import trained
 
 EPSILON = 0.1
 
 
-def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=generator, dtype=like.dtype)
+def uniform(like: Tensor, *place: int) -> Tensor:
+    """The random numbers of images 0, 1, … under seed 4."""
+    return ImageRandomness(4, PURPOSE, torch.arange(len(like))).uniform(like.shape[1:], *place).to(like.dtype)
 
 
 @pytest.mark.parametrize("start", ["uniform", "zero"])
 def test_is_the_literal_loop(start: str) -> None:
     model, x, y = trained()
     model, x, y = deepcopy(model).double(), x[:6].double(), y[:6]
-    generator, drawn = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
     attack = parse(f"pgd-eot:3:samples=4:noise=20:step-size=10:start={start}", EPSILON)
-    x_adv = attack(model, x, y, generator=generator)
+    x_adv = attack(model, x, y, seed=4)
     expected = x.clone()
     if start == "uniform":
-        expected = (x + (2 * uniform(x, drawn) - 1) * EPSILON).clamp(0, 1)
-    for _ in range(3):
-        noises = [(2 * uniform(x, drawn) - 1) * 20 / 255 for _ in range(4)]
+        expected = (x + (2 * uniform(x, 0) - 1) * EPSILON).clamp(0, 1)
+    for step in range(3):
+        noises = [(2 * uniform(x, 0, step, sample) - 1) * 20 / 255 for sample in range(4)]
         stepped = expected.clone()
         for place in range(6):  # misclassified images move as well
             point = expected[place : place + 1].clone().requires_grad_()
@@ -66,9 +68,9 @@ def test_steps_end_where_the_call_ends_and_every_image_takes_them_all() -> None:
     model, x, y = trained()
     attack = parse("pgd-eot:4:samples=2", EPSILON)
     assert isinstance(attack, StepAttack)
-    trail = list(attack.steps(model, x, y, generator=torch.Generator().manual_seed(1)))
+    trail = list(attack.steps(model, x, y, seed=1))
     assert len(trail) == 5
-    assert torch.equal(trail[-1], attack(model, x, y, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(trail[-1], attack(model, x, y, seed=1))
     assert all((now != before).flatten(1).any(1).all() for before, now in itertools.pairwise(trail))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coprobe.attacks import parse
+from coprobe.attacks.base import PURPOSE
 from coprobe.attacks.gradient import CW, PGD
+from coprobe.randomness import ImageRandomness
 from tests.attacks.small import convolutional, linear, loss_of, trained
 
 SHAPE = (3, 4, 5)
@@ -94,8 +98,21 @@ def test_margin_moves_along_the_runner_up() -> None:
     assert torch.allclose(x_adv, x + 0.02 * (weight[order[:, 1]] - weight[order[:, 0]]).sign(), rtol=0, atol=1e-12)
 
 
+def start_of(x: Tensor, epsilon: float, seed: int, restart: int = 0) -> Tensor:
+    """A random start of images 0, 1, …"""
+    noise = ImageRandomness(seed, PURPOSE, torch.arange(len(x))).uniform(x.shape[1:], restart).to(x.dtype)
+    return (x + (2 * noise - 1) * epsilon).clamp(x - epsilon, x + epsilon).clamp(0, 1)
+
+
 def literal_pgd(
-    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, epsilon: float, step: float, steps: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    epsilon: float,
+    step: float,
+    steps: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Tensor:
     """PGD one image and one pixel at a time; an image stops once it is misclassified."""
     done = []
@@ -106,7 +123,7 @@ def literal_pgd(
             logits = model(leaf)
             if logits.argmax() != label:
                 break
-            cross_entropy(logits, label[None]).backward()
+            loss(logits, label[None]).backward()
             assert leaf.grad is not None
             pixels = []
             for p, g, centre in torch.stack([current, leaf.grad[0], image], -1).view(-1, 3).tolist():
@@ -123,12 +140,11 @@ def test_until_misclassified_is_the_literal_loop(start: str) -> None:
     model = nn.Sequential(trained_model).double()
     try:
         x, y = images[:24].double(), y[:24]
-        noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-        first = (x + (2 * noise - 1) * 0.06).clamp(0, 1) if start == "uniform" else x
+        first = start_of(x, 0.06, 9) if start == "uniform" else x
         expected = literal_pgd(model, x, y, first, 0.06, 0.02, 6)
         attack = PGD(epsilon=0.06, iterations=6, step_size=0.02, start=start)
-        iterates = list(attack.steps(model, x, y, generator=torch.Generator().manual_seed(9)))
-        x_adv = attack(model, x, y, generator=torch.Generator().manual_seed(9))
+        iterates = list(attack.steps(model, x, y, seed=9))
+        x_adv = attack(model, x, y, seed=9)
         wrong = [(model(x_t).argmax(1) != y) for x_t in iterates]
     finally:
         model.float()
@@ -143,9 +159,9 @@ def test_until_misclassified_is_the_literal_loop(start: str) -> None:
 def test_steps_end_where_the_call_ends(spec: str) -> None:
     model, x, y = trained()
     attack = parse(spec, 0.05)
-    iterates = list(attack.steps(model, x, y, generator=torch.Generator().manual_seed(4)))  # type: ignore[attr-defined]
+    iterates = list(attack.steps(model, x, y, seed=4))  # type: ignore[attr-defined]
     assert len(iterates) == attack.schedule[0] + 1  # type: ignore[attr-defined]
-    assert torch.equal(iterates[-1], attack(model, x, y, generator=torch.Generator().manual_seed(4)))
+    assert torch.equal(iterates[-1], attack(model, x, y, seed=4))
     assert torch.equal(iterates[0], x) == ("start=zero" in spec)
     assert all((x_t - x).abs().max() <= 0.05 + 1e-6 for x_t in iterates)
 
@@ -159,25 +175,33 @@ def test_start_is_uniform_in_the_ball() -> None:
     assert start.abs().max() > 0.0995
 
 
-def test_restarts_keep_the_largest_cross_entropy_of_runs_one_after_another() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_restarts_keep_the_largest_cross_entropy_of_runs_from_other_starts(plain: bool) -> None:
     model, x, y = trained()
-    generator = torch.Generator().manual_seed(7)
-    single = PGD(epsilon=0.08, iterations=3)
-    runs = [single(model, x, y, generator=generator) for _ in range(3)]
+    model, x = deepcopy(model).double(), x.double()
+    runs = [literal_pgd(model, x, y, start_of(x, 0.08, 7, restart), 0.08, 2 / 255, 3) for restart in range(3)]
     losses = torch.stack([loss_of(model, run, y) for run in runs])
     expected = torch.stack([runs[k][i] for i, k in enumerate(losses.argmax(0).tolist())])
-    x_adv = PGD(epsilon=0.08, iterations=3, restarts=3)(model, x, y, generator=torch.Generator().manual_seed(7))
+    x_adv = PGD(epsilon=0.08, iterations=3, restarts=3)(model, x, y, seed=7, plain=plain)
     assert losses.argmax(0).unique().tolist() == [0, 1, 2]
-    assert torch.equal(x_adv, expected)
+    assert torch.allclose(x_adv, expected, rtol=0, atol=1e-12)
+    single = PGD(epsilon=0.08, iterations=3)(model, x, y, seed=7, plain=plain)
+    assert torch.allclose(single, runs[0], rtol=0, atol=1e-12), "the first of several is the only one of one"
 
 
-def test_restarts_of_the_margin_attack_are_chosen_by_cross_entropy() -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_restarts_of_the_margin_attack_are_chosen_by_cross_entropy(plain: bool) -> None:
     model, x, y = trained()
-    generator = torch.Generator().manual_seed(7)
-    runs = [CW(epsilon=0.08, iterations=2)(model, x, y, generator=generator) for _ in range(2)]
+    model, x = deepcopy(model).double(), x.double()
+    runs = [
+        literal_pgd(model, x, y, start_of(x, 0.08, 7, restart), 0.08, 2 / 255, 2, lambda z, t: CW.loss(z, t).sum())
+        for restart in range(2)
+    ]
     losses = [loss_of(model, run, y) for run in runs]
-    x_adv = CW(epsilon=0.08, iterations=2, restarts=2)(model, x, y, generator=torch.Generator().manual_seed(7))
-    assert torch.equal(x_adv, torch.where((losses[1] > losses[0]).view(-1, 1, 1, 1), runs[1], runs[0]))
+    x_adv = CW(epsilon=0.08, iterations=2, restarts=2)(model, x, y, seed=7, plain=plain)
+    expected = torch.where((losses[1] > losses[0]).view(-1, 1, 1, 1), runs[1], runs[0])
+    assert torch.allclose(x_adv, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(runs[0], runs[1]) and 0 < (losses[1] > losses[0]).sum() < len(x)
 
 
 def test_beats_noise_of_the_same_radius_and_more_steps_beat_one() -> None:

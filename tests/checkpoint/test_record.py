@@ -92,9 +92,9 @@ def test_other_classes_are_one_sentence() -> None:
 
 def test_a_training_knows_its_classes() -> None:
     from coprobe.data import load as load_data
+    from coprobe.processes import Processes
     from coprobe.training import Recipe
     from coprobe.training.assembly import assemble
-    from coprobe.training.parallel import Processes
 
     recipe = Recipe(data="digits", width=2, limit_train=20)
     assembly = assemble(recipe, torch.device("cpu"), Processes(), data=None, skip_bad=False, compiled=False)

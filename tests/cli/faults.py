@@ -98,6 +98,13 @@ def without(module: str) -> Fault:
     return fault
 
 
+def present(kind: str) -> Fault:
+    """The machine has GPUs of this kind: `mps`, or two of `cuda`."""
+    if kind == "mps":
+        return _patching("torch.backends.mps.is_available", lambda: True)
+    return _patching("torch.cuda.device_count", lambda: 2)
+
+
 def inside(directory: str) -> Fault:
     """The command is called from another directory."""
 

@@ -21,7 +21,7 @@ import torch
 
 from coprobe.errors import InputError
 from tests.cli import clutter
-from tests.cli.faults import Fault, held, inside, raising, removed, signalled, unreadable, unwritable, without
+from tests.cli.faults import Fault, held, inside, present, raising, removed, signalled, unreadable, unwritable, without
 from tests.paper.tiny import TINY, InlineEngine
 
 
@@ -422,7 +422,22 @@ TABLE = [
     Row("activations tiny.pt --device cuda:99", "a device that this machine has not", 2,
         "--device cuda:99: this machine has no such device; use --device cpu"),
     Row("activations tiny.pt --precision half", "unknown precision", 2,
-        "unknown precision 'half'; choose from 32, bf16"),
+        "unknown precision 'half'; choose from 32, tf32, bf16"),
+    Row("activations tiny.pt --precision tf32 --device cpu", "a precision that this device has not", 2,
+        "--precision tf32: only CUDA GPUs have it; use 32 or bf16"),
+    Row("mask tiny.pt --plain --compile", "two that contradict each other", 2,
+        "--plain switches --compile off; leave one of them out"),
+    Row("activations tiny.pt --devices 0", "no device", 2,
+        "Invalid value for '--devices': 0 is not in the range x>=1; see 'coprobe activations --help'"),
+    Row("evaluate tiny.pt --limit 20 --device mps --devices 2", "a device that cannot share work", 2,
+        "--devices 2: work is shared on cuda and cpu only, not on mps", fault=present("mps")),
+    Row("evaluate tiny.pt --limit 20 --device cuda --devices 9", "more devices than there are", 2,
+        "--devices 9: this machine has 2 GPUs", fault=present("cuda")),
+    Row("evaluate tiny.pt --limit 20 --device cuda:1 --devices 2", "one device and several", 2,
+        "--device cuda:1: --devices 2 takes the first 2; write --device cuda", fault=present("cuda")),
+    Row("evaluate tiny.pt --limit 20 --device cpu --devices 2", "lightning-fabric is not installed", 2,
+        "several devices need lightning-fabric; run 'pip install lightning-fabric'",
+        fault=without("lightning_fabric")),
     Row("mask tiny.pt --alpha2 1.5", "too large", 2, "--alpha2 1.5: must be between 0 and 1"),
     Row("mask tiny.pt --alpha2 -0.1", "negative", 2, "--alpha2 -0.1: must be between 0 and 1"),
     Row("mask tiny.pt --alpha2 nan", "no number", 2, "--alpha2 nan: must be between 0 and 1"),
@@ -471,6 +486,20 @@ TABLE = [
         "--attacks: name at least one, separated by commas"),
     Row("evaluate tiny.pt --limit 20 --attacks pgd-eot:samples=0", "no samples", 2,
         "pgd-eot: samples 0: must be at least 1"),
+    Row("evaluate tiny.pt --limit 20 --attacks aa-fast", "a hyphen for a colon", 2,
+        "unknown attack 'aa-fast'; did you mean aa:fast or fab-t?"),
+    Row("evaluate tiny.pt --limit 20 --attacks aa:fats", "unknown part of AutoAttack", 2,
+        "attack 'aa:fats': 'fats' is no option of aa; it takes fast, members"),
+    Row("evaluate tiny.pt --limit 20 --attacks aa --aa-members apgd-ce,sqare", "unknown member of AutoAttack", 2,
+        "unknown member of AutoAttack 'sqare'; did you mean square?"),
+    Row("evaluate tiny.pt --limit 20 --attacks aa --aa-members square,apgd-ce,square", "a member twice", 2,
+        "aa: the member square is named twice; keep one"),
+    Row("evaluate tiny.pt --limit 20 --attacks aa --aa-members ,", "no members", 2,
+        "--aa-members: name at least one, separated by commas"),
+    Row("evaluate tiny.pt --limit 20 --attacks aa:fast --aa-members square", "members without an aa", 2,
+        "--aa-members: --attacks names no aa; add it, or leave out --aa-members"),
+    Row("transfer tiny.pt more.pt --attacks fgsm --aa-members square", "members without an aa", 2,
+        "--aa-members: --attacks names no aa; add it, or leave out --aa-members"),
     Row("evaluate tiny.pt --noise gaus:8", "unknown noise", 2, "unknown noise 'gaus'; did you mean gauss?"),
     Row("evaluate tiny.pt --noise uniform:300", "too much noise", 2,
         "noise 'uniform:300': write none, uniform:A or gauss:S with a number in (0, 255]"),
@@ -734,7 +763,7 @@ TABLE = [
         "out of memory with a single image; use another --device"),
     Row("evaluate tiny.pt --limit 20 --batch-size 10", "not enough on the GPU", 1,
         "out of memory with 10 images at once; lower --batch-size",
-        fault=raising("coprobe.attacks.Attack.__call__",
+        fault=raising("coprobe.attacks.gradient.SignGradientAttack._gradient",
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))),
     Row("train --recipe small.json --out new", "not enough on the GPU", 1,
         "out of memory; lower --batch-size, or use another --device",
@@ -743,9 +772,9 @@ TABLE = [
     # Interruptions.
     Row("inspect tiny.pt", "Ctrl-C", 130, "interrupted", fault=raising("coprobe.checkpoint.load", KeyboardInterrupt())),
     Row("activations tiny.pt --limit 20", "Ctrl-C during the attack", 130,
-        "interrupted", fault=raising("coprobe.attacks.Attack.__call__", KeyboardInterrupt())),
+        "interrupted", fault=raising("coprobe.attacks.gradient.SignGradientAttack._gradient", KeyboardInterrupt())),
     Row("evaluate tiny.pt --limit 20 --out a.csv", "Ctrl-C during the attack", 130,
-        "interrupted", fault=raising("coprobe.attacks.Attack.__call__", KeyboardInterrupt())),
+        "interrupted", fault=raising("coprobe.attacks.gradient.SignGradientAttack._gradient", KeyboardInterrupt())),
     Row("train --recipe small.json --out new", "Ctrl-C during an epoch", 130,
         "stopped in epoch 1 and saved; 'coprobe train --resume --out new' goes on",
         fault=signalled(signal.SIGINT, "coprobe.training.loop.TrainingLoop._update"),
@@ -889,7 +918,7 @@ def test_the_table_has_every_command():
 
 
 def test_a_second_bad_checkpoint_is_found_before_the_first_attack(place, coprobe, monkeypatch):
-    monkeypatch.setattr("coprobe.attacks.Attack.__call__", None)
+    monkeypatch.setattr("coprobe.attacks.gradient.SignGradientAttack._gradient", None)
     assert "none.pt: no such file" in coprobe("evaluate tiny.pt none.pt --limit 20").err
 
 

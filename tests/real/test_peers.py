@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.attacks import parse
+from coprobe.attacks.base import PURPOSE
 from coprobe.checkpoint import load as load_checkpoint
 from coprobe.data import load as load_data
+from coprobe.randomness import key_of
 
 pytestmark = pytest.mark.real
 
@@ -53,8 +55,10 @@ def test_apgd_ce_is_that_of_autoattack(cifar10: str, example_checkpoint: Path) -
     model = network(example_checkpoint)
     x, y = images(cifar10, 64)
     x, y = x[:4], y[:4]
-    x_adv = parse("apgd-ce", 1 / 255)(model, x, y, generator=torch.Generator().manual_seed(5))
-    adversary = pyautoattack.AutoAttack(model, eps=1 / 255, seed=5, version="custom", attacks=["apgd-ce"])
+    x_adv = parse("apgd-ce", 1 / 255)(model, x, y, seed=5)
+    adversary = pyautoattack.AutoAttack(
+        model, eps=1 / 255, seed=key_of(5, PURPOSE, 0), version="custom", attacks=["apgd-ce"]
+    )
     adversary.apgd.n_restarts = 1
     with torch.random.fork_rng([]):
         expected, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))

@@ -61,7 +61,7 @@ def stored(node: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def statistics() -> ChannelStatistics:
-    return collect(small_model(), batches(4, 1, 6), NODES, "pgd:10", facts={"seed": 3})
+    return collect(small_model(), batches(4, 1, 6), NODES, "pgd:10")
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -102,7 +102,7 @@ def test_table_shows_salient_channels_first(statistics: ChannelStatistics) -> No
     table = statistics.table()
     assert list(table["node"].unique()) == NODES
     assert table.groupby("node", sort=False)["t_act"].apply(lambda t: t.is_monotonic_decreasing).all()
-    assert table.attrs == {"seed": 3, "attack": "pgd:10", "alpha": 100.0, "reading": "mean", "shapes": SHAPES}
+    assert table.attrs == {"attack": "pgd:10", "alpha": 100.0, "reading": "mean", "shapes": SHAPES}
 
 
 def by_hand(**columns: object) -> ChannelStatistics:
@@ -192,7 +192,7 @@ def test_files_hold_all_of_it(statistics: ChannelStatistics, tmp_path: Path, suf
     path = tmp_path / f"statistics{suffix}"
     statistics.write(path)
     read = ChannelStatistics.read(path)
-    assert read.frame.attrs == statistics.frame.attrs == {"seed": 3, "attack": "pgd:10", "shapes": SHAPES}
+    assert read.frame.attrs == statistics.frame.attrs == {"attack": "pgd:10", "shapes": SHAPES}
     pd.testing.assert_frame_equal(read.frame, statistics.frame, check_dtype=False, rtol=1e-14, atol=0)
     np.testing.assert_allclose(read.t_act("1"), statistics.t_act("1"), rtol=1e-13)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialExamples, StepAttack, parse
 from coprobe.data import Dataset
-from coprobe.engine import generator_for
 from coprobe.errors import InputError, RunError
 from coprobe.nodes import record
 from coprobe.statistics import Increments, collect, collect_increments
@@ -36,9 +36,16 @@ def dataset(count: int = 10) -> Dataset:
     return Dataset(images, torch.arange(count) % 4, tuple("abcd"), "random", "test")
 
 
+def follow(model: nn.Module, data: Dataset, spec: str, nodes: list[str], *others: str, **settings: Any) -> Increments:
+    """Increments under an attack, beside which others may be made."""
+    attack = parse(spec, EPSILON)
+    attacks = [parse(other, EPSILON) for other in others]
+    return collect_increments(AdversarialExamples(model, data, [*attacks, attack], **settings), attack, nodes)
+
+
 def increments(spec: str = PGD, **settings: object) -> Increments:
     settings = {"batch_size": BATCH, "seed": SEED, **settings}
-    return collect_increments(small_model(), dataset(), parse(spec, EPSILON), NODES, **settings)  # type: ignore[arg-type]
+    return follow(small_model(), dataset(), spec, NODES, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +67,8 @@ def literal() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     against_before = {name: np.zeros((4, 0)) for name in NODES}
     for start in range(0, 10, BATCH):
         x = data.images[start : start + BATCH].float() / 255
-        generator = generator_for(SEED, "attack", start)
-        trail = list(attack.steps(model, x, data.labels[start : start + BATCH], generator=generator))
+        indices = torch.arange(start, start + len(x))
+        trail = list(attack.steps(model, x, data.labels[start : start + BATCH], seed=SEED, indices=indices))
         assert len(trail) == 4  # the start and three steps
         clean = activations(model, x)
         passed = [activations(model, x_step) for x_step in trail]
@@ -112,8 +119,7 @@ def by_hand() -> tuple[nn.Module, Dataset]:
 
 
 def test_steps_of_a_linear_model_by_hand() -> None:
-    attack = parse("pgd:4:step-size=5:start=zero:rule=always", EPSILON)
-    moved = collect_increments(*by_hand(), attack, ["0"], batch_size=2)
+    moved = follow(*by_hand(), "pgd:4:step-size=5:start=zero:rule=always", ["0"], batch_size=2)
     # Every pixel is 5, 10, 15 and, at the radius, 16 of 255 away; three images, two channels.
     away = np.array([0, 5, 10, 15, 16]) / 255
     np.testing.assert_allclose(moved.s("0"), np.stack([3 * away**2 / 2] * 2, 1), rtol=1e-5)
@@ -132,16 +138,19 @@ def test_a_batch_that_is_done_again_in_halves_counts_once() -> None:
             return x
 
     model, data = by_hand()
-    attack = parse("pgd:2:start=zero:rule=always", EPSILON)
-    whole = collect_increments(model, data, attack, ["0"])
+    spec = "pgd:2:start=zero:rule=always"
+    whole = follow(model, data, spec, ["0"])
     seen: list[int] = []
-    halves = collect_increments(nn.Sequential(Cramped(), *model[1:]), data, attack, ["0"], progress=seen.append)  # type: ignore[index]
-    assert seen == [1, 1, 1]
+    cramped = Cramped()
+    halves = follow(nn.Sequential(cramped, *model[1:]), data, spec, ["0"], progress=seen.append)  # type: ignore[index]
+    assert seen == [3] and cramped.passes > 12
     np.testing.assert_allclose(halves.s("0"), whole.s("0"), rtol=1e-6)
+    assert set(halves.frame["images"]) == {3}
 
 
-def test_seed_and_batches_are_the_random_numbers(followed: Increments) -> None:
+def test_the_seed_is_the_random_numbers(followed: Increments) -> None:
     pd.testing.assert_frame_equal(increments().frame, followed.frame)
+    pd.testing.assert_frame_equal(increments(batch_size=3).frame, followed.frame, rtol=1e-6)
     assert increments(seed=8).s("1")[0].sum() != followed.s("1")[0].sum()
 
 
@@ -153,9 +162,9 @@ def test_attacks_without_steps_are_refused() -> None:
 
 def test_no_images_and_unknown_nodes(followed: Increments) -> None:
     with pytest.raises(InputError, match="no images"):
-        collect_increments(small_model(), dataset(0), parse(PGD, EPSILON), NODES)
+        follow(small_model(), dataset(0), PGD, NODES)
     with pytest.raises(InputError, match="unknown node 'conv9'"):
-        collect_increments(small_model(), dataset(), parse(PGD, EPSILON), ["conv9"])
+        follow(small_model(), dataset(), PGD, ["conv9"])
     for read in (followed.s, followed.s_step):
         with pytest.raises(InputError, match="'4' is not in these increments, which hold 1, 2:in, 3, 5"):
             read("4")
@@ -163,7 +172,7 @@ def test_no_images_and_unknown_nodes(followed: Increments) -> None:
 
 def test_a_node_named_twice_counts_once() -> None:
     model, data = by_hand()
-    assert len(collect_increments(model, data, parse("fgsm", EPSILON), ["0", "0"]).frame) == 2 * 2
+    assert len(follow(model, data, "fgsm", ["0", "0"]).frame) == 2 * 2
 
 
 def test_model_that_gives_nan_is_an_error() -> None:
@@ -171,13 +180,13 @@ def test_model_that_gives_nan_is_an_error() -> None:
     with torch.no_grad():
         model[2].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
-        collect_increments(model, dataset(), parse(PGD, EPSILON), ["3"])
+        follow(model, dataset(), PGD, ["3"])
 
 
 def test_model_is_left_as_it_was() -> None:
     model = small_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    collect_increments(model, dataset(), parse(PGD, EPSILON), NODES)
+    follow(model, dataset(), PGD, NODES)
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

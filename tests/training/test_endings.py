@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 import coprobe
 from coprobe.data import Dataset, Loader, hold_out
-from coprobe.engine import generator_for
 from coprobe.errors import RunError
 from coprobe.models import build
+from coprobe.randomness import generator_for
 from coprobe.training import Listener, Recipe, Run, train
 from coprobe.training.monitor import Monitor
 from coprobe.training.trainer import _Job

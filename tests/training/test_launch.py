@@ -19,8 +19,8 @@ import torch
 
 from coprobe.cli import main
 from coprobe.errors import InputError, RunError
+from coprobe.processes import ALONE, Processes, start
 from coprobe.training import Run
-from coprobe.training.parallel import ALONE, Processes, start
 from tests.training.group import abandoned
 from tests.training.runs import same, weights
 
@@ -135,7 +135,7 @@ def test_a_run_that_is_there_is_found_before_other_processes_start(
 
 
 def test_devices_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="--devices 3: only cuda and cpu train data-parallel, not mps"):
+    with pytest.raises(InputError, match="--devices 3: work is shared on cuda and cpu only, not on mps"):
         start(3, torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="--devices 3: this machine has 2 GPUs"):

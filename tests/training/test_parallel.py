@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 import coprobe
 from coprobe.data import Batch, Loader, load
-from coprobe.engine import generator_for
 from coprobe.errors import InterruptedRunError, RunError
+from coprobe.processes import Processes
+from coprobe.randomness import generator_for
 from coprobe.training import Listener, Recipe, Run, train
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.memory import Memory
-from coprobe.training.parallel import Processes, synchronise_batchnorm
+from coprobe.training.parallel import synchronise_batchnorm
 from coprobe.training.step import Step, uniform
 from tests.training.group import in_group
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coprobe.data import Batch, Dataset
-from coprobe.engine import generator_for
 from coprobe.nodes import record
+from coprobe.randomness import ImageRandomness, generator_for
 from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability, Regularizer
 from coprobe.training.step import Setting
 from tests.training.references import REFERENCES
@@ -247,7 +247,7 @@ def literal_scores(model: TenChannels, dataset: Dataset) -> dict[str, list[float
     """T_act (Eq. 6) and the variance at x + δ, per channel, of the first two images of each class."""
     model = copy.deepcopy(model).eval()
     first_two = [5 * label + place for label in range(CLASSES) for place in range(2)]
-    draws = 2 * torch.rand(10, *SHAPE, generator=generator_for(2, "attack", 0)) - 1
+    draws = 2 * ImageRandomness(2, "attack", torch.arange(10)).uniform(SHAPE, 0) - 1
     squares, at_delta = torch.zeros(10, dtype=torch.float64), []
     for index, draw in zip(first_two, draws, strict=True):
         image = dataset.images[index].double() / 255

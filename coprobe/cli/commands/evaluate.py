@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from coprobe.cli.accuracies import measuring_options, parse_noises, print_accuracies
+from coprobe.cli.accuracies import (
+    measuring_options,
+    parse_noises,
+    print_accuracies,
+    print_stages,
+    readable_stages,
+    with_members,
+)
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options
 from coprobe.text import storable
@@ -21,6 +28,7 @@ from coprobe.text import storable
 def command(
     checkpoints: tuple[str, ...],
     attacks: tuple[str, ...],
+    aa_members: tuple[str, ...],
     noises: tuple[str, ...],
     noise_draws: int,
     as_json: bool,
@@ -29,6 +37,9 @@ def command(
     **probing: Any,
 ) -> None:
     """Accuracy on clean images and under attacks, with 95 % Wilson intervals.
+
+    aa is AutoAttack's standard version; aa:fast and what --aa-members chooses run only some of its members, and are
+    called otherwise. Of all of them a second table says what each member added, and how long it took.
 
     \b
     Example:
@@ -39,19 +50,22 @@ def command(
     from coprobe.paper.sources import readable_attacks
 
     output = Output(as_json, out, plot)
+    attacks = with_members(attacks, aa_members)
     drawn_from = parse_noises(noises)
     options = ProbingOptions(**probing)
     probes = {storable(path): options.probe(path) for path in checkpoints}  # all before the first attack
-    parts = []
+    parts, stages = [], []
     for path, probe in probes.items():
         evaluation = probe.evaluate(attacks, drawn_from, noise_draws)
         parts.append(readable_attacks(evaluation, probe.epsilon).assign(model=path))
+        stages += readable_stages(parts[-1].attrs.pop("stages", []), model=path)
     frame = pd.concat(parts, ignore_index=True)
-    frame.attrs = _merged([part.attrs for part in parts])
+    frame.attrs = {**_merged([part.attrs for part in parts]), "stages": stages}
 
     def show() -> None:
         for path, probe in probes.items():
             print_accuracies(f"{path}: accuracy (%), {probe.caption}", frame[frame["model"] == path])
+            print_stages(path, [row for row in stages if row["model"] == path])
 
     def draw() -> Any:
         from coprobe.figures.overview import draw_accuracies
@@ -60,7 +74,7 @@ def command(
         about = f"{first}, n = {frame['n'].iloc[0]}, ε = {options.eps:g}/255, seed {options.seed}"
         return draw_accuracies(frame[frame["model"] == first], about=about)
 
-    output.give(frame, show, draw)
+    output.give(frame, show, draw, stages=stages)
 
 
 def _merged(provenances: list[dict[str, Any]]) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def command(
     """
     from coprobe.engine import choose_device
     from coprobe.files import check_writable_directory
+    from coprobe.processes import start
     from coprobe.training import Run, check, make_method, train
-    from coprobe.training.parallel import start
 
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; leave one out")
@@ -150,7 +150,7 @@ def command(
     shown = progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs)
     bar = shown if processes.leads else nullcontext(lambda *_: None)
     held = _held(directory) if processes.leads else nullcontext()
-    with bar as advance, processes.together(), held:
+    with bar as advance, processes.together("pass --resume to go on"), held:
         run = train(
             recipe,
             directory,

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from coprobe.cli.accuracies import measuring_options, parse_noises, print_accuracies
+from coprobe.cli.accuracies import (
+    measuring_options,
+    parse_noises,
+    print_accuracies,
+    print_stages,
+    readable_stages,
+    with_members,
+)
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options
 from coprobe.text import storable
@@ -23,6 +30,7 @@ def command(
     source: str,
     targets: tuple[str, ...],
     attacks: tuple[str, ...],
+    aa_members: tuple[str, ...],
     noises: tuple[str, ...],
     noise_draws: int,
     as_json: bool,
@@ -41,6 +49,7 @@ def command(
     from coprobe.paper.sources import readable_attacks
 
     output = Output(as_json, out, plot)
+    attacks = with_members(attacks, aa_members)
     drawn_from = parse_noises(noises)
     options = ProbingOptions(**probing)
     probe = options.probe(source)
@@ -51,15 +60,18 @@ def command(
     shown = dict(zip(frame["target"].unique(), (own, first, *rest), strict=True))
     frame["target"] = frame["target"].map(shown)
     frame.attrs["targets"] = {shown[path]: digest for path, digest in frame.attrs["targets"].items()}
+    stages = readable_stages(frame.attrs.get("stages", []), model=own)
+    frame.attrs["stages"] = stages
 
     def show() -> None:
         for path in shown.values():
             how = "itself, white box" if path == own else f"on images crafted on {own}"
             print_accuracies(f"{path}: accuracy (%) {how}, {probe.caption}", frame[frame["target"] == path])
+        print_stages(own, stages)
 
     def draw() -> Any:
         from coprobe.figures.overview import draw_accuracies
 
         return draw_accuracies(frame[frame["target"] == first], about=f"{own} → {first}: {probe.caption}")
 
-    output.give(frame, show, draw)
+    output.give(frame, show, draw, stages=stages)

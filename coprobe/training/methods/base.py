@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from coprobe.attacks import project
 from coprobe.data import Batch
-from coprobe.engine import generator_for
 from coprobe.errors import InputError
+from coprobe.randomness import generator_for
 from coprobe.registry import Registry
 from coprobe.training.memory import Memory
 from coprobe.training.step import Pass, Perturbed, Setting, Step, uniform

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from coprobe.data import Batch
 from coprobe.errors import InputError
+from coprobe.processes import Processes
 from coprobe.training import make_method
 from coprobe.training.methods import Method
 from coprobe.training.methods.converge_smooth import ConvergeSmooth
-from coprobe.training.parallel import Processes
 from coprobe.training.step import Pass, Step
 from tests.training.references import REFERENCES
 from tests.training.references.common import EPSILON, Tiny, make, make_batch, setting, soft_cross_entropy, tiny

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from coprobe.data import Batch
 from coprobe.errors import InputError
+from coprobe.processes import Processes
 from coprobe.training.methods import Method
-from coprobe.training.parallel import Processes
 from tests.training.methods.small import assert_follows_reference, close, parts, shorter, step_of
 from tests.training.references.common import (
     EPSILON,
