@@ -243,11 +243,14 @@ def _outliving(children: list[subprocess.Popen[bytes]], remedy: str) -> Iterator
     except CoprobeError:
         raise
     except (RuntimeError, _ChildFailed) as error:
+        others = range(1, dist.get_world_size()) if dist.is_initialized() else ()
+        if told := next(filter(None, map(_told, others)), None):
+            raise told from error
         codes = [_exit_code(child) for child in children]
         if any(codes):
             failed = next(rank for rank, code in enumerate(codes, 1) if code)
             ended = f"process {failed} of the run ended with code {codes[failed - 1]}"
-            raise _told(failed) or RunError(f"{ended}; {remedy}") from error
+            raise RunError(f"{ended}; {remedy}") from error
         raise
     finally:
         left = children.copy()
