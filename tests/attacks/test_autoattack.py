@@ -85,7 +85,7 @@ def direct(
         norm="Linf",
         eps=EPSILON,
         seed=key_of(seed, PURPOSE, first),
-        **chosen,  # type: ignore[arg-type]
+        **chosen,
     )
     adversary.apgd.n_restarts = 1
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 3  # of four classes
