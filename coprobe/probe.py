@@ -411,10 +411,12 @@ class Probe:
             if not examples.keep:  # else others will look at these images, too
                 examples.attacks = self._parse([spec for number in open_ones for spec in asked[number].attacks])
             results = self._survey(examples, [asked[number] for number in open_ones], [of[n] for n in open_ones])
+            stages = self._stages(examples.attacks)
             for number, result in zip(open_ones, results, strict=True):
                 frame = result if isinstance(result, pd.DataFrame) else result.frame
                 if asked[number].kind == "evaluation":
-                    frame.attrs["stages"] = self._stages(examples.attacks)
+                    mine = all_settings[number]["attacks"]
+                    frame.attrs["stages"] = [stage for stage in stages if stage["attack"] in mine]
                 self._keep(asked[number].kind, all_settings[number], frame)
                 frames[number] = frame
         return [question.answer(cast(pd.DataFrame, frame)) for question, frame in zip(asked, frames, strict=True)]
@@ -427,7 +429,7 @@ class Probe:
         return survey(examples, measurements, self.processes)
 
     def _stages(self, attacks: Sequence[Attack]) -> list[dict[str, Any]]:
-        """What the members of AutoAttack did, in all processes."""
+        """What the members of AutoAttack did, in all processes; to be asked for once, since it adds these up."""
         for attack in attacks:
             if self.processes.count > 1 and isinstance(attack, AutoAttack):
                 for rank, state in enumerate(self.processes.gather(attack.stages.state)):
