@@ -63,9 +63,9 @@ readme: $(DEV)
 
 # Every benchmark at a small size, some ten minutes on two cores; none of it is kept. What they ask for is meant for
 # full width on real images: `make bench BENCH="--checkpoint runs/co --data parquet:DIR" BENCH_ATTACK= BENCH_MEMORY=…`.
-BENCH ?= --width 16 --images 32 --batch-size 32
+BENCH ?= --width 16 --images 32
 BENCH_ATTACK ?= --accuracy-images 64 --loop-images 32
-BENCH_MEMORY ?= --data digits --batch-size 32 --sizes 60,360
+BENCH_MEMORY ?= --data digits --own-batch-size 32 --sizes 60,360
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.attack $(BENCH) $(BENCH_ATTACK)

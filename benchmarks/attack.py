@@ -12,14 +12,16 @@ is judged only if it is neither nothing nor everything. Then it times, interleav
   from the same random starts, which must give the same images, bit for bit, on the same kernels;
 - PGD-10 over as many images as `--many` says, compiled and in bfloat16.
 
-"Of the ceiling" is the FLOPs of the passes, of which libraries that go back to the weights as well do more, over what
-a square matrix product reaches in the same precision.
+"Of the ceiling" is the FLOPs of the passes with direct convolutions over what a square matrix product reaches in the
+same precision. Libraries that go back to the weights as well do more, coprobe's kernels in float32 on a CPU do less
+(`coprobe.winograd`), which may take them beyond the ceiling.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 
@@ -64,7 +66,7 @@ def crafted(subject: Subject, model: Classifier, spec: str, *, plain: bool = Fal
     """coprobe's adversarial images."""
     attack = parse(spec, epsilon)
     examples = AdversarialExamples(
-        model, subject.dataset, [attack], batch_size=subject.batch_size, device=subject.device, plain=plain
+        model, subject.dataset, [attack], batch_size=subject.own_batch_size, device=subject.device, plain=plain
     )
     return torch.cat([batch.images[attack.spec] for batch in examples])
 
@@ -77,7 +79,7 @@ def crafted_by(craft: peers.Craft, subject: Subject) -> Tensor:
 def bare(subject: Subject, model: Classifier, steps: int) -> None:
     """So many passes forward and backward to the images, and nothing else."""
     with arithmetic(model.precision):
-        for x, y in subject.batches:
+        for x, y in subject.own_batches:
             points = x.contiguous(memory_format=torch.channels_last).requires_grad_()
             for _ in range(steps):
                 torch.autograd.grad(cross_entropy(model(points), y, reduction="sum"), points)
@@ -186,24 +188,51 @@ def until_misclassified(subject: Subject, model: Classifier) -> tuple[dict[str, 
     return {LOOP: Candidate(lambda: loop(subject.model)), "coprobe": Candidate(ours)}, alike
 
 
+def timed(subject: Subject, kernels: dict[str, Classifier], repeats: int) -> list[str]:
+    """PGD-10 without stopping."""
+    attacks = every_step(subject, kernels)
+    computes = {name: PRECISIONS.get(name.replace("bare passes", "coprobe"), "") for name in attacks}
+    computes |= {PLAIN: "32"} | dict.fromkeys(peers.ATTACKS, torchs("32", subject.device))
+    squares = {precision: products(subject.device, precision) for precision in set(computes.values())}
+    measure([*chain(*squares.values()), *attacks.values()], repeats, subject.device)
+    ceilings = {name: ceiling(squares[precision]) for name, precision in computes.items()}
+    rows = table(attacks, beside=list(SPEEDUPS), images=len(subject.dataset), ceilings=ceilings)
+    what = "PGD-10 at 16/255 with steps of 2/255, every image every step"
+    return [*subject.about(*peers.ATTACKS), what, "", *rows, "", *bars(speed(attacks, subject.device))]
+
+
+def stopped(subject: Subject, repeats: int) -> list[str]:
+    """PGD-50 until misclassified."""
+    loops, alike = until_misclassified(subject, fast(subject.model, images=subject.batches[0][0]))
+    measure(loops.values(), repeats, subject.device)
+    ratio = loops[LOOP].relative_to(loops["coprobe"])
+    asked = [
+        Bar("PGD-50 until misclassified, times as fast as the loop", ratio, least=8),
+        Bar("share of its images that are the loop's, bit for bit", alike, least=1),
+    ]
+    rows = table(loops, beside=[LOOP], images=len(subject.dataset))
+    return [*subject.about(), "PGD-50 until misclassified", "", *rows, "", *bars(asked)]
+
+
 def throughput(subject: Subject, repeats: int) -> list[str]:
     """PGD-10 over many images, compiled and in bfloat16."""
     squares = products(subject.device, "bf16")
     model = fast(subject.model, images=subject.batches[0][0], precision="bf16", compiled=True)
     attack = Candidate(lambda: crafted(subject, model, "pgd:10:rule=always"), passes(subject, 10))
     measure([*squares, attack], repeats, subject.device)
-    name = f"PGD-10 over {len(subject.dataset):,} images, batch {subject.batch_size}, compiled, bf16"
-    return ["", *table({name: attack}, images=len(subject.dataset), ceilings={name: ceiling(squares)})]
+    name = f"PGD-10 over {len(subject.dataset):,} images, batch {subject.own_batch_size}, compiled, bf16"
+    rows = table({name: attack}, images=len(subject.dataset), ceilings={name: ceiling(squares)})
+    return [*subject.about(), *rows]
 
 
 def arguments_of() -> argparse.Namespace:
     """What the command line says."""
     parser = options(__doc__ or "")
-    parser.add_argument("--accuracy-images", type=int, default=1000, help="on which accuracies are compared")
+    parser.add_argument("--accuracy-images", type=int, default=1000, help="on which accuracies are compared; 0: none")
     parser.add_argument(
         "--accuracy-eps", type=float, default=16, help="n of n/255 at which they are; some must survive"
     )
-    parser.add_argument("--loop-images", type=int, default=256, help="of PGD-50 until misclassified; 0 leaves it out")
+    parser.add_argument("--loop-images", type=int, default=256, help="of PGD-50 until misclassified; 0: none")
     parser.add_argument("--loop-checkpoint", help="the one that it attacks; --checkpoint if unset")
     parser.add_argument("--many", type=int, help="of the last run; default: 10000 with CUDA, 0 (none) without")
     parser.add_argument("--many-batch-size", type=int, default=512)
@@ -213,67 +242,55 @@ def arguments_of() -> argparse.Namespace:
     return arguments
 
 
-def asked(attacks: dict[str, Candidate], accuracies: dict[str, float], device: torch.device) -> list[Bar]:
-    """What PGD-10 shall show."""
+def speed(attacks: dict[str, Candidate], device: torch.device) -> list[Bar]:
+    """What PGD-10 shall show when it is timed."""
     precisions = {name: precision for name, precision in PRECISIONS.items() if name in attacks}
     alike = next(name for name, precision in precisions.items() if precision == torchs("32", device))
     speedups = {name: attacks[name].relative_to(attacks[alike]) for name in SPEEDUPS}
     made = [Bar(f"{alike}, times as fast as {peer}", speedups[peer], least=least) for peer, least in SPEEDUPS.items()]
     fastest = attacks["torchattacks"].relative_to(attacks["coprobe, bf16"])
     made.append(Bar("coprobe, bf16, times as fast as torchattacks", fastest, least=3))
-    for name, precision in precisions.items():
+    for name in precisions:
         overhead = attacks[name].relative_to(attacks[passes_of(name)])
         made.append(Bar(f"{name}: time over that of its bare passes", overhead, most=1.05))
+    return made
+
+
+def likeness(accuracies: dict[str, float], names: Iterable[str]) -> list[Bar]:
+    """What its accuracies shall be."""
+    made = []
+    for name in names:
         for peer in SPEEDUPS:
             off = round(abs(accuracies.get(name, math.nan) - accuracies.get(peer, math.nan)), 6)
-            made.append(Bar(f"{name}: points of accuracy off {peer}", off, most=OFF[precision]))
+            made.append(Bar(f"{name}: points of accuracy off {peer}", off, most=OFF[PRECISIONS[name]]))
     return made
 
 
 def main() -> None:
-    """Check, measure and print."""
+    """Check, measure and print, one after the other."""
     arguments = arguments_of()
     subject = Subject.of(arguments)
-    images = subject.batches[0][0]
+    title = "How fast attacks are"
     kernels = {
-        name: fast(subject.model, images=images, precision=precision)
+        name: fast(subject.model, images=subject.batches[0][0], precision=precision)
         for name, precision in PRECISIONS.items()
         if precision != "tf32" or subject.device.type == "cuda"
     }
-    accurate = replace(subject, dataset=images_of(arguments, arguments.accuracy_images))
-    agreed, accuracies = agreement(subject, accurate, kernels, arguments.accuracy_eps / 255)
-
-    attacks = every_step(subject, kernels)
-    computes = {name: PRECISIONS.get(name.replace("bare passes", "coprobe"), "") for name in attacks}
-    computes |= {PLAIN: "32"} | dict.fromkeys(peers.ATTACKS, torchs("32", subject.device))
-    squares = {precision: products(subject.device, precision) for precision in set(computes.values())}
-    measure([*chain(*squares.values()), *attacks.values()], arguments.repeats, subject.device)
-    ceilings = {name: ceiling(squares[precision]) for name, precision in computes.items()}
-    wanted = asked(attacks, accuracies, subject.device)
-    lines = [*subject.about(*peers.ATTACKS), *agreed]
-    lines += ["", "PGD-10 at 16/255 with steps of 2/255, every image every step", ""]
-    lines += table(attacks, beside=list(SPEEDUPS), images=len(subject.dataset), ceilings=ceilings)
-
+    if arguments.accuracy_images:
+        accurate = replace(subject, dataset=images_of(arguments, arguments.accuracy_images))
+        agreed, accuracies = agreement(subject, accurate, kernels, arguments.accuracy_eps / 255)
+        found = [*accurate.about(*peers.ATTACKS), *agreed, "", *bars(likeness(accuracies, kernels))]
+        publish(title, found, arguments.out)
+    publish(title, timed(subject, kernels, arguments.repeats), arguments.out)
     if arguments.loop_images:
         weak = argparse.Namespace(**vars(arguments))
         weak.images, weak.checkpoint = arguments.loop_images, arguments.loop_checkpoint or arguments.checkpoint
-        collapsed = Subject.of(weak)
-        loops, alike = until_misclassified(collapsed, fast(collapsed.model, images=collapsed.batches[0][0]))
-        measure(loops.values(), arguments.repeats, subject.device)
-        lines += ["", f"PGD-50 until misclassified, {len(collapsed.dataset)} images, {collapsed.name}", ""]
-        lines += table(loops, beside=[LOOP], images=len(collapsed.dataset))
-        wanted += [
-            Bar(
-                "PGD-50 until misclassified, times as fast as the loop",
-                loops[LOOP].relative_to(loops["coprobe"]),
-                least=8,
-            ),
-            Bar("share of its images that are the loop's, bit for bit", alike, least=1),
-        ]
+        publish(title, stopped(Subject.of(weak), arguments.repeats), arguments.out)
     if arguments.many:
-        larger = replace(subject, dataset=images_of(arguments, arguments.many), batch_size=arguments.many_batch_size)
-        lines += throughput(larger, arguments.repeats)
-    publish("How fast attacks are", [*lines, "", *bars(wanted)], arguments.out)
+        larger = replace(
+            subject, dataset=images_of(arguments, arguments.many), own_batch_size=arguments.many_batch_size
+        )
+        publish(title, throughput(larger, arguments.repeats), arguments.out)
 
 
 if __name__ == "__main__":

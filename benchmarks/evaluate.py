@@ -111,7 +111,9 @@ def main() -> None:
     parser.add_argument("--auto-repeats", type=int, default=5)
     arguments = parser.parse_args()
     subject = Subject.of(arguments)
-    probe = Probe(subject.checkpoint, subject.dataset, EPSILON, device=subject.device, batch_size=subject.batch_size)
+    probe = Probe(
+        subject.checkpoint, subject.dataset, EPSILON, device=subject.device, batch_size=subject.own_batch_size
+    )
     check_counts(probe)
     work = {
         WHOLE: Candidate(lambda: probe.evaluate(SPECS, NOISES, masks=MASKS)),

@@ -10,7 +10,6 @@ has measured as many images as it was told.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,6 +18,8 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from benchmarks.subject import Subject, options
 from benchmarks.timing import Bar, bars, origin, publish, shown
@@ -59,10 +60,10 @@ print(json.dumps([resident, torch.cuda.max_memory_allocated()]), file=sys.stderr
 """
 
 
-def peaks(checkpoint: Path, arguments: argparse.Namespace, limit: int, words: Sequence[str]) -> tuple[int, int]:
+def peaks(subject: Subject, checkpoint: Path, data: str, limit: int, words: Sequence[str]) -> tuple[int, int]:
     """Peak bytes resident and on the GPU of a process that looks at so many images; stops if it looked at others."""
-    given = checkpoint, arguments.data, limit, arguments.batch_size, arguments.device
-    state = {"COPROBE_STATE": str(checkpoint.parent), "OMP_NUM_THREADS": str(arguments.threads)}
+    given = checkpoint, data, limit, subject.own_size, subject.device
+    state = {"COPROBE_STATE": str(checkpoint.parent), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.run(
         [sys.executable, "-c", CHILD, *map(str, given), *words],
         capture_output=True,
@@ -94,7 +95,7 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for name, words in commands.items():
                 for limit in (few, many):
-                    took[name, limit].append(peaks(path, arguments, limit, words))
+                    took[name, limit].append(peaks(subject, path, arguments.data, limit, words))
     highest = {key: tuple(map(max, zip(*them, strict=True))) for key, them in took.items()}
 
     on_gpu = subject.device.type == "cuda"
@@ -106,10 +107,10 @@ def main() -> None:
         asked.append(Bar(f"{name}: resident at {many:,} over {few:,} images", large / small, most=GROWTH))
         if on_gpu and name != ALONE:
             alone = highest[ALONE, many][1]
-            asked.append(Bar(f"{name}: on the GPU, over the attack alone", large_gpu / alone, most=GROWTH))
+            asked.append(Bar(f"{name}: on the GPU, over the attack alone", large_gpu / alone, most=1.1))
     sizes = [f"{where}MiB at {size:,}" for where in ("", "GPU ")[: 1 + on_gpu] for size in (few, many)]
     lines = [
-        f"{subject.name}, images of {shown(arguments.data)}, batch {arguments.batch_size}, "
+        f"{subject.name}, images of {shown(arguments.data)} in batches of {subject.own_size}, "
         f"the largest of {arguments.repeats} run(s);",
         *origin(subject.device),
         f"| what | {' | '.join(sizes)} | growth |",

@@ -119,7 +119,7 @@ def main() -> None:
         subject.dataset,
         epsilon=EPSILON,
         device=subject.device,
-        batch_size=subject.batch_size,
+        batch_size=subject.own_batch_size,
         precision=arguments.precision,
     )
     modules = modules_of(subject.model)

@@ -14,6 +14,7 @@ import coprobe
 from benchmarks.timing import origin, shown
 from coprobe.checkpoint import Checkpoint
 from coprobe.data import Dataset, load
+from coprobe.engine import BatchSize
 from coprobe.models import Classifier, build
 
 #: Images from which a fresh network gets the statistics of its batch norm.
@@ -27,7 +28,8 @@ def options(description: str, *, images: int = 128, repeats: int = 5) -> argpars
     parser.add_argument("--width", type=int, default=64, help="of the fresh ResNet-18")
     parser.add_argument("--data", help="spec of a data set; random images if unset")
     parser.add_argument("--images", type=int, default=images, help="that are timed")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="of other libraries")
+    parser.add_argument("--own-batch-size", type=int, help="coprobe's; if unset, what it takes by itself")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds, after one to warm up")
@@ -68,6 +70,7 @@ class Subject:
     dataset: Dataset
     device: torch.device
     batch_size: int
+    own_batch_size: int | None
     name: str
 
     @classmethod
@@ -82,7 +85,7 @@ class Subject:
         name = f"{checkpoint.arch} {checkpoint.arch_args}, {source}"
         device = torch.device(arguments.device)
         checkpoint.model.to(device).eval()
-        return cls(checkpoint, dataset, device, arguments.batch_size, name)
+        return cls(checkpoint, dataset, device, arguments.batch_size, arguments.own_batch_size, name)
 
     @property
     def model(self) -> Classifier:
@@ -91,12 +94,26 @@ class Subject:
 
     @cached_property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Images in [0, 1] and labels, on the device."""
+        """Images in [0, 1] and labels, on the device, as other libraries get them."""
+        return self._in_batches(self.batch_size)
+
+    @property
+    def own_size(self) -> int:
+        """How many images coprobe works on at once, where memory has room for them."""
+        return BatchSize(self.own_batch_size, self.device).now
+
+    @cached_property
+    def own_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The same in coprobe's batches."""
+        return self._in_batches(self.own_size)
+
+    def _in_batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
         x = self.dataset.images.to(self.device).float() / 255
         y = self.dataset.labels.to(self.device)
-        return list(zip(x.split(self.batch_size), y.split(self.batch_size), strict=True))
+        return list(zip(x.split(size), y.split(size), strict=True))
 
     def about(self, *packages: str) -> list[str]:
         """What was measured where, with which versions, and how it was called."""
-        about = f"{self.name}, {len(self.dataset)} images ({shown(self.dataset.name)}), batch {self.batch_size};"
-        return [about, *origin(self.device, *packages)]
+        images = f"{len(self.dataset)} images ({shown(self.dataset.name)})"
+        sizes = f"in batches of {self.batch_size}, coprobe's of {self.own_size};"
+        return [f"{self.name}, {images} {sizes}", *origin(self.device, *packages)]

@@ -101,7 +101,7 @@ def kind_of(model: nn.Module, image_shape: Sequence[int]) -> Hashable:
 class BatchSize:
     """How many images are worked on at once: as many as memory has room for.
 
-    Without a given size it starts at 512 on an accelerator and 128 on the CPU, and is halved where memory runs out.
+    Without a given size it starts at 512 on an accelerator and 64 on the CPU, and is halved where memory runs out.
     What was found is remembered for work of the same kind until the process ends. A given size is kept.
 
     Args:
@@ -128,7 +128,7 @@ class BatchSize:
             raise InputError(f"--batch-size {given}: must be at least 1")
         self._given = given
         self._key = None if kind is None else (str(device), kind)
-        default = 128 if torch.device(device).type == "cpu" else 512
+        default = 64 if torch.device(device).type == "cpu" else 512
         self.now = given or (self._found.get(self._key, default) if self._key else default)
         self._few_sizes = few_sizes
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import pytest
 import torch
 from torch import nn
 
+from coprobe import winograd
 from coprobe.data import Dataset
 from coprobe.inference import fast
 from coprobe.models import Classifier, build
@@ -43,4 +45,9 @@ def subject(arch: str, form: str) -> tuple[Classifier, Dataset]:
         labels = model(x).argmax(1)
     labels[::9] = (labels[::9] + 1) % CLASSES  # these are done before they begin
     data = Dataset(images, labels, tuple("abcd"), "random", "test")
-    return (fast(model, images=x[:8]) if form == "fast" else model), data
+    if form == "fast":
+        with pytest.MonkeyPatch.context() as patch:  # so that these narrow networks have both kinds of convolutions
+            patch.setattr(winograd, "CHANNELS", 16)
+            model = fast(model, images=x[:8])
+        assert any(isinstance(module, winograd.Winograd) for module in model.modules())
+    return model, data

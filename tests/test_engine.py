@@ -47,9 +47,9 @@ class Work:
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[-40:] or "MemoryError")
 def test_memory_running_out_halves_the_range(error: Exception) -> None:
     assert is_out_of_memory(error)
-    work = Work(40, error)
-    assert list(in_batches(100, work)) == [(0, 25), (25, 50), (50, 75), (75, 100)]
-    assert work.tried[:3] == [(0, 100), (0, 50), (0, 25)]
+    work = Work(20, error)
+    assert list(in_batches(60, work)) == [(0, 15), (15, 30), (30, 45), (45, 60)]
+    assert work.tried[:3] == [(0, 60), (0, 30), (0, 15)]
 
 
 @pytest.mark.parametrize("error", OTHER, ids=str)
@@ -78,7 +78,7 @@ def test_not_even_one_fits(batch_size: int | None) -> None:
     assert str(raised.value) == "out of memory with a single image; use another --device"
 
 
-@pytest.mark.parametrize(("device", "first"), [("cpu", 128), ("cuda", 512), ("cuda:1", 512), ("mps", 512)])
+@pytest.mark.parametrize(("device", "first"), [("cpu", 64), ("cuda", 512), ("cuda:1", 512), ("mps", 512)])
 def test_first_size(device: str, first: int) -> None:
     assert next(in_batches(10_000, lambda start, stop: stop - start, BatchSize(device=device))) == first
 
@@ -137,11 +137,11 @@ def test_what_failed_is_freed_before_the_cache_is_emptied(monkeypatch: pytest.Mo
 
 def test_a_size_is_kept_from_one_piece_of_work_to_the_next_of_its_kind() -> None:
     """Not from one kind, or one device, to another; and what a person gave is not touched."""
-    list(in_batches(100, Work(30, MemoryError()), BatchSize(kind=("wide", 32))))
+    list(in_batches(50, Work(30, MemoryError()), BatchSize(kind=("wide", 32))))
     again = Work(30, MemoryError())
     assert list(in_batches(60, again, BatchSize(kind=("wide", 32)))) == [(0, 25), (25, 50), (50, 60)]
     assert again.tried == [(0, 25), (25, 50), (50, 60)]
-    assert BatchSize(kind=("narrow", 32)).now == BatchSize().now == 128
+    assert BatchSize(kind=("narrow", 32)).now == BatchSize().now == 64
     assert BatchSize(device="cuda", kind=("wide", 32)).now == 512
     assert BatchSize(70, kind=("wide", 32)).now == 70
 
