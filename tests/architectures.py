@@ -18,7 +18,7 @@ CLASSES = 4
 NETWORKS: dict[str, tuple[int, int, float]] = {
     "resnet18": (4, 32, 2),
     "preact-resnet18": (4, 16, 0.5),
-    "wrn-28-10": (1, 16, 2),
+    "wrn-28-10": (8, 16, 0.5),
     "vgg11": (4, 32, 0.125),
 }
 IMAGES = 70

@@ -18,7 +18,7 @@ FLOORS = [
     {"_version", "errors", "collapse", "text"},
     {"registry", "files", "provenance", "engine", "randomness", "processes"},
     {"models", "cache", "containers"},
-    {"nodes", "data"},
+    {"nodes", "data", "winograd"},
     {"attacks", "checkpoint", "inference"},
     {"statistics"},
     {"masking"},
