@@ -21,7 +21,7 @@ from coprobe.models.foreign import quiet, reason
 from coprobe.nodes import CHECKED, Node, record, resolve
 from coprobe.winograd import Winograd, pays
 
-#: What the network computes in: `32` (exact: no TF32), `tf32` (a GPU's tensor cores, 10 bits of mantissa), `bf16`.
+#: What the network computes in: `32` (float32 throughout), `tf32` (a GPU's tensor cores, 10 bits of mantissa), `bf16`.
 PRECISIONS = ("32", "tf32", "bf16")
 
 #: By how much the fast form may differ from the model, relative to the largest value.
@@ -110,6 +110,9 @@ def fast(
     It is in evaluation mode, its parameters need no gradients, batch norm behind a convolution is folded into it, and
     memory is laid out channels-last. Module paths, and so nodes and masks, are those of the model: where a node lies
     between a convolution and its batch norm, the two are left alone.
+
+    In float32 on a CPU, wide 3×3 convolutions multiply less (see `coprobe.winograd`), unless `compiled`, which does not
+    see through them.
 
     Where the network's own code can be followed (torch.fx), batch norm is folded everywhere; else module by module;
     what can't be followed stays as it is. With `images` it is made sure, in float32 and on the first few of them, that

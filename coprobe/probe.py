@@ -82,7 +82,7 @@ class Probe:
         epsilon: radius of the attacks, a fraction.
         device: where to work.
         batch_size: images at once; None finds one that fits.
-        precision: `32` (exact), `tf32` or `bf16` (faster where the hardware has it; results differ slightly).
+        precision: `32` (float32), `tf32` or `bf16` (faster where the hardware has it; results differ slightly).
         seed: of attacks, noise and random masks.
         cache: directory in which results are kept and looked up; None keeps nothing. A result is found again
             only for the same weights, images and settings.

@@ -69,7 +69,7 @@ KNOWN = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def networks() -> dict[str, nn.Module]:
     return {name: trained(known.mean, known.std) for name, known in KNOWN.items()}
 

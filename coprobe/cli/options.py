@@ -201,7 +201,7 @@ probing_options = _stack(
         show_default=True,
         help="Share the images among so many; the result is the same.",
     ),
-    click.option("--precision", default="32", show_default=True, help="32 (exact), tf32 (CUDA only) or bf16."),
+    click.option("--precision", default="32", show_default=True, help="32 (float32), tf32 (CUDA only) or bf16."),
     click.option("--compile", "compiled", is_flag=True, help="Run the passes of long attacks through torch.compile."),
     click.option(
         "--plain",

@@ -38,7 +38,7 @@ def image_sums(clean: Tensor, adversarial: Tensor) -> Tensor:
     Returns:
         Float64 (batch, 6, channels).
     """
-    return torch.cat([_sums(*pair) for pair in _portions(clean, adversarial)])
+    return torch.cat([_sums(*portion) for portion in _portions(clean, adversarial)])
 
 
 def differences_squared(clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -48,34 +48,29 @@ def differences_squared(clean: Tensor, adversarial: Tensor) -> Tensor:
         clean: activations (batch, channels, …).
         adversarial: activations of the same shape.
     """
-    return torch.cat([_squared(b.double() - a.double()) for a, b in _portions(clean, adversarial)])
+    return torch.cat([torch.sub(b, a, out=room).square_().sum(2) for a, b, room in _portions(clean, adversarial)])
 
 
-def _portions(clean: Tensor, adversarial: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of few images each, (images, channels, positions)."""
+def _portions(clean: Tensor, adversarial: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Pairs of few images each, float64 (images, channels, positions), with room for numbers of that shape.
+
+    All are in the same memory, since to be given new memory costs more than to compute.
+    """
     clean, adversarial = (x.reshape(*x.shape[:2], math.prod(x.shape[2:])) for x in (clean, adversarial))
     per_image = max(1, clean.shape[1] * clean.shape[2])
     images = max(1, _PORTION.get(clean.device.type, _PORTION_ELSEWHERE) // per_image)
-    return zip(clean.split(images), adversarial.split(images), strict=True)
+    rooms = [torch.empty_like(clean[:images], dtype=torch.float64) for _ in range(3)]
+    for pair in zip(clean.split(images), adversarial.split(images), strict=True):
+        a, b, room = (memory[: len(pair[0])] for memory in rooms)
+        yield a.copy_(pair[0]), b.copy_(pair[1]), room
 
 
-def _squared(difference: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(difference, dim=2).square()
-
-
-def _sums(clean: Tensor, adversarial: Tensor) -> Tensor:
+def _sums(clean: Tensor, adversarial: Tensor, room: Tensor) -> Tensor:
     """The sums over the positions of (images, channels, positions), in the order of `SUMS`."""
-    clean, adversarial = clean.double(), adversarial.double()
-    difference = adversarial - clean
-    sums = [
-        _squared(difference),  # V of Eq. 6
-        difference.sum(2),
-        clean.sum(2),
-        _squared(clean),
-        adversarial.sum(2),
-        _squared(adversarial),
-    ]
-    return torch.stack(sums, 1)
+    torch.sub(adversarial, clean, out=room)
+    difference, values = room.sum(2), (clean.sum(2), adversarial.sum(2))
+    squared = [memory.square_().sum(2) for memory in (room, clean, adversarial)]  # the first is V of Eq. 6
+    return torch.stack([squared[0], difference, values[0], squared[1], values[1], squared[2]], 1)
 
 
 class ChannelAccumulator:

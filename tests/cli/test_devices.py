@@ -69,7 +69,7 @@ class InTheSecond(torch.nn.Linear):
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def work(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with `tiny.pt` and `other.pt`."""
     from coprobe.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ def work(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def results(work: Path) -> tuple[Path, Path]:
     """Where one process has written the tables of `COMMANDS`, and where two have, with what they said."""
     folders = work / "one", work / "two"

@@ -20,7 +20,7 @@ MUTANTS = 20_000
 FLIPS = 2_000
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def total() -> fuzz.Tally:
     return fuzz.campaign(MUTANTS)
 
@@ -45,7 +45,7 @@ def test_no_changed_archive_is_read_with_other_content_and_no_sealed_one_at_all(
     assert total.of("refused", "sealed-zip") > MUTANTS // 20
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, seeds.Seed]:
     return {seed.name: seed for seed in seeds.seeds(tmp_path_factory.mktemp("seeds"))}
 

@@ -52,12 +52,11 @@ def slow_order(directory: Path, needs: tuple[Need, ...] = NEEDS) -> Order:
     return Order(directory, SLOW, needs)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+@pytest.fixture(scope="session")
+def undisturbed(once: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, bytes]:
     """The files of the plan, done one after the other in one process."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    do(slow_order(directory, (*NEEDS, Need("fd-b200-12", "history"))))
-    return files(directory)
+    plan = *NEEDS, Need("fd-b200-12", "history")
+    return files(once("undisturbed", lambda directory: do(slow_order(directory, plan))))
 
 
 def some(undisturbed: dict[str, bytes], *runs: str) -> dict[str, bytes]:

@@ -36,10 +36,10 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def test_pgd_is_that_of_torchattacks(cifar10: str, example_checkpoint: Path) -> None:
-    """10 steps from zero on 64 images; a sign that flips on a gradient near zero moves a pixel by two steps."""
+    """10 steps from zero on 32 images; a sign that flips on a gradient near zero moves a pixel by two steps."""
     torchattacks = pytest.importorskip("torchattacks")
     model = network(example_checkpoint)
-    x, y = images(cifar10, 64)
+    x, y = images(cifar10, 32)
     attack = parse("pgd:10:start=zero:rule=always:step-size=0.25", 1 / 255)
     x_adv = attack(model, x, y)
     expected = torchattacks.PGD(model, eps=1 / 255, alpha=0.25 / 255, steps=10, random_start=False)(x, y)

@@ -23,7 +23,7 @@ _PATIENCE = 120.0
 
 def in_group(count: int, work: Callable[[Processes, Path], Any], folder: Path) -> list[Any]:
     """What `work` gives in each of `count` processes, by rank; its second argument is `folder`, which is there."""
-    own = folder / f"group-{count}"
+    own = _own(count, folder)
     own.mkdir()
     members = [_FORKS.Process(target=_member, args=(rank, count, work, folder, own)) for rank in range(count)]
     for member in members:
@@ -37,7 +37,16 @@ def in_group(count: int, work: Callable[[Processes, Path], Any], folder: Path) -
         for member in members:
             member.kill()
             member.join()
-    return [torch.load(own / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    return given_by(count, folder)
+
+
+def given_by(count: int, folder: Path) -> list[Any]:
+    """What each process of a group gave that has worked with this folder."""
+    return [torch.load(_own(count, folder) / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _own(count: int, folder: Path) -> Path:
+    return folder / f"group-{count}"
 
 
 def _member(rank: int, count: int, work: Callable[[Processes, Path], Any], folder: Path, own: Path) -> None:

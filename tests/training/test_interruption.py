@@ -107,12 +107,12 @@ def bytes_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}  # a killed one leaves it
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(runs: Path) -> Run:
     """The uninterrupted run."""
     ended = train(runs / "whole", *knobs(RECIPE))
@@ -120,7 +120,7 @@ def whole(runs: Path) -> Run:
     return Run(runs / "whole")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def _stopped(runs: Path) -> Path:
     ended = train(runs / "stopped", *knobs(RECIPE), hits=(Hit("update", 14, send(signal.SIGTERM)),))
     assert ended.code == 143, ended

@@ -61,7 +61,7 @@ def after_an_epoch(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two devices."""
     out = tmp_path_factory.mktemp("devices") / "whole"

@@ -32,7 +32,7 @@ from coprobe.training.loop import TrainingLoop
 from coprobe.training.memory import Memory
 from coprobe.training.parallel import synchronise_batchnorm
 from coprobe.training.step import Step, uniform
-from tests.training.group import in_group
+from tests.training.group import given_by, in_group
 
 #: Updates with 32 and with 23 images: of 3 processes, parts of 10, 11, 11 and of 7, 8, 8.
 RECIPE = Recipe(
@@ -246,15 +246,16 @@ def _derivatives(norm: nn.Module, images: Tensor, weights: Tensor) -> dict[str, 
 # What the tests make of it.
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("groups")
+@pytest.fixture(scope="session")
+def folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """What a pair of processes, one alone and a trio wrote; the pair leaves a run for the others to resume."""
+    return once("groups", lambda folder: [in_group(count, everything, folder) for count in (2, 1, 3)])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def groups(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """What each process of a pair, of one alone and of a trio gave; the pair leaves a run for the others to resume."""
-    return {count: in_group(count, everything, folder) for count in (2, 1, 3)}
+    """What each process of these gave."""
+    return {count: given_by(count, folder) for count in (1, 2, 3)}
 
 
 def weights(run: Path) -> dict[str, Tensor]:
