@@ -1,6 +1,6 @@
 """How fast attacks are: beside other libraries, beside the straightforward loop, and beside the bare passes.
 
-    python -m benchmarks.attack --checkpoint CKPT --data parquet:DIR [--images 128] [--accuracy-images 1000]
+    python -m benchmarks.attack --checkpoint CKPT --data parquet:DIR [--images 128] [--batch-size 128]
 
 First it checks that all do the same: one step from the clean images moves the same pixels (at least 99.9 % of them in
 float32, on the same network), nothing leaves the ball, and what ten such steps leave of the accuracy is printed, which
@@ -10,7 +10,9 @@ is judged only if it is neither nothing nor everything. Then it times, interleav
   forward and backward that none can do without, on coprobe's kernels;
 - PGD-50 that stops at the first misclassification, of coprobe and of the straightforward loop (`benchmarks.naive`),
   from the same random starts, which must give the same images, bit for bit, on the same kernels;
-- PGD-10 over as many images as `--many` says, compiled and in bfloat16.
+- PGD-10 over as many images as `--many` says, compiled and in bfloat16, beside torchattacks.
+
+It also profiles the bare passes: where the time goes that no attack can do without.
 
 "Of the ceiling" is the FLOPs of the passes with direct convolutions over what a square matrix product reaches in the
 same precision. Libraries that go back to the weights as well do more, coprobe's kernels in float32 on a CPU do less
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -42,6 +44,7 @@ from benchmarks.timing import (
     count,
     measure,
     products,
+    profiled,
     publish,
     table,
     torchs,
@@ -60,6 +63,7 @@ UNTIL = parse("pgd:50", EPSILON)
 SPEEDUPS = {"torchattacks": 1.45, "foolbox": 2.0, "adversarial-robustness-toolbox": 2.0}
 #: Points of accuracy that it may be off.
 OFF = {"32": 0.2, "tf32": 0.2, "bf16": 0.5}
+PARTS = ("accuracy", "times", "profile", "loop", "many")
 
 
 def crafted(subject: Subject, model: Classifier, spec: str, *, plain: bool = False, epsilon: float = EPSILON) -> Tensor:
@@ -143,12 +147,12 @@ def agreement(
     return rows, accuracies if 0 < accuracies[PLAIN] < unharmed else {}
 
 
-def every_step(subject: Subject, kernels: dict[str, Classifier]) -> dict[str, Candidate]:
-    """PGD-10 without stopping."""
+def every_step(subject: Subject, kernels: dict[str, Classifier], chosen: Sequence[str]) -> dict[str, Candidate]:
+    """PGD-10 without stopping, also of the chosen libraries."""
     spec, flops = "pgd:10:rule=always", passes(subject, 10)
     made = {}
     for package, attack in peers.ATTACKS.items():
-        if missing := absent(package):
+        if missing := absent(package) if package in chosen else "left out":
             made[package] = Candidate(lambda: None, missing=missing)
         else:
             craft = attack(subject, peers.Schedule(EPSILON, STEP, 10))
@@ -188,9 +192,9 @@ def until_misclassified(subject: Subject, model: Classifier) -> tuple[dict[str, 
     return {LOOP: Candidate(lambda: loop(subject.model)), "coprobe": Candidate(ours)}, alike
 
 
-def timed(subject: Subject, kernels: dict[str, Classifier], repeats: int) -> list[str]:
+def timed(subject: Subject, kernels: dict[str, Classifier], chosen: Sequence[str], repeats: int) -> list[str]:
     """PGD-10 without stopping."""
-    attacks = every_step(subject, kernels)
+    attacks = every_step(subject, kernels, chosen)
     computes = {name: PRECISIONS.get(name.replace("bare passes", "coprobe"), "") for name in attacks}
     computes |= {PLAIN: "32"} | dict.fromkeys(peers.ATTACKS, torchs("32", subject.device))
     squares = {precision: products(subject.device, precision) for precision in set(computes.values())}
@@ -198,7 +202,21 @@ def timed(subject: Subject, kernels: dict[str, Classifier], repeats: int) -> lis
     ceilings = {name: ceiling(squares[precision]) for name, precision in computes.items()}
     rows = table(attacks, beside=list(SPEEDUPS), images=len(subject.dataset), ceilings=ceilings)
     what = "PGD-10 at 16/255 with steps of 2/255, every image every step"
-    return [*subject.about(*peers.ATTACKS), what, "", *rows, "", *bars(speed(attacks, subject.device))]
+    asked = bars(speed(attacks, subject.device)) if set(chosen) >= set(SPEEDUPS) else []
+    return [*subject.about(*chosen), what, "", *rows, "", *asked]
+
+
+def spent(subject: Subject, kernels: dict[str, Classifier]) -> list[str]:
+    """What the bare passes spend their time on."""
+    lines = []
+    for name, model in kernels.items():
+        flops = passes(subject, 1)
+        square = products(subject.device, PRECISIONS[name])
+        measure(square, 5, subject.device)
+        shares, seconds = profiled(lambda model=model: bare(subject, model, 1), subject.device)
+        reached = flops / seconds / ceiling(square)
+        lines += [f"{passes_of(name)}: {seconds:.3g} s a step, {reached:.0%} of the ceiling", "", *shares, ""]
+    return [*subject.about(), *lines[:-1]]
 
 
 def stopped(subject: Subject, repeats: int) -> list[str]:
@@ -219,26 +237,41 @@ def throughput(subject: Subject, repeats: int) -> list[str]:
     squares = products(subject.device, "bf16")
     model = fast(subject.model, images=subject.batches[0][0], precision="bf16", compiled=True)
     attack = Candidate(lambda: crafted(subject, model, "pgd:10:rule=always"), passes(subject, 10))
-    measure([*squares, attack], repeats, subject.device)
-    name = f"PGD-10 over {len(subject.dataset):,} images, batch {subject.own_batch_size}, compiled, bf16"
-    rows = table({name: attack}, images=len(subject.dataset), ceilings={name: ceiling(squares)})
-    return [*subject.about(), *rows]
+    craft = peers.torchattacks(subject, peers.Schedule(EPSILON, STEP, 10))
+    other = Candidate(lambda: crafted_by(craft, subject))
+    measure([*squares, attack, other], repeats, subject.device)
+    name = "coprobe, compiled, bf16"
+    works = {name: attack, "torchattacks": other}
+    asked = [
+        Bar(f"PGD-10 over {len(subject.dataset):,} images, compiled, bf16, seconds", attack.seconds, most=3),
+        Bar("the same, times as fast as torchattacks", other.relative_to(attack), least=4),
+    ]
+    rows = table(works, beside=["torchattacks"], images=len(subject.dataset), ceilings={name: ceiling(squares)})
+    return [*subject.about("torchattacks"), *rows, "", *bars(asked)]
 
 
 def arguments_of() -> argparse.Namespace:
     """What the command line says."""
     parser = options(__doc__ or "")
-    parser.add_argument("--accuracy-images", type=int, default=1000, help="on which accuracies are compared; 0: none")
+    parser.add_argument(
+        "--parts", help=f"of {', '.join(PARTS)}, with commas between; many is by default with CUDA only"
+    )
+    parser.add_argument("--accuracy-images", type=int, default=1000, help="on which accuracies are compared")
     parser.add_argument(
         "--accuracy-eps", type=float, default=16, help="n of n/255 at which they are; some must survive"
     )
-    parser.add_argument("--loop-images", type=int, default=256, help="of PGD-50 until misclassified; 0: none")
+    parser.add_argument(
+        "--peers", default=",".join(peers.ATTACKS), help="libraries that are timed, with commas between"
+    )
+    parser.add_argument("--loop-images", type=int, default=256, help="of PGD-50 until misclassified")
     parser.add_argument("--loop-checkpoint", help="the one that it attacks; --checkpoint if unset")
-    parser.add_argument("--many", type=int, help="of the last run; default: 10000 with CUDA, 0 (none) without")
+    parser.add_argument("--many", type=int, default=10_000, help="images of that part")
     parser.add_argument("--many-batch-size", type=int, default=512)
     arguments = parser.parse_args()
-    if arguments.many is None:
-        arguments.many = 10_000 if torch.device(arguments.device).type == "cuda" else 0
+    if arguments.parts is None:
+        arguments.parts = ",".join(PARTS if torch.device(arguments.device).type == "cuda" else PARTS[:-1])
+    if unknown := set(arguments.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts: there is no {', '.join(sorted(unknown))}")
     return arguments
 
 
@@ -276,20 +309,24 @@ def main() -> None:
         for name, precision in PRECISIONS.items()
         if precision != "tf32" or subject.device.type == "cuda"
     }
-    if arguments.accuracy_images:
+    parts = arguments.parts.split(",")
+    if "accuracy" in parts:
         accurate = replace(subject, dataset=images_of(arguments, arguments.accuracy_images))
         agreed, accuracies = agreement(subject, accurate, kernels, arguments.accuracy_eps / 255)
         found = [*accurate.about(*peers.ATTACKS), *agreed, "", *bars(likeness(accuracies, kernels))]
         publish(title, found, arguments.out)
-    publish(title, timed(subject, kernels, arguments.repeats), arguments.out)
-    if arguments.loop_images:
+    if "times" in parts:
+        publish(title, timed(subject, kernels, arguments.peers.split(","), arguments.repeats), arguments.out)
+    if "profile" in parts:
+        publish(title, spent(subject, kernels), arguments.out)
+    if "loop" in parts:
         weak = argparse.Namespace(**vars(arguments))
         weak.images, weak.checkpoint = arguments.loop_images, arguments.loop_checkpoint or arguments.checkpoint
         publish(title, stopped(Subject.of(weak), arguments.repeats), arguments.out)
-    if arguments.many:
-        larger = replace(
-            subject, dataset=images_of(arguments, arguments.many), own_batch_size=arguments.many_batch_size
-        )
+    if "many" in parts:
+        size = arguments.many_batch_size
+        many = images_of(arguments, arguments.many)
+        larger = replace(subject, dataset=many, batch_size=size, own_batch_size=size)
         publish(title, throughput(larger, arguments.repeats), arguments.out)
 
 

@@ -24,7 +24,7 @@ import torch
 from benchmarks.subject import Subject, options
 from benchmarks.timing import Bar, bars, origin, publish, shown
 
-COMMANDS = ("activations",), ("mask", "--node", "A"), ("evaluate", "--attacks", "fgsm,pgd:10"), ("diagnose",)
+COMMANDS = "activations", "mask --node A", "evaluate --attacks fgsm,pgd:10", "diagnose"
 ALONE = "the attack alone"
 GROWTH = 1.05
 
@@ -84,10 +84,14 @@ def main() -> None:
     parser = options(__doc__ or "", images=256, repeats=1)
     parser.set_defaults(width=4, data="digits")
     parser.add_argument("--sizes", default="1000,10000", help="two numbers of images")
+    parser.add_argument(
+        "--commands", help="other commands than these, with semicolons between, and not the attack alone"
+    )
     arguments = parser.parse_args()
     few, many = map(int, arguments.sizes.split(","))
     subject = Subject.of(arguments)
-    commands = {f"coprobe {' '.join(words)}": words for words in COMMANDS} | {ALONE: ()}
+    lines = arguments.commands.split(";") if arguments.commands else COMMANDS
+    commands = {f"coprobe {line.strip()}": line.split() for line in lines} | ({} if arguments.commands else {ALONE: []})
     took: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pt"
@@ -105,11 +109,11 @@ def main() -> None:
         cells = [small / 2**20, large / 2**20, *[small_gpu / 2**20, large_gpu / 2**20] * on_gpu]
         rows.append(f"| {name} | {' | '.join(f'{cell:,.0f}' for cell in cells)} | {large / small - 1:+.1%} |")
         asked.append(Bar(f"{name}: resident at {many:,} over {few:,} images", large / small, most=GROWTH))
-        if on_gpu and name != ALONE:
+        if on_gpu and name != ALONE in commands:
             alone = highest[ALONE, many][1]
             asked.append(Bar(f"{name}: on the GPU, over the attack alone", large_gpu / alone, most=1.1))
     sizes = [f"{where}MiB at {size:,}" for where in ("", "GPU ")[: 1 + on_gpu] for size in (few, many)]
-    lines = [
+    found = [
         f"{subject.name}, images of {shown(arguments.data)} in batches of {subject.own_size}, "
         f"the largest of {arguments.repeats} run(s);",
         *origin(subject.device),
@@ -119,7 +123,7 @@ def main() -> None:
         "",
         *bars(asked),
     ]
-    publish("How much memory probing takes", lines, arguments.out)
+    publish("How much memory probing takes", found, arguments.out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -139,6 +140,23 @@ def products(device: torch.device, precision: str) -> list[Candidate]:
         packed = a.to_mkldnn(), b.to_mkldnn()
         works.append(lambda: torch.nn.functional.linear(*packed))
     return [Candidate(work, 2.0 * size**3) for work in works]
+
+
+def profiled(once: Callable[[], object], device: torch.device, rows: int = 6) -> tuple[list[str], float]:
+    """A table of the operations that take the most time, and the seconds of doing it once without being looked at."""
+    plain = Candidate(once)
+    measure([plain], 5, device)
+    on_gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[getattr(ProfilerActivity, "CUDA" if on_gpu else "CPU")]) as profile:
+        once()
+        wait(device)
+    took = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in profile.key_averages()
+    }
+    whole, largest = sum(took.values()), sorted(took, key=lambda key: -took[key])[:rows]
+    shares = [f"| `{key}` | {took[key] / whole:.1%} |" for key in largest]
+    return ["| operation | share of the time |", "|---|---|", *shares], plain.seconds
 
 
 def ceiling(squares: Sequence[Candidate]) -> float:
