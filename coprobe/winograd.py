@@ -63,7 +63,8 @@ class Winograd(nn.Module):
     """The same convolution, for weights that don't change any more.
 
     It can be differentiated by its input, once. The weights at the points take four times the memory of the weights,
-    for the way there and for the way back. Heights and widths that are no multiples of 4 are left to torch.
+    once for the way there and once for the way back. Heights and widths that are no multiples of 4, and no images or
+    a single one without a batch, are left to torch.
 
     Args:
         convolution: one where it `pays`.
@@ -77,7 +78,7 @@ class Winograd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps batch×channels×height×width to as many of the same size."""
-        if x.shape[2] % OUT or x.shape[3] % OUT:
+        if x.dim() != 4 or not len(x) or x.shape[2] % OUT or x.shape[3] % OUT:
             return conv2d(x, self.weight, self.bias, padding=1)
         convolved: Tensor = _Function.apply(x, self._there, self._back, self.bias)
         return convolved

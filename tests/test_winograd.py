@@ -50,6 +50,12 @@ def test_outputs_and_gradients(shape: tuple[int, int, int], bias: bool, layout: 
     assert torch.allclose(back.double(), expected, rtol=0, atol=2e-5 * expected.abs().amax().item())
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 8, 8), (4, 8, 8)])
+def test_no_images_and_one_without_a_batch(shape: tuple[int, ...]) -> None:
+    plain, x = convolution(), images(*shape)
+    assert torch.equal(Winograd(plain)(x), plain(x))
+
+
 def test_small_numbers_without_rounding() -> None:
     """Whole numbers over 24² come out exactly, so that every factor is the one it should be."""
     plain = convolution(bias=False)
