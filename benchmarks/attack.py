@@ -38,7 +38,6 @@ from benchmarks.timing import (
     Bar,
     Candidate,
     absent,
-    arithmetic,
     bars,
     ceiling,
     count,
@@ -50,7 +49,7 @@ from benchmarks.timing import (
     torchs,
 )
 from coprobe.attacks import AdversarialExamples, parse
-from coprobe.engine import frozen
+from coprobe.engine import frozen, products_in
 from coprobe.inference import fast
 from coprobe.models import Classifier
 
@@ -82,7 +81,7 @@ def crafted_by(craft: peers.Craft, subject: Subject) -> Tensor:
 
 def bare(subject: Subject, model: Classifier, steps: int) -> None:
     """So many passes forward and backward to the images, and nothing else."""
-    with arithmetic(model.precision):
+    with products_in(model.precision):
         for x, y in subject.own_batches:
             points = x.contiguous(memory_format=torch.channels_last).requires_grad_()
             for _ in range(steps):
@@ -120,7 +119,7 @@ def agreement(
             if not absent(package) and (iterations == 1 or package in SPEEDUPS):
                 steps = iterations + (iterations == 1 and package in peers.LATE)
                 schedule = peers.Schedule(epsilon, STEP, steps, random_start=False)
-                with arithmetic("32"):
+                with products_in("32"):
                     made[package] = crafted_by(attack(subject, schedule), subject)
         return made
 
@@ -182,7 +181,7 @@ def until_misclassified(subject: Subject, model: Classifier) -> tuple[dict[str, 
         return torch.cat(made)
 
     def loop_on_kernels() -> Tensor:
-        with arithmetic(model.precision):
+        with products_in(model.precision):
             return loop(model)
 
     def ours() -> Tensor:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.subject import Subject, images_of, options
-from benchmarks.timing import Bar, Candidate, arithmetic, bars, measure, publish, table
+from benchmarks.timing import Bar, Candidate, bars, measure, publish, table
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.autoattack import AutoAttack
 from coprobe.attacks.base import PURPOSE
+from coprobe.engine import products_in
 from coprobe.evaluation import NO_NOISE, Noise
 from coprobe.inference import fast
 from coprobe.masking import NO_MASK, ChannelMask
@@ -48,7 +49,7 @@ def examples(probe: Probe) -> AdversarialExamples:
 def parts(probe: Probe) -> None:
     """The attacks, and a forward pass for each noise and mask of each attack's images."""
     for batch in examples(probe):
-        with torch.no_grad(), arithmetic(probe.precision):
+        with torch.no_grad(), products_in(probe.precision):
             for images in batch.images.values():
                 for _ in range(len(NOISES) * len(MASKS)):
                     probe.model(images)
@@ -62,7 +63,7 @@ def check_counts(probe: Probe) -> None:
     for batch in examples(probe):
         randomness = ImageRandomness(probe.seed, "noise", batch.indices)
         for (spec, images), noise, mask in product(batch.images.items(), NOISES, MASKS):
-            with torch.no_grad(), arithmetic(probe.precision), masked(probe.model, mask.channels):
+            with torch.no_grad(), products_in(probe.precision), masked(probe.model, mask.channels):
                 logits = probe.model(noise.add(images, randomness, 0))
             literal[spec, noise.spec, mask.reason] += int((logits.argmax(1) == batch.labels).sum())
     if literal != counted:
@@ -89,7 +90,7 @@ def auto_attacks(subject: Subject, spec: str) -> tuple[dict[str, Candidate], flo
             seed = key_of(0, PURPOSE, first)
             adversary = pyautoattack.AutoAttack(subject.model, norm="Linf", eps=EPSILON, seed=seed, device=x.device)
             adversary.attacks_to_run = list(attack.sequence)
-            with arithmetic("32"):
+            with products_in("32"):
                 made.append(adversary.run_standard_evaluation(x, y, batch_size=len(x))[0])
             first += len(x)
         return torch.cat(made)

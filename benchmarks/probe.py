@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from benchmarks import peers
 from benchmarks.subject import Subject, options
-from benchmarks.timing import Bar, Candidate, absent, arithmetic, bars, measure, publish, table
+from benchmarks.timing import Bar, Candidate, absent, bars, measure, publish, table
 from coprobe.attacks import AdversarialExamples, parse
+from coprobe.engine import products_in
 from coprobe.nodes import network_of, node_table, record
 from coprobe.probe import Probe
 from coprobe.statistics.accumulator import SUMS, image_sums
@@ -48,7 +49,7 @@ def examples(probe: Probe) -> AdversarialExamples:
 def alone(probe: Probe) -> None:
     """The attack, and the two forward passes that probing needs."""
     for batch in examples(probe):
-        with torch.no_grad(), arithmetic(probe.precision):
+        with torch.no_grad(), products_in(probe.precision):
             for images in batch.images.values():
                 probe.model(images)
 

@@ -15,7 +15,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from coprobe.engine import products_in
 
 
 @dataclass
@@ -105,20 +107,6 @@ def count(once: Callable[[], object]) -> float:
     return float(counter.total)
 
 
-@contextlib.contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Float32 products on a GPU exactly inside the block, or with TF32 if it is `tf32`, as torch's convolutions are."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
-
-
 def torchs(precision: str, device: torch.device) -> str:
     """What torch makes of float32 unless it is told otherwise: TF32 in the convolutions on a GPU."""
     return "tf32" if precision == "32" and device.type == "cuda" else precision
@@ -131,7 +119,7 @@ def products(device: torch.device, precision: str) -> list[Candidate]:
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
 
     def product() -> None:
-        with arithmetic(precision):
+        with products_in(precision):
             torch.matmul(a, b)
 
     works: list[Callable[[], object]] = [product]

@@ -53,6 +53,21 @@ def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def products_in(precision: str | None) -> Iterator[None]:
+    """Compute float32 products on a GPU with TF32 if it is `tf32`, else exactly; None leaves torch's own switches."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        if precision:
+            for switch in switches:
+                switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and parameters without gradients inside the block; every flag as before afterwards.
 
@@ -64,21 +79,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
     shortcut = torch.backends.mha.get_fastpath_enabled()
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    products: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    switches = [switch.fp32_precision for switch in products]
     try:
-        if precision := getattr(model, "precision", None):
-            for switch in products:
-                switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
         for parameter, _ in grads:
             parameter.requires_grad_(False)
-        yield
+        with products_in(getattr(model, "precision", None)):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(shortcut)
-        for switch, before in zip(products, switches, strict=True):
-            switch.fp32_precision = before
         for module, mode in modes:
             module.training = mode
         for parameter, required in grads:
