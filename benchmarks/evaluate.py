@@ -23,6 +23,7 @@ from benchmarks.timing import Bar, Candidate, bars, measure, publish, table
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.autoattack import AutoAttack
 from coprobe.attacks.base import PURPOSE
+from coprobe.attacks.examples import clean_images
 from coprobe.engine import products_in
 from coprobe.evaluation import NO_NOISE, Noise
 from coprobe.inference import fast
@@ -74,25 +75,23 @@ def auto_attacks(subject: Subject, spec: str) -> tuple[dict[str, Candidate], flo
     """An AutoAttack by coprobe and by pyautoattack, and the share of images alike on the network as it is stored."""
     attack = parse(spec, EPSILON)
     assert isinstance(attack, AutoAttack)
+    dataset, device = subject.dataset, subject.device
     kernels = fast(subject.model, images=subject.batches[0][0])
+    size = subject.own_size
 
     def ours(model: nn.Module, *, plain: bool) -> Tensor:
-        made, first = [], 0
-        for x, y in subject.batches:
-            indices = torch.arange(first, first + len(x), device=x.device)
-            made.append(attack(model, x, y, seed=0, indices=indices, plain=plain))
-            first += len(x)
-        return torch.cat(made)
+        batches = AdversarialExamples(model, dataset, [attack], batch_size=size, device=device, plain=plain)
+        return torch.cat([batch.images[attack.spec] for batch in batches])
 
     def direct() -> Tensor:
-        made, first = [], 0
-        for x, y in subject.batches:
+        made = []
+        for first in range(0, len(dataset), attack.unit(size)):
+            x, y = clean_images(dataset, first, min(first + attack.unit(size), len(dataset)), device)
             seed = key_of(0, PURPOSE, first)
-            adversary = pyautoattack.AutoAttack(subject.model, norm="Linf", eps=EPSILON, seed=seed, device=x.device)
+            adversary = pyautoattack.AutoAttack(subject.model, norm="Linf", eps=EPSILON, seed=seed, device=device)
             adversary.attacks_to_run = list(attack.sequence)
             with products_in("32"):
-                made.append(adversary.run_standard_evaluation(x, y, batch_size=len(x))[0])
-            first += len(x)
+                made.append(adversary.run_standard_evaluation(x, y, batch_size=size)[0])
         return torch.cat(made)
 
     alike = (direct() == ours(subject.model, plain=True)).flatten(1).all(1).double().mean().item()

@@ -389,8 +389,7 @@ class Probe:
             keep=keep,
             plain=self.plain,
         )
-        # What becomes of an image under AutoAttack depends on its batch, which must not be cut in two.
-        unit = FULL if all(attack.by_image for attack in attacks) else examples.size.now
+        unit = max([FULL, *(attack.unit(examples.size.now) for attack in attacks)])
         examples.stretch = self.processes.stretch(len(self.dataset), unit)
         first, stop = examples.stretch
         with self.progress(label, stop - first) as examples.progress:

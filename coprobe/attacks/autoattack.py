@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, partial
+from itertools import islice, pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from coprobe.attacks.base import ATTACKS, Attack
+from coprobe.attacks.conveyor import Feed
 from coprobe.attacks.stages import Stage, Stages
+from coprobe.engine import BatchSize, frozen
 from coprobe.errors import InputError, unknown
 from coprobe.randomness import ImageRandomness, key_of
 
 #: The members of the standard version in its order, cheap to dear.
 MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+#: At least so many images of a feed go through the members together, so that what one member leaves are full batches
+#: for the next. With more, a data set would have fewer shares for several processes.
+TOGETHER = 512
 
 _SOURCE = "Croce and Hein 2020"
 _STANDARD = "+".join(MEMBERS)
@@ -30,8 +37,9 @@ _STANDARD = "+".join(MEMBERS)
 class AutoAttack(Attack):
     """Members of AutoAttack (L∞) by the package pyautoattack, seeded by the seed and the index of the first image.
 
-    They run one after the other, each only on the images that are still classified correctly. Images that the model
-    misclassifies anyway, and those that no member breaks, come back as they are.
+    They run one after the other, each only on the images that are still classified correctly. Of a feed these are
+    gathered from several portions at a time, see `TOGETHER`. Images that the model misclassifies anyway, and those that
+    no member breaks, come back as they are.
 
     Raises:
         InputError: images other than float32, or fewer than four classes for APGD-T, whose loss needs four.
@@ -47,8 +55,33 @@ class AutoAttack(Attack):
         """The members in the order in which they run; a member alone is its own only one."""
         return (self.name,)
 
+    def unit(self, portion: int) -> int:
+        """At least `TOGETHER`, in whole portions."""
+        return -(-TOGETHER // portion) * portion
+
+    def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
+        """The images of a whole feed; see `Attack.over`. Where memory runs out, all of a unit begins anew in halves."""
+        coming = feed.portions()
+        while portions := list(islice(coming, self.unit(feed.portion) // feed.portion)):
+            start, stop = portions[0][0], portions[-1][1]
+            x, y = feed.read(start, stop)
+            randomness = feed.randomness(torch.arange(start, stop, device=x.device))
+            done = None
+            while done is None:
+                count = min(size.now, len(x))
+                done = size.attempt(count, partial(self._frozen, model, x, y, randomness, count))
+            yield from self._checked(done[0], x).split([stop - start for start, stop in portions])
+
     def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
-        """Hand the batch to pyautoattack, and note how many images each member begins with, and when."""
+        """Attack all of them in one batch."""
+        return self._attacked(model, x, y, randomness, len(x))
+
+    def _frozen(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, batch_size: int) -> Tensor:
+        with frozen(model):
+            return self._attacked(model, x, y, randomness, batch_size).detach()
+
+    def _attacked(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, batch_size: int) -> Tensor:
+        """Hand the images to pyautoattack, and note how many each member is given, and when it begins."""
         import pyautoattack
 
         if len(x) == 0:
@@ -66,11 +99,13 @@ class AutoAttack(Attack):
         adversary.attacks_to_run = list(self.sequence)
         adversary.apgd_targeted.n_target_classes = min(9, classes - 1)
         adversary.fab.n_target_classes = min(9, classes - 1)
-        begun: list[tuple[str, int, float]] = []
+        given = Counter[str]()
+        begun: dict[str, float] = {}
 
         def noted(member: str, perturb: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def begin(x: Tensor, y: Tensor) -> Tensor:
-                begun.append((member, len(x), time.perf_counter()))
+                given[member] += len(x)
+                begun.setdefault(member, time.perf_counter())
                 return perturb(x, y)
 
             return begin
@@ -80,12 +115,13 @@ class AutoAttack(Attack):
             runner.perturb = noted(member, runner.perturb)
         with _globals_kept():
             # it views images as rows, which a channels-last layout can't be
-            x_adv, predicted = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=len(x))
+            x_adv, predicted = adversary.run_standard_evaluation(x.contiguous(), y, batch_size=batch_size)
         # Before each member the package counts what is left, and so waits for the device.
-        marks = [*begun, ("", int((predicted == y).sum()), time.perf_counter())]
+        ends = [*begun.values(), time.perf_counter()]
+        left = [*given.values(), int((predicted == y).sum())]
         stages = {member: Stage() for member in self.sequence}
-        for (member, images, begin), (_, left, end) in pairwise(marks):
-            stages[member] = Stage(images, images - left, end - begin)
+        for member, (begin, end), (images, rest) in zip(begun, pairwise(ends), pairwise(left), strict=True):
+            stages[member] = Stage(images, images - rest, end - begin)
         self.stages.add(len(x), stages)
         return x_adv
 

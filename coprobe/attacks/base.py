@@ -54,8 +54,6 @@ class Attack(ABC):
     """
 
     epsilon: float
-    #: Whether what becomes of an image does not depend on the other images of its batch.
-    by_image: ClassVar[bool] = False
     #: Fields of which people write n for n/255.
     in_255ths: ClassVar[tuple[str, ...]] = ("epsilon",)
     name: ClassVar[str]
@@ -116,6 +114,14 @@ class Attack(ABC):
             randomness = feed.randomness(torch.arange(start, stop, device=x.device))
             craft = partial(self._run_rows, model, x, y, randomness)
             yield self._checked(torch.cat(list(in_batches(len(x), craft, size))), x)
+
+    def unit(self, portion: int) -> int:
+        """How many images in a row, from the first of a data set on, decide together what becomes of each of them.
+
+        Args:
+            portion: of a feed, in images.
+        """
+        return portion
 
     def _run_rows(
         self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, first: int, stop: int

@@ -120,7 +120,7 @@ class AdversarialExamples:
     def _stream(self, attack: Attack, feed: Feed) -> Iterator[Tensor]:
         if attack.spec in self.followers:
             return self._by_portion(feed, lambda start, x, y: self._followed(attack, start, x, y))
-        if self.plain:
+        if self.plain and isinstance(attack, StepAttack):  # the others have only one way
             return self._by_portion(
                 feed, lambda start, x, y: attack(self.model, x, y, seed=self.seed, indices=_from(start, x), plain=True)
             )

@@ -31,8 +31,6 @@ class SignGradientAttack(StepAttack):
             evaluation of fast adversarial training, or `always`.
     """
 
-    by_image: ClassVar[bool] = True
-
     start: str = "uniform"
     rule: str = "until-misclassified"
 
@@ -108,6 +106,10 @@ class SignGradientAttack(StepAttack):
         # A branch of the network that gives NaN can have a gradient of 0, which would look like robustness, too.
         gradient = torch.where(logits.isfinite().all(1).view(-1, 1, 1, 1), gradient, torch.nan)
         return gradient, logits.detach()
+
+    def unit(self, portion: int) -> int:
+        """One: no image depends on another."""
+        return 1
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """The last iterate; of several restarts, per image the one with the largest cross-entropy."""

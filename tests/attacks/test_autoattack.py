@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import ATTACKS, AdversarialExamples, Attack, parse, project
+from coprobe.attacks import ATTACKS, AdversarialExamples, Attack, autoattack, parse, project
 from coprobe.attacks.autoattack import AA, MEMBERS, AutoAttack, stages_of
 from coprobe.attacks.base import PURPOSE
 from coprobe.attacks.stages import Stage, Stages
@@ -46,6 +46,19 @@ class Coarse(nn.Module):
         return self.network((20 * x).round() / 20)
 
 
+class Exhausted(nn.Module):
+    """Has memory for so many images at once."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network, self.most = network, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError
+        return self.network(x)
+
+
 def coarse(count: int = 16) -> tuple[nn.Module, Tensor, Tensor]:
     model, x, y = trained()
     return Coarse(model).eval(), x[:count], y[:count]
@@ -67,7 +80,7 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The members with 20 of their 100 steps (and see conftest.py)."""
 
     def shorten(runner: Any, x: Tensor) -> None:
-        assert runner.n_iter == 100
+        assert runner.n_iter in (100, 20)  # again for its second batch
         runner.n_iter = 20
 
     for runner in list(RUNNERS.values())[:3]:
@@ -75,7 +88,13 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def direct(
-    model: nn.Module, x: Tensor, y: Tensor, members: tuple[str, ...], seed: int = SEED, first: int = 0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    members: tuple[str, ...],
+    seed: int = SEED,
+    first: int = 0,
+    batch_size: int | None = None,
 ) -> Tensor:
     """AutoAttack as its authors show it: one call, of the standard version or with its members chosen."""
     state = torch.get_rng_state()
@@ -89,7 +108,7 @@ def direct(
     )
     adversary.apgd.n_restarts = 1
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 3  # of four classes
-    x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))
+    x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size or len(x))
     torch.set_rng_state(state)
     return project(x_adv, x, EPSILON)
 
@@ -109,7 +128,7 @@ def check_is_direct(attack: Attack, members: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("members", SUBSETS, ids="+".join)
-def test_is_the_package_called_once_with_all_members(members: tuple[str, ...]) -> None:
+def test_a_batch_is_the_package_called_once_with_all_members(members: tuple[str, ...]) -> None:
     check_is_direct(parse(f"aa:members={'+'.join(members)}", EPSILON), members)
 
 
@@ -149,6 +168,48 @@ def test_each_member_sees_what_those_before_it_left(monkeypatch: pytest.MonkeyPa
     stages = stages_of([attack])
     assert [stage["images"] for stage in stages] == counts[:-1]
     assert [stage["images"] - stage["broken"] for stage in stages] == counts[1:]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_members_go_through_a_data_set_in_full_batches_of_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    monkeypatch.setattr(autoattack, "TOGETHER", 10)
+    model, x, y = coarse(40)
+    data = Dataset((255 * x).round().byte(), y, tuple("abcd"), "made up", "test")
+    attack = parse("aa:members=apgd-ce+square", EPSILON)
+    assert attack.unit(4) == 12
+    seen: list[tuple[str, int]] = []
+    for member in ("apgd-ce", "square"):
+        wrap(monkeypatch, RUNNERS[member], lambda _, x, member=member: seen.append((member, len(x))))  # type: ignore[misc]
+    examples = AdversarialExamples(model, data, [attack], batch_size=4, seed=SEED, plain=plain)
+    crafted = list(examples)
+    given, seen = seen, []
+    assert [len(batch.labels) for batch in crafted] == [4] * 10
+    units = [(first, min(first + 12, 40)) for first in range(0, 40, 12)]
+    exact = data.images.float() / 255
+    expected = [
+        direct(model, exact[first:stop], y[first:stop], ("apgd-ce", "square"), first=first, batch_size=4)
+        for first, stop in units
+    ]
+    assert torch.equal(torch.cat([batch.images[attack.spec] for batch in crafted]), torch.cat(expected))
+    assert given == seen and 4 in {count for member, count in seen if member == "square"}
+    stages = stages_of([attack])
+    for stage in stages:
+        assert stage["images"] == sum(count for member, count in given if member == stage["member"])
+    assert stages[0]["images"] - stages[0]["broken"] == stages[1]["images"]
+
+
+def test_memory_that_runs_out_halves_the_batches_of_a_unit() -> None:
+    model, x, y = coarse(12)
+    short = Exhausted(model, 5)
+    data = Dataset((255 * x).round().byte(), y, tuple("abcd"), "made up", "test")
+    attack = parse("square", EPSILON)
+    examples = AdversarialExamples(short, data, [attack], seed=SEED)
+    (batch,) = examples
+    exact = data.images.float() / 255
+    assert torch.equal(batch.images["square"], direct(model, exact, y, ("square",), batch_size=3))
+    assert examples.size.now == 3
 
 
 def test_gains_add_up_to_the_accuracy_of_a_whole_data_set() -> None:
