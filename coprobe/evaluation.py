@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -152,7 +152,7 @@ class Accuracy(Measurement[Evaluation]):
         self._device = torch.device("cpu")
 
     def update(self, batch: AdversarialBatch) -> None:
-        """Count the correct predictions of every combination."""
+        """Count the correct predictions of every combination; masks of the same channels share their pass."""
         correct = {}
         self._device = batch.labels.device
         finite = torch.ones((), dtype=torch.bool, device=self._device)
@@ -162,12 +162,15 @@ class Accuracy(Measurement[Evaluation]):
                 continue
             for noise, draw in self._drawn:
                 noisy = noise.add(images, randomness, draw)
+                counts: dict[Hashable, Tensor] = {}
                 for mask in self._masks:
-                    with frozen(self._model), torch.no_grad(), mask.applied(self._model):
-                        logits = self._model(noisy)
+                    if mask.masked not in counts:
+                        with frozen(self._model), torch.no_grad(), mask.applied(self._model):
+                            logits = self._model(noisy)
+                        counts[mask.masked] = (logits.argmax(1) == batch.labels).sum()
+                        finite &= logits.isfinite().all()
                     key = (spec, noise.spec, draw, mask.reason, mask.count, mask.draw)
-                    correct[key] = (logits.argmax(1) == batch.labels).sum()
-                    finite &= logits.isfinite().all()
+                    correct[key] = counts[mask.masked]
         self._add(len(batch.labels), correct, finite)
         if self._images == len(batch.labels):
             self._check()  # of the first batch, before the others are attacked for nothing

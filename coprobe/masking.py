@@ -34,6 +34,11 @@ class ChannelMask:
         """Number of masked channels over all nodes."""
         return sum(len(indices) for indices in self.channels.values())
 
+    @property
+    def masked(self) -> frozenset[tuple[str, int]]:
+        """Node and number of every masked channel: masks in which these are the same do the same."""
+        return frozenset((node, channel) for node, channels in self.channels.items() for channel in channels)
+
     def applied(self, model: nn.Module) -> AbstractContextManager[None]:
         """Mask `model` inside a with block; see `nodes.masked`."""
         return masked(model, self.channels)

@@ -76,6 +76,21 @@ def example_checkpoint() -> Path:
     return path
 
 
+@pytest.fixture
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Square attack with 200 of its 5,000 queries."""
+    from pyautoattack.autoattack import SquareAttack
+
+    perturb = SquareAttack.perturb
+
+    def briefly(self: Any, *arguments: Any) -> Any:
+        assert self.n_queries in (5000, 200)  # again for its second batch
+        self.n_queries = 200
+        return perturb(self, *arguments)
+
+    monkeypatch.setattr(SquareAttack, "perturb", briefly)
+
+
 @pytest.fixture(autouse=True)
 def _own_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is found out about memory stays inside the test."""

@@ -72,10 +72,16 @@ def test_wilson_needs_images() -> None:
         wilson(0, 0)
 
 
-def test_counts_agree_with_a_literal_loop() -> None:
+def undecided() -> Recorder:
+    """Its logits are around 0, so that every class is predicted."""
     model = Recorder()
-    with torch.no_grad():  # logits around 0, so that every class is predicted
+    with torch.no_grad():
         model.read.bias -= model(dataset().images.float() / 255).mean(0)
+    return model
+
+
+def test_counts_agree_with_a_literal_loop() -> None:
+    model = undecided()
     masks = [NO_MASK, ChannelMask({"relu": (0, 3)}, "some"), ChannelMask({"relu": tuple(range(6))}, "all")]
     noises = [Noise(), Noise("uniform", 0.5), Noise("gauss", 0.3)]
     batches = list(examples(model, "fgsm", "pgd:3"))
@@ -107,6 +113,25 @@ def test_images_are_crafted_once_whatever_is_measured(attacks: list[str]) -> Non
     assert attacks == ["fgsm", "pgd:2"] * 3  # three batches
     evaluate(model, crafted)
     assert len(attacks) == 6
+
+
+def test_masks_of_the_same_channels_share_their_pass() -> None:
+    model = undecided()
+    (batch,) = examples(model, batch_size=10)
+    model.shown.clear()
+    masks = [
+        NO_MASK,
+        ChannelMask({"relu": ()}, "T_act > 0.99"),
+        ChannelMask({"relu": (3, 0)}, "T_act > 0.5"),
+        ChannelMask({"relu": (0, 3)}, "random"),
+        ChannelMask({"relu": (0, 3)}, "random", 1),
+        ChannelMask({"relu": (1, 3)}, "random", 2),
+    ]
+    frame = evaluate(model, [batch], masks=masks).frame
+    assert len(model.shown) == 3
+    assert list(frame["masked"]) == [0, 0, 2, 2, 2, 2]
+    alone = [evaluate(model, [batch], masks=[mask]).frame["correct"].item() for mask in masks]
+    assert list(frame["correct"]) == alone and len(set(alone)) > 1
 
 
 def test_noise_is_added_after_the_attack_and_masks_do_not_change_the_images() -> None:

@@ -234,10 +234,10 @@ def test_methods_describes_one_with_the_options_that_train_takes(coprobe, name):
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])
-def test_figure_and_its_second_time_without_an_attack(here, store, coprobe, monkeypatch, number):
+def test_figure_and_its_second_time_without_an_attack(here, store, coprobe, monkeypatch, few_queries, number):
     for name in ("co", "stable"):
         shutil.copytree(store / name, here / name)
-    line = f"figure {number} co stable --limit 20 --out figures"
+    line = f"figure {number} co stable --limit 10 --out figures"
     first = coprobe(line)
     names = [f"figures/fig0{number}{suffix}" for suffix in (".png", ".pdf", ".csv")]
     assert first.code == 0 and first.out.split() == names
