@@ -103,6 +103,7 @@ def _own_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The specs of the attacks in the order in which batches were asked of them, in whatever way."""
     from coprobe.attacks import Attack, StepAttack
+    from coprobe.attacks.autoattack import AutoAttack
     from coprobe.attacks.gradient import SignGradientAttack
 
     calls: list[str] = []
@@ -128,7 +129,7 @@ def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(self.spec)
         return steps(self, *arguments, **settings)
 
-    for owner in (Attack, SignGradientAttack):
+    for owner in (Attack, SignGradientAttack, AutoAttack):
         watch_over(owner)
     monkeypatch.setattr(Attack, "__call__", called)
     monkeypatch.setattr(StepAttack, "steps", stepping)
