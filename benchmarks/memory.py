@@ -103,15 +103,16 @@ def main() -> None:
     highest = {key: tuple(map(max, zip(*them, strict=True))) for key, them in took.items()}
 
     on_gpu = subject.device.type == "cuda"
+    width = f"width {subject.checkpoint.arch_args.get('width', 'unknown')}"
     asked, rows = [], []
     for name in commands:
         (small, small_gpu), (large, large_gpu) = highest[name, few], highest[name, many]
         cells = [small / 2**20, large / 2**20, *[small_gpu / 2**20, large_gpu / 2**20] * on_gpu]
         rows.append(f"| {name} | {' | '.join(f'{cell:,.0f}' for cell in cells)} | {large / small - 1:+.1%} |")
-        asked.append(Bar(f"{name}: resident at {many:,} over {few:,} images", large / small, most=GROWTH))
+        asked.append(Bar(f"{width}, {name}: resident at {many:,} over {few:,} images", large / small, most=GROWTH))
         if on_gpu and name != ALONE in commands:
             alone = highest[ALONE, many][1]
-            asked.append(Bar(f"{name}: on the GPU, over the attack alone", large_gpu / alone, most=1.1))
+            asked.append(Bar(f"{width}, {name}: on the GPU, over the attack alone", large_gpu / alone, most=1.1))
     sizes = [f"{where}MiB at {size:,}" for where in ("", "GPU ")[: 1 + on_gpu] for size in (few, many)]
     found = [
         f"{subject.name}, images of {shown(arguments.data)} in batches of {subject.own_size}, "

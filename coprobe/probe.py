@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -389,8 +390,8 @@ class Probe:
             keep=keep,
             plain=self.plain,
         )
-        unit = max([FULL, *(attack.unit(examples.size.now) for attack in attacks)])
-        examples.stretch = self.processes.stretch(len(self.dataset), unit)
+        unit = math.lcm(FULL, *(attack.unit(examples.size.now) for attack in attacks))
+        examples.stretch = self.processes.stretch(len(self.dataset), unit, FULL)
         first, stop = examples.stretch
         with self.progress(label, stop - first) as examples.progress:
             yield examples

@@ -51,12 +51,13 @@ class Processes:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
-    def stretch(self, total: int, unit: int = 1) -> tuple[int, int]:
+    def stretch(self, total: int, unit: int = 1, least: int = 0) -> tuple[int, int]:
         """Where this process's share of `total` things in a row begins and ends.
 
-        It begins at a multiple of `unit`; what is less than a `unit` at the end belongs to the one before.
+        It begins at a multiple of `unit`. What is left at the end is a unit, too, or belongs to the one before where it
+        is less than `least`, which is `unit` if unset.
         """
-        units = max(1, total // unit)
+        units = max(1, total // unit + (total % unit >= (least or unit)))
         first, stop = (rank * units // self.count * unit for rank in (self.rank, self.rank + 1))
         return first, total if self.rank == self.count - 1 else stop
 

@@ -25,9 +25,9 @@ from coprobe.randomness import ImageRandomness, key_of
 #: The members of the standard version in its order, cheap to dear.
 MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
-#: At least so many images of a feed go through the members together, so that what one member leaves are full batches
-#: for the next. With more, a data set would have fewer shares for several processes.
-TOGETHER = 512
+#: So many portions of a feed go through the members together, so that what one member leaves are fuller batches for the
+#: next. With more of them, a data set would have fewer shares for several processes.
+TOGETHER = 4
 
 _SOURCE = "Croce and Hein 2020"
 _STANDARD = "+".join(MEMBERS)
@@ -38,7 +38,7 @@ class AutoAttack(Attack):
     """Members of AutoAttack (L∞) by the package pyautoattack, seeded by the seed and the index of the first image.
 
     They run one after the other, each only on the images that are still classified correctly. Of a feed these are
-    gathered from several portions at a time, see `TOGETHER`. Images that the model misclassifies anyway, and those that
+    gathered from `TOGETHER` portions at a time. Images that the model misclassifies anyway, and those that
     no member breaks, come back as they are.
 
     Raises:
@@ -56,13 +56,13 @@ class AutoAttack(Attack):
         return (self.name,)
 
     def unit(self, portion: int) -> int:
-        """At least `TOGETHER`, in whole portions."""
-        return -(-TOGETHER // portion) * portion
+        """`TOGETHER` portions."""
+        return TOGETHER * portion
 
     def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
         """The images of a whole feed; see `Attack.over`. Where memory runs out, all of a unit begins anew in halves."""
         coming = feed.portions()
-        while portions := list(islice(coming, self.unit(feed.portion) // feed.portion)):
+        while portions := list(islice(coming, TOGETHER)):
             start, stop = portions[0][0], portions[-1][1]
             x, y = feed.read(start, stop)
             randomness = feed.randomness(torch.arange(start, stop, device=x.device))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from itertools import combinations
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations, islice
+from typing import Any, TypeVar
 
 import pyautoattack
 import pyautoattack.autoattack as package
@@ -13,15 +14,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import ATTACKS, AdversarialExamples, Attack, autoattack, parse, project
+from coprobe.attacks import ATTACKS, AdversarialExamples, Attack, parse, project
 from coprobe.attacks.autoattack import AA, MEMBERS, AutoAttack, stages_of
 from coprobe.attacks.base import PURPOSE
+from coprobe.attacks.conveyor import Feed
 from coprobe.attacks.stages import Stage, Stages
 from coprobe.data import Dataset
+from coprobe.engine import FULL
 from coprobe.errors import InputError
 from coprobe.evaluation import evaluate
-from coprobe.randomness import key_of
+from coprobe.processes import Processes
+from coprobe.randomness import ImageRandomness, key_of
 from tests.attacks.small import convolutional, trained
+
+T = TypeVar("T")
 
 SEED = 11
 EPSILON = 0.1  # some images break and some do not
@@ -113,6 +119,12 @@ def direct(
     return project(x_adv, x, EPSILON)
 
 
+def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
+    coming = iter(items)
+    while some := tuple(islice(coming, count)):
+        yield some
+
+
 def is_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return model(x).argmax(1) == y
@@ -174,11 +186,10 @@ def test_each_member_sees_what_those_before_it_left(monkeypatch: pytest.MonkeyPa
 def test_members_go_through_a_data_set_in_full_batches_of_what_is_left(
     monkeypatch: pytest.MonkeyPatch, plain: bool
 ) -> None:
-    monkeypatch.setattr(autoattack, "TOGETHER", 10)
     model, x, y = coarse(40)
     data = Dataset((255 * x).round().byte(), y, tuple("abcd"), "made up", "test")
     attack = parse("aa:members=apgd-ce+square", EPSILON)
-    assert attack.unit(4) == 12
+    assert attack.unit(4) == 16
     seen: list[tuple[str, int]] = []
     for member in ("apgd-ce", "square"):
         wrap(monkeypatch, RUNNERS[member], lambda _, x, member=member: seen.append((member, len(x))))  # type: ignore[misc]
@@ -186,7 +197,7 @@ def test_members_go_through_a_data_set_in_full_batches_of_what_is_left(
     crafted = list(examples)
     given, seen = seen, []
     assert [len(batch.labels) for batch in crafted] == [4] * 10
-    units = [(first, min(first + 12, 40)) for first in range(0, 40, 12)]
+    units = [(first, min(first + 16, 40)) for first in range(0, 40, 16)]
     exact = data.images.float() / 255
     expected = [
         direct(model, exact[first:stop], y[first:stop], ("apgd-ce", "square"), first=first, batch_size=4)
@@ -198,6 +209,23 @@ def test_members_go_through_a_data_set_in_full_batches_of_what_is_left(
     for stage in stages:
         assert stage["images"] == sum(count for member, count in given if member == stage["member"])
     assert stages[0]["images"] - stages[0]["broken"] == stages[1]["images"]
+
+
+@pytest.mark.parametrize("portion", [3, 7, 32, 64, 100])
+@pytest.mark.parametrize("total", [1, 15, 16, 200, 256, 266, 271, 272, 326, 519, 520, 1000])
+def test_several_processes_have_whole_units(total: int, portion: int) -> None:
+    unit = parse("aa", EPSILON).unit(portion)
+
+    def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def units(first: int, stop: int) -> list[tuple[tuple[int, int], ...]]:
+        feed = Feed(read, first, stop, portion, lambda indices: ImageRandomness(0, PURPOSE, indices))
+        return list(batched(feed.portions(), unit // portion))
+
+    for count in (2, 3, 8):
+        shares = [Processes(rank, count).stretch(total, math.lcm(FULL, unit), FULL) for rank in range(count)]
+        assert [one for share in shares for one in units(*share)] == units(0, total)
 
 
 def test_memory_that_runs_out_halves_the_batches_of_a_unit() -> None:

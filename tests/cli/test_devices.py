@@ -31,7 +31,7 @@ COMMANDS = {
     "single.csv": "activations tiny.pt --limit 1 --attack fgsm",
     "increments.csv": "increments tiny.pt --limit 9 --attack pgd:2 --node A --node layer2 --plain",
     "evaluate.csv": "evaluate tiny.pt --limit 21 --attacks fgsm,cw:2 --noise none --noise gauss:60 --noise-draws 2",
-    "autoattack.csv": "evaluate tiny.pt --limit 15 --attacks apgd-ce --batch-size 2 --eps 2",
+    "autoattack.csv": "evaluate tiny.pt --limit 35 --attacks apgd-ce --batch-size 4 --eps 2",
     "mask.csv": "mask tiny.pt --limit 19 --alpha2 0.0001 --attacks pgd:2 --eps 30",
     "transfer.csv": "transfer tiny.pt other.pt --limit 15 --attacks fgsm --noise uniform:16",
     "diagnose.csv": "diagnose tiny.pt --limit 13 --attack fgsm --precision bf16",
@@ -109,7 +109,6 @@ def _member(work: Path, folder: Path, rank: int, count: int) -> None:
     """Run all commands, one after the other, as a process of a group; exit codes and what is said go to files."""
     import torch.distributed as dist
 
-    import coprobe.attacks.autoattack as autoattack
     import coprobe.cli as cli
     import coprobe.processes as processes
 
@@ -117,7 +116,6 @@ def _member(work: Path, folder: Path, rank: int, count: int) -> None:
     sys.dont_write_bytecode = True
     torch.set_num_threads(1)
     processes._PATIENCE = cli._PATIENCE = 0
-    autoattack.TOGETHER = 4
     os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "COPROBE_STATE": str(folder / "state")}
     os.environ.pop("COPROBE_LEADER", None)
     if count > 1:
