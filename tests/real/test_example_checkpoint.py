@@ -47,7 +47,7 @@ def test_accuracy_is_that_of_the_authors_own_network(example_checkpoint: Path, c
 
 
 def test_probe_and_mask_it(example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str]) -> None:
-    common = (str(example_checkpoint), "--data", cifar10, "--limit", "20", "--attack", "fgsm")
+    common = (str(example_checkpoint), "--data", cifar10, "--limit", "10", "--attack", "fgsm")
     probed = run(capsys, "activations", *common, "--node", "A", "--node", "B")
     assert len(probed["rows"]) == 128
     assert {row["node"] for row in probed["rows"]} == {"A", "B"}
@@ -59,7 +59,7 @@ def test_probe_and_mask_it(example_checkpoint: Path, cifar10: str, capsys: pytes
 def test_a_clean_trained_model_is_not_robust(
     example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = run(capsys, "evaluate", str(example_checkpoint), "--data", cifar10, "--limit", "20")["rows"]
+    rows = run(capsys, "evaluate", str(example_checkpoint), "--data", cifar10, "--limit", "10")["rows"]
     accuracy = {row["attack"]: row["accuracy"] for row in rows}
     assert accuracy["clean"] > 0.7
     assert accuracy["PGD-10"] == 0
