@@ -5,24 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.started import PATIENCE, TORCHRUN, begun
 
 #: Forks from a server that has imported what the commands need: 20 ms, where a new interpreter takes seconds.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["coprobe.probe", "coprobe.paper.sources", "lightning_fabric", "sklearn.datasets"])
-_PATIENCE = 120.0
 
 #: By file: a command. Shares are uneven, a process has an image more, few, or none.
 COMMANDS = {
@@ -96,7 +90,7 @@ def results(work: Path) -> tuple[Path, Path]:
             member.start()
         try:
             for member in members:
-                member.join(_PATIENCE)
+                member.join(PATIENCE)
             assert [member.exitcode for member in members] == [0] * count, "a process hangs or failed"
         finally:
             for member in members:
@@ -161,29 +155,10 @@ def test_what_is_wrong_is_said_in_a_line(results: tuple[Path, Path], line: str) 
     assert said(results[1], number, 1)[0] == code
 
 
-@contextmanager
-def begun(work: Path, line: str) -> Iterator[subprocess.Popen[str]]:
-    """A command line of python in a process group of its own, which has to be empty in the end."""
-    command = [sys.executable, *shlex.split(line)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": work}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **settings) as process:
-        try:
-            yield process
-            with pytest.raises(ProcessLookupError):
-                os.killpg(process.pid, 0)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
 def ended(work: Path, line: str) -> tuple[int, str, str]:
-    with begun(work, line) as process:
-        out, err = process.communicate(timeout=_PATIENCE)
+    with begun(line, work) as process:
+        out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out, err
-
-
-TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 -m coprobe"
 
 
 @pytest.mark.parametrize("how", ["-m coprobe {} --devices 2", f"{TORCHRUN} {{}}"])

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,37 +20,19 @@ from coprobe.cli import main
 from coprobe.errors import InputError, RunError
 from coprobe.processes import ALONE, Processes, start
 from coprobe.training import Run
+from tests.started import PATIENCE, TORCHRUN, begun
 from tests.training.group import abandoned
 from tests.training.runs import same, weights
-
-ROOT = Path(__file__).resolve().parents[2]
 
 #: Enough epochs for a signal to come in time.
 KNOBS = "--method fgsm-mep --data digits --limit-train 40 --held-out 10 --width 4 --eps-train 16 --epochs 8 \
     --batch-size 16 --augment crop --device cpu"
 DEVICES = "-m coprobe train --devices 2"
-TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 -m coprobe train"
-
-
-@contextmanager
-def begun(line: str) -> Iterator[subprocess.Popen[str]]:
-    """A command line of python in a process group of its own, which has to be empty in the end."""
-    command = [sys.executable, *shlex.split(line)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
-        try:
-            yield process
-            with pytest.raises(ProcessLookupError):
-                os.killpg(process.pid, 0)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
     """Exit code, stdout, and the lines of stderr that tell of no epoch."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, [line for line in err.splitlines() if not line.startswith("epoch ")]
 
 
@@ -89,7 +70,7 @@ def test_a_run_whose_second_process_is_killed_ends_and_goes_on_under_torchrun(wh
         assert ended(process) == (
             1, "", ["coprobe: error: process 1 of the run ended with code -9; pass --resume to go on"]
         )  # fmt: skip
-    with begun(f"{TORCHRUN} --resume --out {out}") as process:
+    with begun(f"{TORCHRUN} train --resume --out {out}") as process:
         code, report, said = ended(process)
     assert re.fullmatch(rf"{out}: resumed after \d\.00 of 8 epochs", said.pop(0))
     assert_complete((code, report, said), out)
