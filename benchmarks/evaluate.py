@@ -103,14 +103,8 @@ def auto_attacks(subject: Subject, spec: str) -> tuple[dict[str, Candidate], flo
     return {name: Candidate(work) for name, work in works.items()}, alike
 
 
-def main() -> None:
-    """Check, measure and print."""
-    parser = options(__doc__ or "")
-    parser.add_argument("--auto-attacks", default="apgd-ce", help="specs separated by commas; aa takes long")
-    parser.add_argument("--auto-images", type=int, default=16, help="that AutoAttack attacks")
-    parser.add_argument("--auto-repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    subject = Subject.of(arguments)
+def evaluation(subject: Subject, repeats: int) -> list[str]:
+    """`Probe.evaluate` beside its parts."""
     probe = Probe(
         subject.checkpoint, subject.dataset, EPSILON, device=subject.device, batch_size=subject.own_batch_size
     )
@@ -119,22 +113,45 @@ def main() -> None:
         WHOLE: Candidate(lambda: probe.evaluate(SPECS, NOISES, masks=MASKS)),
         PARTS: Candidate(lambda: parts(probe)),
     }
-    measure(work.values(), arguments.repeats, subject.device)
-    asked = [Bar(f"{WHOLE} over {PARTS}", work[WHOLE].relative_to(work[PARTS]), most=1.1)]
+    measure(work.values(), repeats, subject.device)
     what = f"clean, FGSM, PGD-10 and PGD-50, {len(NOISES)} noises ({', '.join(noise.spec for noise in NOISES)})"
-    lines = [
-        *subject.about("pyautoattack"),
+    return [
+        *subject.about(),
         f"{what}, {len(MASKS)} masks (none and channel 0 of A, B, C); the counts are those of a literal loop",
         "",
         *table(work, beside=[PARTS], images=len(subject.dataset)),
+        "",
+        *bars([Bar(f"{WHOLE} over {PARTS}", work[WHOLE].relative_to(work[PARTS]), most=1.1)]),
     ]
-    few = replace(subject, dataset=images_of(arguments, arguments.auto_images))
+
+
+def auto_attack(subject: Subject, spec: str, repeats: int) -> list[str]:
+    """An AutoAttack beside pyautoattack's."""
+    attacks, alike = auto_attacks(subject, spec)
+    measure(attacks.values(), repeats, subject.device)
+    return [
+        *subject.about("pyautoattack"),
+        *table(attacks, beside=list(attacks)[:1]),
+        "",
+        *bars([Bar(f"{spec} --plain: share of images that are pyautoattack's, bit for bit", alike, least=1)]),
+    ]
+
+
+def main() -> None:
+    """Check, measure and print, one after the other."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--auto-attacks", default="apgd-ce", help="specs separated by commas; aa takes long")
+    parser.add_argument("--auto-images", type=int, default=16, help="that AutoAttack attacks")
+    parser.add_argument("--auto-repeats", type=int, default=5)
+    parser.add_argument("--only-auto", action="store_true", help="leave out the evaluation")
+    arguments = parser.parse_args()
+    subject = Subject.of(arguments)
+    title = "What an evaluation costs"
+    if not arguments.only_auto:
+        publish(title, evaluation(subject, arguments.repeats), arguments.out)
+    few = replace(subject, dataset=images_of(arguments, arguments.auto_images), batch_size=subject.own_size)
     for spec in arguments.auto_attacks.split(","):
-        attacks, alike = auto_attacks(few, spec)
-        measure(attacks.values(), arguments.auto_repeats, subject.device)
-        lines += ["", f"{len(few.dataset)} images", "", *table(attacks, beside=list(attacks)[:1])]
-        asked.append(Bar(f"{spec} --plain: share of images that are pyautoattack's, bit for bit", alike, least=1))
-    publish("What an evaluation costs", [*lines, "", *bars(asked)], arguments.out)
+        publish(title, auto_attack(few, spec, arguments.auto_repeats), arguments.out)
 
 
 if __name__ == "__main__":
