@@ -164,13 +164,12 @@ class Accuracy(Measurement[Evaluation]):
                 noisy = noise.add(images, randomness, draw)
                 counts: dict[Hashable, Tensor] = {}
                 for mask in self._masks:
-                    if mask.masked not in counts:
+                    if (channels := mask.masked) not in counts:
                         with frozen(self._model), torch.no_grad(), mask.applied(self._model):
                             logits = self._model(noisy)
-                        counts[mask.masked] = (logits.argmax(1) == batch.labels).sum()
+                        counts[channels] = (logits.argmax(1) == batch.labels).sum()
                         finite &= logits.isfinite().all()
-                    key = (spec, noise.spec, draw, mask.reason, mask.count, mask.draw)
-                    correct[key] = counts[mask.masked]
+                    correct[spec, noise.spec, draw, mask.reason, mask.count, mask.draw] = counts[channels]
         self._add(len(batch.labels), correct, finite)
         if self._images == len(batch.labels):
             self._check()  # of the first batch, before the others are attacked for nothing

@@ -316,16 +316,9 @@ class Probe:
             frame = self._recalled("masking", settings)
             if frame is None:
                 selection = Selection(
-                    statistics,
-                    place.whole,
-                    alpha=alpha,
-                    reading=reading,
-                    model=examples.model,
-                    batches=examples,
-                    attack=choosing.spec,
-                    seed=self.seed,
-                    processes=self.processes,
-                )
+                    statistics, place.whole, alpha=alpha, reading=reading, model=examples.model, batches=examples,
+                    attack=choosing.spec, seed=self.seed, processes=self.processes,
+                )  # fmt: skip
                 masks = [NO_MASK, *compared_masks(selection, alpha2, percent, compare, place.channel)]
                 question = questions.accuracies(settings["attacks"], masks=masks)
                 (evaluation,) = self._survey(examples, [question], [self])
@@ -390,6 +383,7 @@ class Probe:
             keep=keep,
             plain=self.plain,
         )
+        # A process's share is not so small that it would be computed otherwise, and cuts no unit of AutoAttack in two.
         unit = math.lcm(FULL, *(attack.unit(examples.size.now) for attack in attacks))
         examples.stretch = self.processes.stretch(len(self.dataset), unit, FULL)
         first, stop = examples.stretch

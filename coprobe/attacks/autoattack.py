@@ -60,7 +60,13 @@ class AutoAttack(Attack):
         return TOGETHER * portion
 
     def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
-        """The images of a whole feed; see `Attack.over`. Where memory runs out, all of a unit begins anew in halves."""
+        """Adversarial images of a whole feed, portion by portion; the members get a unit of it, in batches of `size`.
+
+        Where memory runs out, all of the unit begins anew in batches of half the size.
+
+        Raises:
+            InputError, RunError: as the call; memory ran out, see `BatchSize`.
+        """
         coming = feed.portions()
         while portions := list(islice(coming, TOGETHER)):
             start, stop = portions[0][0], portions[-1][1]

@@ -103,8 +103,7 @@ class Attack(ABC):
     def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
         """Adversarial images of a whole feed, portion by portion; between two portions the model is as before.
 
-        The images are those that the call makes of each portion: for attacks whose random numbers do not depend on
-        the batch, those of any other portions as well.
+        What becomes of an image depends on the other images of its `unit` and on nothing else of the feed.
 
         Raises:
             RunError: as the call; memory ran out, see `BatchSize`.
