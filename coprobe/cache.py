@@ -32,6 +32,10 @@ class Cache:
         key = json.dumps(identity, sort_keys=True)
         return self.directory / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.parquet"
 
+    def holds(self, kind: str) -> bool:
+        """Whether any table of this kind is kept, so that it is worth finding out what to look for."""
+        return self.directory is not None and any(self.directory.glob(f"{kind}-*.parquet"))
+
     def find(self, kind: str, identity: Mapping[str, Any]) -> pd.DataFrame | None:
         """The table that is kept under `kind` and `identity`, with its `attrs`; None if there is none.
 

@@ -142,14 +142,20 @@ class Probe:
         return self._ready[1]
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What identifies the inputs of a result: model, images, budget, seed."""
+    def _about_model(self) -> dict[str, Any]:
         return {
             **self.checkpoint.facts(),
             "arch": self.checkpoint.arch,
             "arch_args": self.checkpoint.arch_args,
             "mean": self._plain.mean,
             "std": self._plain.std,
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What identifies the inputs of a result: model, images, budget, seed; waits for all images."""
+        return {
+            **self._about_model,
             "data": self.dataset.name,
             "split": self.dataset.split,
             "images": len(self.dataset),
@@ -162,12 +168,6 @@ class Probe:
             "plain": self.plain,
             "compiled": self.compiled,
         }
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """The facts that change a result: a moved file, its label or another device is the same experiment."""
-        same = ("checkpoint", "stage", "device")
-        return {name: value for name, value in self.facts.items() if name not in same}
 
     @property
     def caption(self) -> str:
@@ -433,15 +433,26 @@ class Probe:
 
     def _settings(self, question: Question[Any], probe: Probe) -> dict[str, Any]:
         settings = {**question.settings, "attacks": [attack.spec for attack in self._parse(question.attacks)]}
-        return settings if probe is self else {**settings, "target": probe._identity}
+        return settings if probe is self else {**settings, "target": _that_matter(probe._about_model)}
 
     def _recalled(self, kind: str, settings: dict[str, Any]) -> pd.DataFrame | None:
         """What was measured before."""
-        identity = {"coprobe": __version__, **self._identity, **settings}
-        return self.processes.share(Cache(self.cache).find(kind, identity) if self.processes.leads else None)
+        cache, found = Cache(self.cache), None
+        if self.processes.leads and cache.holds(kind):
+            found = cache.find(kind, self._identity(settings))
+        return self.processes.share(found)
 
     def _keep(self, kind: str, settings: dict[str, Any], frame: pd.DataFrame) -> None:
         """Write the provenance into `attrs`, and keep the table for the next time."""
         frame.attrs = json.loads(json.dumps({**frame.attrs, **provenance(**self.facts), **settings}))
         if self.processes.leads:
-            Cache(self.cache).keep(kind, {"coprobe": __version__, **self._identity, **settings}, frame)
+            Cache(self.cache).keep(kind, self._identity(settings), frame)
+
+    def _identity(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What a result depends on, by which it is found again."""
+        return {"coprobe": __version__, **_that_matter(self.facts), **settings}
+
+
+def _that_matter(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that change a result: a moved file, its label or another device is the same experiment."""
+    return {name: value for name, value in facts.items() if name not in ("checkpoint", "stage", "device")}

@@ -57,3 +57,9 @@ def test_a_damaged_table_is_named(tmp_path: Path, made: list[str]) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=rf"{path.name}: can't be read; delete it"):
         look_up(tmp_path, made)
+
+
+def test_whether_a_kind_is_kept_at_all(tmp_path: Path, made: list[str]) -> None:
+    assert not Cache(None).holds("table") and not Cache(tmp_path / "new").holds("table")
+    look_up(tmp_path / "new", made, a=1)
+    assert Cache(tmp_path / "new").holds("table") and not Cache(tmp_path / "new").holds("other")

@@ -310,7 +310,15 @@ class ProbingOptions(ReadingOptions):
         data = self.data or checkpoint.recipe.get("data")
         if not data:
             raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
-        dataset = read_images(str(data), self.split, limit=self.limit, skip_bad=self.skip_bad, plain=self.plain)
+        dataset = read_images(
+            str(data),
+            self.split,
+            limit=self.limit,
+            skip_bad=self.skip_bad,
+            cache=not self.plain,
+            # Processes that this one starts are to map what it has decoded.
+            ahead=not self.plain and self.devices == 1,
+        )
         processes, device = _together(self.devices, device)
         run = Path(path) if Path(path).is_dir() else None
         probe = Probe(
@@ -390,11 +398,19 @@ def _together(devices: int, device: torch.device) -> tuple[Processes, torch.devi
     return begun
 
 
-def read_images(spec: str, split: str = "test", *, limit: int | None, skip_bad: bool, plain: bool = False) -> Dataset:
-    """Load a data set, and say what a person should know of how it was read; `plain` decodes it in any case."""
+def read_images(
+    spec: str,
+    split: str = "test",
+    *,
+    limit: int | None,
+    skip_bad: bool,
+    cache: bool = True,
+    ahead: bool = False,
+) -> Dataset:
+    """Load a data set as `coprobe.data.load` does, and say what a person should know of how it was read."""
     from coprobe.data import load
 
-    dataset = load(spec, split, limit=limit, skip_bad=skip_bad, cache=not plain)
+    dataset = load(spec, split, limit=limit, skip_bad=skip_bad, cache=cache, ahead=ahead)
     for note in dataset.notes:
         output.message(note)
     return dataset

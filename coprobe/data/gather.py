@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coprobe.data.arrival import Seen, unseen
 from coprobe.data.bounds import check_memory, short
 from coprobe.data.dataset import balanced_prefix
 from coprobe.data.decode import BadImageError, decode
@@ -31,8 +31,7 @@ class _Bad(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True)
-class Gathered:
+class Gathered(NamedTuple):
     """What `gather` found.
 
     Attributes:
@@ -47,7 +46,14 @@ class Gathered:
 
 
 def gather(
-    encoded: Encoded, labels: Tensor, classes: Sequence[str], where: str, *, limit: int | None, skip_bad: bool
+    encoded: Encoded,
+    labels: Tensor,
+    classes: Sequence[str],
+    where: str,
+    *,
+    limit: int | None,
+    skip_bad: bool,
+    seen: Seen = unseen,
 ) -> Gathered:
     """Decode all images, or a class-balanced prefix of them.
 
@@ -62,6 +68,7 @@ def gather(
         where: how errors name the data set.
         limit: see `balanced_prefix`; None takes all.
         skip_bad: go on without the images that `decode` refuses.
+        seen: told of every image, up to the first bad one.
 
     Raises:
         InputError: bad images without `skip_bad`, a class that has only bad ones, images of several sizes, or more
@@ -77,6 +84,8 @@ def gather(
         for row, (source, name) in zip(fresh.tolist(), encoded(fresh), strict=True):
             try:
                 album.add(row, decode(source, name), name)
+                if not bad:
+                    seen(album.pixels, len(album.rows))
             except BadImageError as error:
                 is_bad[row] = True
                 if skip_bad or len(bad) < NAMED:
@@ -123,27 +132,27 @@ class _Album:
     def __init__(self, count: int, where: str) -> None:
         self._count = count
         self._where = where
-        self._pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
-        self._rows: list[int] = []
+        self.pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
+        self.rows: list[int] = []
         self._first = ""
 
     def add(self, row: int, rgb: np.ndarray, name: str) -> None:
         height, width = rgb.shape[:2]
-        if not self._rows:
+        if not self.rows:
             check_memory(self._where, self._count * rgb.nbytes)
-            self._pixels = np.empty((self._count, 3, height, width), dtype=np.uint8)
+            self.pixels = np.empty((self._count, 3, height, width), dtype=np.uint8)
             self._first = name
-        elif self._pixels.shape[2:] != (height, width):
+        elif self.pixels.shape[2:] != (height, width):
             raise InputError(
                 f"{name}: {width}×{height} pixels, but {self._first} has "
-                f"{self._pixels.shape[3]}×{self._pixels.shape[2]}; all images of a data set must have one size"
+                f"{self.pixels.shape[3]}×{self.pixels.shape[2]}; all images of a data set must have one size"
             )
-        self._pixels[len(self._rows)] = rgb.transpose(2, 0, 1)
-        self._rows.append(row)
+        self.pixels[len(self.rows)] = rgb.transpose(2, 0, 1)
+        self.rows.append(row)
 
     def in_order(self) -> tuple[Tensor, Tensor]:
         """The images in the order of their rows, and the rows."""
-        rows, pixels = torch.tensor(self._rows), torch.from_numpy(self._pixels[: len(self._rows)])
+        rows, pixels = torch.tensor(self.rows), torch.from_numpy(self.pixels[: len(self.rows)])
         order = rows.argsort()
         in_order = torch.equal(order, torch.arange(len(rows)))
         return (pixels, rows) if in_order else (pixels[order], rows[order])
