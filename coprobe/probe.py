@@ -373,6 +373,8 @@ class Probe:
     ) -> Iterator[AdversarialExamples]:
         """This process's part of the adversarial images, crafted when they are first looked at."""
         label = ", ".join(attack.label for attack in attacks) or "clean images"
+        if any(isinstance(attack, AutoAttack) for attack in attacks):
+            self.dataset.wait()  # seconds; its first unit may take an hour, and bad images are to be found before
         examples = AdversarialExamples(
             self._looking_at(nodes),
             self.dataset,

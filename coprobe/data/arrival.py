@@ -25,8 +25,8 @@ def unseen(pixels: np.ndarray, count: int) -> None:
 class Arriving:
     """The images of a data set on their way: each can be had as soon as it is there.
 
-    It is made once the first image is there, or all are. If the thread fails, whoever waits for an image that has not
-    come is told why. A program that ends does not wait for the rest.
+    It is made once the first image is there, or all are. If the thread fails, whoever asks for images from then on is
+    told why, whichever they are. A program that ends does not wait for the rest.
 
     Args:
         decode: makes the data set, and calls what it is given after every image, in the order of the data set.
@@ -60,9 +60,9 @@ class Arriving:
         return self._whole.result()
 
     def part(self, start: int, stop: int) -> Tensor:
-        """Images start … stop − 1, once these are there; raises what stopped the thread before."""
+        """Images start … stop − 1, once these are there; raises what stopped the thread, be it further on."""
         self._wait_for(stop)
-        return self._pixels[start:stop] if self._count >= stop else self.whole().part(start, stop)
+        return self.whole().part(start, stop) if self.ended else self._pixels[start:stop]
 
     def _wait_for(self, count: int) -> None:
         with self._news:

@@ -93,7 +93,7 @@ def load(
         cache: keep decoded images in the folder `decoded` of `root`, and map them from there the next time, as long as
             the files that they come from are unchanged (see `decoded.identity`); nothing else about the result differs.
         ahead: return as soon as the first image is decoded, and decode the others meanwhile (see `Arriving`).
-            What is wrong with these is raised where they are asked for. With `skip_bad`, a bad image decides which
+            What is wrong with any is raised where images are asked for. With `skip_bad`, a bad image decides which
             others belong to the result, so then all are waited for.
 
     Raises:

@@ -58,6 +58,10 @@ class Dataset:
         """uint8, batch × channels × height × width; waits until all are there, and raises what stopped any of them."""
         return self.pixels if isinstance(self.pixels, Tensor) else self.pixels.whole().images
 
+    def wait(self) -> None:
+        """Wait until all images are there; raises what stopped any of them."""
+        assert len(self.images) == len(self)
+
     @property
     def has_arrived(self) -> bool:
         """Whether no image has to be waited for."""
@@ -78,7 +82,7 @@ class Dataset:
         return len(self.labels)
 
     def part(self, start: int, stop: int) -> Tensor:
-        """Images start … stop − 1, waiting for no others; raises what stopped those that do not come."""
+        """Images start … stop − 1, waiting for no others; raises what is known to have stopped any of them."""
         return self.pixels[start:stop] if isinstance(self.pixels, Tensor) else self.pixels.part(start, stop)
 
     def subset(self, indices: Tensor | Sequence[int]) -> Dataset:

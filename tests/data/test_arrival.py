@@ -47,6 +47,17 @@ def spec(tmp_path, pictures, encode, write_parquet):
     return write
 
 
+@pytest.fixture
+def ten_classes(tmp_path, pictures, encode, write_parquet):
+    """Ninety-six images of ten classes, of which one may be bad, as Parquet."""
+
+    def write(bad=None):
+        images = [b"<html>" if i == bad else encode(image) for i, image in enumerate(pictures(96))]
+        return f"parquet:{write_parquet(tmp_path / 'd.parquet', images, [i % 10 for i in range(96)])}"
+
+    return write
+
+
 def decoders():
     return [thread for thread in threading.enumerate() if thread.name == "coprobe-decoder"]
 
@@ -77,7 +88,7 @@ def test_each_image_can_be_had_as_soon_as_it_is_there(gate, spec):
 
 
 @pytest.mark.parametrize("ask", [lambda data: data.images, lambda data: data.digest(), lambda data: data.part(7, 9),
-                                 lambda data: data.subset([8])])  # fmt: skip
+                                 lambda data: data.subset([8]), lambda data: data.wait()])  # fmt: skip
 def test_who_asks_for_what_is_not_there_waits(ask, gate, spec):
     data, _ = by_and_by(gate, spec())
     answers = []
@@ -108,11 +119,10 @@ def test_a_bad_image_is_refused_where_it_is_needed(bad, gate, spec):
     gate.release(1)
     data = load(spec, ahead=True)
     gate.release(COUNT)
-    for ask in (lambda: data.part(bad, bad + 1), lambda: data.images, data.digest, lambda: data.part(0, COUNT)):
+    for ask in (lambda: data.part(bad, bad + 1), lambda: data.part(0, 1), lambda: data.images, data.digest, data.wait):
         with pytest.raises(InputError) as caught:
             ask()
         assert str(caught.value) == str(refused.value) and f"row {bad}: not an image" in str(refused.value)
-    assert len(data.part(0, bad)) == bad
 
 
 def test_bad_images_are_counted_to_the_end(gate, tmp_path, pictures, encode, write_parquet):
@@ -176,20 +186,19 @@ def test_a_reader_waits_for_its_ranges_alone(device, gate, spec):
 
 
 def test_what_stops_the_decoder_reaches_who_reads(gate, spec):
-    gate.release(1)
+    gate.release(3)
     data = load(spec(5), ahead=True)
-    gate.release(COUNT)
     with Reader(data) as read:
         assert len(read(0, 3)[0]) == 3
+        gate.release(COUNT)
         with pytest.raises(InputError, match="row 5: not an image"):
             read(3, 6)
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_attacks_begin_while_images_are_decoded(kept, gate, tmp_path, pictures, encode, write_parquet):
+def test_attacks_begin_while_images_are_decoded(kept, gate, ten_classes, tmp_path):
     """Half of the images are not let through before the first batch is done."""
-    images = [encode(image) for image in pictures(96)]
-    spec = f"parquet:{write_parquet(tmp_path / 'd.parquet', images, [i % 10 for i in range(96)])}"
+    spec = ten_classes()
     gate.release(96)
     whole = load(spec, cache=False)
 
@@ -207,6 +216,25 @@ def test_attacks_begin_while_images_are_decoded(kept, gate, tmp_path, pictures, 
     wanted, also = measure(whole)
     assert evaluation.frame.equals(wanted.frame) and statistics.frame.equals(also.frame)
     assert evaluation.frame.attrs["data_digest"] == whole.digest()
+
+
+def test_autoattack_begins_when_all_images_are_there(gate, ten_classes, attacks):
+    gate.release(48)
+    data = load(ten_classes(bad=95), ahead=True)
+    probe, refused = Probe(checkpoint(Overfitted()), data, EPSILON, batch_size=16), []
+
+    def evaluate():
+        with pytest.raises(InputError) as caught:
+            probe.evaluate(["apgd-ce"])
+        refused.append(str(caught.value))
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    gate.release(48)
+    thread.join(60)
+    assert "row 95: not an image" in refused[0] and attacks == []
 
 
 def test_a_program_that_ends_does_not_wait_for_the_rest(spec, tmp_path):
