@@ -83,9 +83,10 @@ def run(
             checkpoint, test, epsilon=recipe.eps_train / 255, device=device, seed=seed, cache=out / name / "stats",
             progress=progress,
         )  # fmt: skip
-        diagnoses[name] = probe.diagnose()
-        # exactly what figure 4 asks for, so that it finds it in the cache
-        maskings[name] = probe.mask("A", FIG4_ALPHA2, compare=FIG4_COMPARE, attacks=ATTACKS)
+        with probe.keeping():
+            diagnoses[name] = probe.diagnose()
+            # exactly what figure 4 asks for, so that it finds it in the cache
+            maskings[name] = probe.mask("A", FIG4_ALPHA2, compare=FIG4_COMPARE, attacks=ATTACKS)
         sources.append(Source(f"{title}: {diagnoses[name].verdict}", probe, Run(out / name)))
     figures = []
     for drawn in (figure1(sources), figure3(sources), figure4(sources, attacks=ATTACKS)):

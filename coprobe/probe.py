@@ -118,6 +118,7 @@ class Probe:
             raise InputError("--plain switches --compile off; leave one of them out")
         self._plain = plain(self.checkpoint.model.to(self.device), self.precision)
         self._ready: tuple[tuple[str, ...], Classifier] | None = None
+        self._kept: list[AdversarialExamples] | None = None
 
     @property
     def model(self) -> Classifier:
@@ -176,6 +177,24 @@ class Probe:
         stage = f", {self.checkpoint.stage}" if self.checkpoint.stage else ""
         return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}{stage}"
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """A block in which images that were crafted for one thing serve all others that need the same.
+
+        They are put aside in temporary files that nobody sees: 12 KB for each image of 32×32 pixels and each attack.
+        What comes out is what comes out without; settings of the probe must stay as they are in the block.
+
+        Example:
+            >>> with probe.keeping():
+            ...     diagnosis = probe.diagnose()
+            ...     masking = probe.mask("A")  # attacks nothing again
+        """
+        before, self._kept = self._kept, [] if self._kept is None else self._kept
+        try:
+            yield
+        finally:
+            self._kept = before
+
     def ask(self, *asked: Question[Any]) -> list[Any]:
         """The answers to several questions, from one pass over the images: nothing is attacked twice.
 
@@ -188,7 +207,8 @@ class Probe:
         nodes = [node for question in asked for node in question.nodes]
         self._find(nodes)
         attacks = self._parse([spec for question in asked for spec in question.attacks])
-        with self._examples(attacks, nodes=nodes) as examples:
+        anew = any(question.steps for question in asked)
+        with self._examples(attacks, nodes=nodes, anew=anew) as examples:
             return self._answers(examples, asked)
 
     def activations(self, nodes: Sequence[str] = (), attack: str = PROBING_ATTACK) -> ChannelStatistics:
@@ -312,12 +332,12 @@ class Probe:
             "reading": reading,
         }
         with self._examples(self._parse([*attacks, choosing.spec]), keep=True, nodes=[place.whole]) as examples:
-            (statistics,) = self._answers(examples, [questions.activations([place.whole], choosing.spec)])
+            (statistics,) = self._answers(examples, [questions.activations([place.whole], choosing.spec)], narrow=False)
             frame = self._recalled("masking", settings)
             if frame is None:
                 selection = Selection(
-                    statistics, place.whole, alpha=alpha, reading=reading, model=examples.model, batches=examples,
-                    attack=choosing.spec, seed=self.seed, processes=self.processes,
+                    statistics, place.whole, alpha=alpha, reading=reading, model=self._looking_at([place.whole]),
+                    batches=examples, attack=choosing.spec, seed=self.seed, processes=self.processes,
                 )  # fmt: skip
                 masks = [NO_MASK, *compared_masks(selection, alpha2, percent, compare, place.channel)]
                 question = questions.accuracies(settings["attacks"], masks=masks)
@@ -369,12 +389,23 @@ class Probe:
 
     @contextmanager
     def _examples(
-        self, attacks: Sequence[Attack], *, keep: bool = False, nodes: Sequence[str] = ()
+        self, attacks: Sequence[Attack], *, keep: bool = False, nodes: Sequence[str] = (), anew: bool = False
     ) -> Iterator[AdversarialExamples]:
-        """This process's part of the adversarial images, crafted when they are first looked at."""
+        """This process's part of the adversarial images, crafted when they are first looked at.
+
+        Args:
+            attacks: which.
+            keep: they will be looked at more than once.
+            nodes: where the model that is attacked will be looked at.
+            anew: even if `keeping` has them.
+        """
         label = ", ".join(attack.label for attack in attacks) or "clean images"
         if any(isinstance(attack, AutoAttack) for attack in attacks):
             self.dataset.wait()  # seconds; its first unit may take an hour, and bad images are to be found before
+        for kept in self._kept or ():
+            if not anew and kept.put_aside and set(attacks) <= set(kept.attacks):
+                yield kept
+                return
         examples = AdversarialExamples(
             self._looking_at(nodes),
             self.dataset,
@@ -382,29 +413,37 @@ class Probe:
             batch_size=self.batch_size,
             device=self.device,
             seed=self.seed,
-            keep=keep,
+            keep=keep or self._kept is not None,
             plain=self.plain,
         )
         # A process's share is not so small that it would be computed otherwise, and cuts no unit of AutoAttack in two.
         unit = math.lcm(FULL, *(attack.unit(examples.size.now) for attack in attacks))
         examples.stretch = self.processes.stretch(len(self.dataset), unit, FULL)
         first, stop = examples.stretch
+        if self._kept is not None:
+            self._kept.append(examples)
         with self.progress(label, stop - first) as examples.progress:
             yield examples
 
     def _answers(
-        self, examples: AdversarialExamples, asked: Sequence[Question[Any]], of: Sequence[Probe] = ()
+        self,
+        examples: AdversarialExamples,
+        asked: Sequence[Question[Any]],
+        of: Sequence[Probe] = (),
+        *,
+        narrow: bool = True,
     ) -> list[Any]:
         """The answers about this model, or about those `of` other probes, on images that are crafted on this one.
 
-        What is kept in the cache is not measured again, and if all is, no image is attacked.
+        What is kept in the cache is not measured again, and if all is, no image is attacked. With `narrow`, the attacks
+        that no open question needs are left out; without, others will look at these images, too.
         """
         of = of or [self] * len(asked)
         all_settings = [self._settings(question, probe) for question, probe in zip(asked, of, strict=True)]
         frames = [self._recalled(question.kind, s) for question, s in zip(asked, all_settings, strict=True)]
         open_ones = [number for number, frame in enumerate(frames) if frame is None]
         if open_ones:
-            if not examples.keep:  # else others will look at these images, too
+            if narrow and not examples.put_aside:
                 examples.attacks = self._parse([spec for number in open_ones for spec in asked[number].attacks])
             results = self._survey(examples, [asked[number] for number in open_ones], [of[n] for n in open_ones])
             stages = self._stages(examples.attacks)
@@ -425,9 +464,9 @@ class Probe:
         return survey(examples, measurements, self.processes)
 
     def _stages(self, attacks: Sequence[Attack]) -> list[dict[str, Any]]:
-        """What the members of AutoAttack did, in all processes; to be asked for once, since it adds these up."""
+        """What the members of AutoAttack did, in all processes."""
         for attack in attacks:
-            if self.processes.count > 1 and isinstance(attack, AutoAttack):
+            if isinstance(attack, AutoAttack) and attack.stages.processes < self.processes.count:
                 for rank, state in enumerate(self.processes.gather(attack.stages.state)):
                     if rank != self.processes.rank:
                         attack.stages.absorb(state)

@@ -36,6 +36,7 @@ class Question(Generic[R]):
         settings: what else the answer depends on, as plain values.
         measurement: from a model, the attacks and a seed to what answers it.
         answer: from what was measured, as a table, to what people want in hand.
+        steps: it looks at every step of its attack, so that images which were crafted before are of no use.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Question(Generic[R]):
     settings: Mapping[str, Any]
     measurement: Callable[[nn.Module, Sequence[Attack], int], Measurement[Any]]
     answer: Callable[[pd.DataFrame], R]
+    steps: bool = False
 
 
 def activations(nodes: Sequence[str], attack: str = PROBING_ATTACK) -> Question[ChannelStatistics]:
@@ -63,7 +65,7 @@ def increments(nodes: Sequence[str] = ("A",), attack: str = PROBING_ATTACK) -> Q
     def measurement(model: nn.Module, attacks: Sequence[Attack], seed: int) -> IncrementSums:
         return IncrementSums(model, nodes, attacks[0])
 
-    return Question("increments", tuple(nodes), (attack,), {"nodes": list(nodes)}, measurement, Increments)
+    return Question("increments", tuple(nodes), (attack,), {"nodes": list(nodes)}, measurement, Increments, steps=True)
 
 
 def overlap(node: str = "A", attack: str = PROBING_ATTACK, top: int = 5) -> Question[pd.DataFrame]:

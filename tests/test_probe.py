@@ -338,6 +338,38 @@ def test_progress_counts_the_images_once(tmp_path: Path) -> None:
     assert shown == [("FGSM, PGD-10 (rule=always)", 12), 5, 5, 2]
 
 
+def test_what_was_crafted_in_a_block_serves_all_that_comes_in_it(attacks: list[str]) -> None:
+    alone, kept = probe(batch_size=5), probe(batch_size=5)
+    wanted = alone.diagnose(), alone.mask(attacks=("fgsm",)), alone.evaluate(["pgd:10"]), alone.increments()
+    attacks.clear()
+    with kept.keeping():
+        diagnosis = kept.diagnose()
+        crafted = list(attacks)
+        with kept.keeping():
+            masking, evaluation = kept.mask(attacks=("fgsm",)), kept.evaluate(["pgd:10"])
+        assert attacks == crafted and sorted(set(crafted)) == ["fgsm", "pgd:10", "pgd:10:rule=always"]
+        increments = kept.increments()  # wants to see the steps
+        assert attacks == crafted + ["pgd:10:rule=always"] * 3
+    kept.evaluate(["fgsm"])
+    assert attacks[-3:] == ["fgsm"] * 3
+    frames = (diagnosis.evaluation.frame, masking.evaluation.frame, evaluation.frame, increments.frame)
+    others = (wanted[0].evaluation.frame, wanted[1].evaluation.frame, wanted[2].frame, wanted[3].frame)
+    for frame, other in zip(frames, others, strict=True):
+        pd.testing.assert_frame_equal(frame, other, check_exact=True)
+    assert diagnosis.sentence == wanted[0].sentence and masking.masks == wanted[1].masks
+
+
+def test_what_is_kept_is_that_of_one_budget_and_what_its_stages_were_stays_known(attacks: list[str]) -> None:
+    kept = probe()
+    with kept.keeping():
+        first = kept.evaluate(["aa:fast"])
+        again = kept.evaluate(["aa:fast"], [Noise.parse("uniform:4")])
+        assert attacks == ["aa:fast"] and first.frame.attrs["stages"] == again.frame.attrs["stages"] != []
+        kept.epsilon /= 2
+        kept.evaluate(["aa:fast"])
+    assert attacks == ["aa:fast"] * 2
+
+
 ARCHS = pytest.mark.parametrize("arch", NETWORKS)
 
 

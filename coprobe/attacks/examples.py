@@ -94,6 +94,11 @@ class AdversarialExamples:
         #: Shared by everything that is done with the batches.
         self.size = BatchSize(self.batch_size, self.device, kind, few_sizes=few_sizes)
 
+    @property
+    def put_aside(self) -> bool:
+        """Whether the images are there, so that a pass crafts nothing."""
+        return self._shelf is not None
+
     def __iter__(self) -> Iterator[AdversarialBatch]:
         if self._shelf is not None:
             yield from self._shelf.batches(self.device)

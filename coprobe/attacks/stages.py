@@ -28,10 +28,12 @@ class Stages:
     Attributes:
         images: how many the attack was given, those that are misclassified anyway among them.
         by_member: in the order in which they run.
+        processes: how many have given their part.
     """
 
     def __init__(self) -> None:
         self.images = 0
+        self.processes = 1
         self.by_member: dict[str, Stage] = {}
 
     def add(self, images: int, by_member: Mapping[str, Stage]) -> None:
@@ -50,6 +52,7 @@ class Stages:
 
     def absorb(self, state: Any) -> None:
         """Add the `state` of the same attack on other images in another process, whose seconds passed meanwhile."""
+        self.processes += 1
         images, by_member = state
         alone = {member: stage.seconds for member, stage in self.by_member.items()}
         self.add(images, {member: Stage(*values) for member, values in by_member.items()})

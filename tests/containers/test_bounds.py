@@ -6,24 +6,24 @@ import os
 
 import pytest
 
-from tests.containers import guard
+from tests.containers.guard import Report
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each file is read in a fork")
 
 _MB = 10**6
 
 
-def test_a_refused_file_takes_at_most_64_mb() -> None:
+def test_a_refused_file_takes_at_most_64_mb(reports: dict[str, Report]) -> None:
     over = {
         name: f"{report.growth / _MB:.0f} MB"
-        for name, report in guard.reports("read").items()
+        for name, report in reports.items()
         if report.outcome == "refused" and report.growth > 64 * _MB
     }
     assert not over, _lines(over)
 
 
-def test_a_read_file_takes_at_most_its_tensors_and_a_fifth_and_200_mb() -> None:
-    found = [report for report in guard.reports("read").values() if report.outcome in ("inert", "unsound")]
+def test_a_read_file_takes_at_most_its_tensors_and_a_fifth_and_200_mb(reports: dict[str, Report]) -> None:
+    found = [report for report in reports.values() if report.outcome in ("inert", "unsound")]
     over = {
         report.name: f"{report.growth / _MB:.0f} MB for tensors of {report.nbytes / _MB:.0f} MB"
         for report in found
@@ -34,18 +34,18 @@ def test_a_read_file_takes_at_most_its_tensors_and_a_fifth_and_200_mb() -> None:
     assert sum(report.nbytes > 250 * _MB for report in found) >= 3
 
 
-def test_a_refused_file_of_ten_megabytes_is_not_worked_through() -> None:
+def test_a_refused_file_of_ten_megabytes_is_not_worked_through(reports: dict[str, Report]) -> None:
     """Half a second is the goal; four times that is left to machines that are busy."""
     over = {
         name: f"{report.seconds:.2f} s"
-        for name, report in guard.reports("read").items()
+        for name, report in reports.items()
         if report.outcome == "refused" and report.size <= 10 * _MB and report.seconds > 2
     }
     assert not over, _lines(over)
 
 
-def test_no_file_takes_longer_than_the_guard_allows() -> None:
-    slow = {name: report.message for name, report in guard.reports("read").items() if report.outcome == "escaped"}
+def test_no_file_takes_longer_than_the_guard_allows(reports: dict[str, Report]) -> None:
+    slow = {name: report.message for name, report in reports.items() if report.outcome == "escaped"}
     assert not slow, _lines(slow)
 
 

@@ -13,6 +13,7 @@ import pytest
 from coprobe.containers import open_checkpoint
 from coprobe.errors import InputError
 from tests.containers import corpus, guard
+from tests.containers.guard import Report
 from tests.containers.reading import at_most
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each file is read in a fork")
@@ -25,9 +26,9 @@ _DANGEROUS = (
 )  # fmt: skip
 
 
-def test_the_corpus_has_every_file_that_it_should() -> None:
+def test_the_corpus_has_every_file_that_it_should(reports: dict[str, Report]) -> None:
     assert len(ENTRIES) >= 150
-    assert set(guard.reports("read")) == set(ENTRIES)
+    assert set(reports) == set(ENTRIES)
 
 
 def test_an_unsafe_loader_runs_the_code_of_each_and_the_guards_see_it() -> None:
@@ -40,8 +41,8 @@ def test_an_unsafe_loader_runs_the_code_of_each_and_the_guards_see_it() -> None:
     assert unseen == []
 
 
-def test_nothing_runs_is_imported_or_written() -> None:
-    found = guard.reports("read").values()
+def test_nothing_runs_is_imported_or_written(reports: dict[str, Report]) -> None:
+    found = reports.values()
     assert {report.name: report.events for report in found if report.events} == {}
     assert [report.name for report in found if report.sprung or report.touched] == []
 
@@ -52,18 +53,18 @@ def test_nothing_runs_where_the_environment_asks_torch_for_its_unsafe_mode() -> 
     assert [report.name for report in found if report.events or report.sprung or report.touched] == []
 
 
-def test_each_is_refused_or_opens_as_it_should() -> None:
+def test_each_is_refused_or_opens_as_it_should(reports: dict[str, Report]) -> None:
     wrong = {
         name: f"{report.outcome} instead of {ENTRIES[name].expect}: {report.message[-200:]}"
-        for name, report in guard.reports("read").items()
+        for name, report in reports.items()
         if report.outcome not in ENTRIES[name].expect.split("|")
     }
     assert not wrong, _lines(wrong)
 
 
-def test_each_refusal_is_one_printable_line_that_names_the_file_and_what_it_is() -> None:
+def test_each_refusal_is_one_printable_line_that_names_the_file_and_what_it_is(reports: dict[str, Report]) -> None:
     wrong = {}
-    for name, report in guard.reports("read").items():
+    for name, report in reports.items():
         if report.outcome == "refused":
             fault = _fault(name, report.message)
         else:
