@@ -198,10 +198,15 @@ def test_train(here, coprobe, method):
     history = pd.read_csv(here / "runs" / "new" / "history.csv")
     assert {"epoch", "lr", "train_loss", "train_accuracy", "clean", "fgsm", "pgd10", "v_act_A"} <= set(history.columns)
     assert math.isfinite(history["train_loss"][0])
+
+
+def test_train_for_people_in_the_place_of_a_run(here, coprobe):
+    line = "train --method free --data digits --limit-train 64 --held-out 20 --width 4 --epochs 1 --out runs/new"
+    for options in ("", "--overwrite"):
+        result = coprobe(f"{line} {options}")
+        assert result.code == 0 and max(map(cell_len, result.out.splitlines())) <= 80 and "PGD-10" in result.out
     again = coprobe(line)
     assert again.code == 2 and "holds a run already" in again.err
-    again = coprobe(f"{line} --overwrite")
-    assert again.code == 0 and max(map(cell_len, again.out.splitlines())) <= 80 and "PGD-10" in again.out
 
 
 def test_methods_lists_every_method_with_its_cost_and_source(coprobe):

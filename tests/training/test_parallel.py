@@ -46,7 +46,7 @@ RUNS = {
     "stable": replace(RECIPE, method="fgsm", stable_node="B", stable_weight=20.0),
     "gradalign": replace(RECIPE, method="gradalign", epochs=1, options={"weight": 0.2}),
     "free": replace(RECIPE, method="free", epochs=1, options={"replays": 2}),
-    "multigrad": replace(RECIPE, method="multigrad", epochs=1, batch_size=5),
+    "multigrad": replace(RECIPE, method="multigrad", epochs=1, limit_train=10, batch_size=5),
     "cs-mep": replace(
         RECIPE, method="cs-mep", noise="both", co_node="B", co_top=20.0, co_weight=1.0, co_select="once", co_images=20
     ),
