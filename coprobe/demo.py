@@ -22,7 +22,7 @@ ATTACKS = ("fgsm", "pgd:10")
 #: FGSM on scikit-learn's digits at a radius where it collapses.
 COLLAPSING = Recipe(**PRESETS["demo"])
 #: The same with L_stable (Eq. 8); it does not collapse, and needs fewer epochs.
-STABILISED = replace(COLLAPSING, stable_node="B", stable_weight=20.0, epochs=4)
+STABILISED = replace(COLLAPSING, stable_node="B", stable_weight=20.0, epochs=6)
 
 #: Run directory to title and recipe.
 RECIPES = {"co": ("FGSM", COLLAPSING), "stable": ("FGSM with L_stable", STABILISED)}
