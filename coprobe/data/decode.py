@@ -7,9 +7,10 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class BadImageError(InputError):
 
 
 def decode(source: bytes | Path, where: str) -> np.ndarray:
-    """Decode one image; grey, palette and CMYK images become RGB, transparency is dropped.
+    """Decode one image, to be called in `strict`; grey, palette and CMYK images become RGB, transparency is dropped.
 
     Args:
         source: the encoded image, or the file that holds it.
@@ -75,7 +76,7 @@ def decode(source: bytes | Path, where: str) -> np.ndarray:
             raise BadImageError(where, "the image has no bytes")
         if len(data) > MAX_BYTES:
             raise BadImageError(where, f"larger than {MAX_BYTES} bytes; an image is expected")
-        with _strict(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, where)
             rgb = np.asarray(image.convert("RGB"))
             if image.format == "PNG" and _lacks_rows(data):
@@ -99,19 +100,28 @@ def _read(path: Path, where: str) -> bytes:
 
 
 @contextmanager
-def _strict() -> Iterator[None]:
-    """Pillow's settings for untrusted files, whatever the program around us has made of them."""
+def strict() -> Iterator[None]:
+    """Pillow's settings for untrusted files, whatever the program around us has made of them.
+
+    The block may be left in a thread while others go on. `warnings.catch_warnings` would put back the filters of all
+    threads as they were when it began, those that another thread has set for a moment among them; here two filters
+    are added, and taken away again.
+    """
     from PIL import Image, ImageFile
 
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    filters = cast("list[object]", warnings.filters)
+    before = filters.copy()
+    warnings.filterwarnings("ignore", module="PIL")  # the others are about metadata that are not used
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    added = [entry for entry in filters if entry not in before]
     try:
-        with warnings.catch_warnings():
-            # The others are about metadata that are not used.
-            warnings.filterwarnings("ignore", module="PIL")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+        yield
     finally:
+        for where, entry in product((filters, cast("list[object]", warnings.filters)), added):
+            with suppress(ValueError):
+                where.remove(entry)
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 

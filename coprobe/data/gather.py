@@ -13,7 +13,7 @@ from torch import Tensor
 from coprobe.data.arrival import Seen, unseen
 from coprobe.data.bounds import check_memory, short
 from coprobe.data.dataset import balanced_prefix
-from coprobe.data.decode import BadImageError, decode
+from coprobe.data.decode import BadImageError, decode, strict
 from coprobe.errors import InputError
 
 Encoded = Callable[[Tensor], Iterator[tuple[bytes | Path, str]]]
@@ -45,6 +45,7 @@ class Gathered(NamedTuple):
     skipped: tuple[str, ...]
 
 
+@strict()
 def gather(
     encoded: Encoded,
     labels: Tensor,

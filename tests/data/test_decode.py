@@ -1,6 +1,8 @@
 import io
 import os
+import re
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -8,8 +10,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from coprobe.data import decode as module
-from coprobe.data.decode import BadImageError, decode
+from coprobe.data.decode import BadImageError, strict
 from coprobe.errors import InputError
+
+
+def decode(source, where):
+    """Decode as `gather` does."""
+    with strict():
+        return module.decode(source, where)
 
 
 def png(width, height, rows=None, *, depth=8, colour=2, interlaced=0, raw=None):
@@ -107,6 +115,35 @@ def test_lenient_settings_of_the_program_around_us_do_not_count(monkeypatch, pic
     with pytest.raises(InputError, match="60000×60000 pixels, more than 16777216; make it smaller"):
         decode(png(60_000, 60_000, rows=1), "x")
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("own", [[], ["ignore"], ["error"]])
+def test_filters_of_warnings_are_as_before(own):
+    """A filter of the program's that is one of ours stays, and so does one that comes meanwhile."""
+    with warnings.catch_warnings():
+        for action in own:
+            warnings.filterwarnings(action, module="PIL")
+            warnings.simplefilter(action, Image.DecompressionBombWarning)
+        before = [*warnings.filters]
+        with strict():
+            warnings.filterwarnings("ignore", message="mine")
+        mine = ("ignore", re.compile("mine", re.IGNORECASE), Warning, None, 0)
+        assert sorted(map(str, warnings.filters)) == sorted(map(str, [mine, *before]))
+
+
+@pytest.mark.parametrize("order", ["ours theirs ours theirs", "theirs ours theirs ours", "theirs ours ours theirs"])
+def test_threads_leave_each_other_their_filters(order):
+    """One thread leaves its block while another is in one that began before, or will end later."""
+    before, begun = [*warnings.filters], {}
+    for name in order.split():
+        if name in begun:
+            begun[name].__exit__(None, None, None)
+            continue
+        begun[name] = strict() if name == "ours" else warnings.catch_warnings()
+        begun[name].__enter__()
+        if name == "theirs":
+            warnings.simplefilter("ignore")
+    assert warnings.filters == before
 
 
 def test_bad_images_say_where_and_why(tmp_path):
