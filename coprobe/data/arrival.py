@@ -5,14 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from coprobe.data.dataset import Dataset
 
 Seen = Callable[[np.ndarray, int], None]
 """Told after every image which array it is in (uint8, batch × channels × height × width), and how many are there."""
@@ -22,7 +19,18 @@ def unseen(pixels: np.ndarray, count: int) -> None:
     """Nobody waits for single images."""
 
 
-class Arriving:
+class Whole(Protocol):
+    """What holds images, all of them."""
+
+    @property
+    def images(self) -> Tensor:
+        """uint8, batch × channels × height × width."""
+
+
+W = TypeVar("W", bound=Whole)
+
+
+class Arriving(Generic[W]):
     """The images of a data set on their way: each can be had as soon as it is there.
 
     It is made once the first image is there, or all are. If the thread fails, whoever asks for images from then on is
@@ -32,8 +40,8 @@ class Arriving:
         decode: makes the data set, and calls what it is given after every image, in the order of the data set.
     """
 
-    def __init__(self, decode: Callable[[Seen], Dataset]) -> None:
-        self._whole: Future[Dataset] = Future()
+    def __init__(self, decode: Callable[[Seen], W]) -> None:
+        self._whole: Future[W] = Future()
         self._news = threading.Condition()
         self._count = 0
         self._pixels = torch.empty(0)
@@ -55,20 +63,20 @@ class Arriving:
         """Of the images, once the first is there."""
         return self._pixels.dtype
 
-    def whole(self) -> Dataset:
+    def whole(self) -> W:
         """The data set, once all images are there; raises what stopped the thread."""
         return self._whole.result()
 
     def part(self, start: int, stop: int) -> Tensor:
         """Images start … stop − 1, once these are there; raises what stopped the thread, be it further on."""
         self._wait_for(stop)
-        return self.whole().part(start, stop) if self.ended else self._pixels[start:stop]
+        return self.whole().images[start:stop] if self.ended else self._pixels[start:stop]
 
     def _wait_for(self, count: int) -> None:
         with self._news:
             self._news.wait_for(lambda: self._count >= count or self.ended)
 
-    def _run(self, decode: Callable[[Seen], Dataset]) -> None:
+    def _run(self, decode: Callable[[Seen], W]) -> None:
         """What the thread does."""
         try:
             self._whole.set_result(decode(self._seen))

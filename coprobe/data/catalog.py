@@ -121,7 +121,7 @@ def load(
     total = len(source.labels)
     chosen = torch.arange(total) if limit is None else balanced_prefix(source.labels, limit)
 
-    def build(pixels: Tensor | Arriving, rows: Tensor = chosen, skipped: tuple[str, ...] = ()) -> Dataset:
+    def build(pixels: Tensor | Arriving[Dataset], rows: Tensor = chosen, skipped: tuple[str, ...] = ()) -> Dataset:
         notes = tuple(f"{what}: {note}" for note in (*source.notes, *_remarks(source, skipped)))
         return Dataset(pixels, source.labels[rows], source.classes, spec, split, skipped, notes)
 

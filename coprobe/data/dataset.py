@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Dataset:
         InputError: a tensor of another type or shape, no image at all, or a label out of range (its row is named).
     """
 
-    pixels: Tensor | Arriving
+    pixels: Tensor | Arriving[Any]
     labels: Tensor
     classes: tuple[str, ...]
     name: str
@@ -56,7 +57,8 @@ class Dataset:
     @property
     def images(self) -> Tensor:
         """uint8, batch × channels × height × width; waits until all are there, and raises what stopped any of them."""
-        return self.pixels if isinstance(self.pixels, Tensor) else self.pixels.whole().images
+        pixels: Tensor = self.pixels if isinstance(self.pixels, Tensor) else self.pixels.whole().images
+        return pixels
 
     def wait(self) -> None:
         """Wait until all images are there; raises what stopped any of them."""
