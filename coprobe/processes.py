@@ -238,6 +238,8 @@ def _outliving(children: list[subprocess.Popen[bytes]], remedy: str) -> Iterator
     Raises:
         InputError, RunError: a child has failed.
     """
+    children, watched = children.copy(), children
+    watched.clear()  # in this list a thread of lightning-fabric looks for failed children, to kill this process
     try:
         with _noticing(children):
             yield
@@ -254,9 +256,7 @@ def _outliving(children: list[subprocess.Popen[bytes]], remedy: str) -> Iterator
             raise RunError(f"{ended}; {remedy}") from error
         raise
     finally:
-        left = children.copy()
-        children.clear()  # in this list lightning-fabric looks for failed children, to kill this process
-        for child in left:
+        for child in children:
             child.kill()
             child.wait()
 
