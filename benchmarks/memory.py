@@ -4,20 +4,23 @@
 
 Peak resident memory of `coprobe activations`, `mask`, `evaluate` and `diagnose` at a smaller and a larger `--limit`,
 read by the child itself from the kernel (VmHWM), and beside them the attack alone; with CUDA also the peak of what
-torch allocated there. A narrow network will do, since the images are what grows. First it checks that every command
-has measured as many images as it was told.
+torch allocated there. A narrow network takes less time, but of its small process the images are a larger share. Both
+sizes take turns; of several rounds, memory is the median and growth the median of the growths of one round each. What
+a round found is said on stderr as it comes. Every command is checked to have measured as many images as it was told.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -60,8 +63,15 @@ print(json.dumps([resident, torch.cuda.max_memory_allocated()]), file=sys.stderr
 """
 
 
-def peaks(subject: Subject, checkpoint: Path, data: str, limit: int, words: Sequence[str]) -> tuple[int, int]:
-    """Peak bytes resident and on the GPU of a process that looks at so many images; stops if it looked at others."""
+class Peak(NamedTuple):
+    """The most bytes that a process had resident, and allocated on the GPU."""
+
+    resident: int
+    allocated: int
+
+
+def peaks(subject: Subject, checkpoint: Path, data: str, limit: int, words: Sequence[str]) -> Peak:
+    """Of a process that looks at so many images; stops if it looked at others."""
     given = checkpoint, data, limit, subject.own_size, subject.device
     state = {"COPROBE_STATE": str(checkpoint.parent), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.run(
@@ -75,8 +85,13 @@ def peaks(subject: Subject, checkpoint: Path, data: str, limit: int, words: Sequ
         raise SystemExit(f"{' '.join(words) or ALONE}: {child.stderr}")
     if f'"images": {limit}' not in child.stdout:
         raise SystemExit(f"{' '.join(words) or ALONE} has not looked at {limit} images")
-    resident, allocated = json.loads(child.stderr.splitlines()[-1])
-    return resident, allocated
+    return Peak(*json.loads(child.stderr.splitlines()[-1]))
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median and range, each in a format; the value alone if there is one."""
+    median, least, most = (format(of(values), form) for of in (statistics.median, min, max))
+    return f"{median} ({least} – {most})" if len(values) > 1 else median
 
 
 def main() -> None:
@@ -92,31 +107,37 @@ def main() -> None:
     subject = Subject.of(arguments)
     lines = arguments.commands.split(";") if arguments.commands else COMMANDS
     commands = {f"coprobe {line.strip()}": line.split() for line in lines} | ({} if arguments.commands else {ALONE: []})
-    took: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+    rounds: dict[str, list[tuple[Peak, Peak]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pt"
         subject.checkpoint.save(path)
-        for _ in range(arguments.repeats):
+        for number in range(arguments.repeats):
             for name, words in commands.items():
-                for limit in (few, many):
-                    took[name, limit].append(peaks(subject, path, arguments.data, limit, words))
-    highest = {key: tuple(map(max, zip(*them, strict=True))) for key, them in took.items()}
+                small, large = (peaks(subject, path, arguments.data, limit, words) for limit in (few, many))
+                rounds[name].append((small, large))
+                print(f"round {number + 1}, {name}: {small.resident:,} and {large.resident:,} bytes", file=sys.stderr)
 
     on_gpu = subject.device.type == "cuda"
     width = f"width {subject.checkpoint.arch_args.get('width', 'unknown')}"
     asked, rows = [], []
-    for name in commands:
-        (small, small_gpu), (large, large_gpu) = highest[name, few], highest[name, many]
-        cells = [small / 2**20, large / 2**20, *[small_gpu / 2**20, large_gpu / 2**20] * on_gpu]
-        rows.append(f"| {name} | {' | '.join(f'{cell:,.0f}' for cell in cells)} | {large / small - 1:+.1%} |")
-        asked.append(Bar(f"{width}, {name}: resident at {many:,} over {few:,} images", large / small, most=GROWTH))
+    for name, them in rounds.items():
+        growths = [large.resident / small.resident for small, large in them]
+        cells = [
+            spread([pair[size][place] / 2**20 for pair in them], ",.0f")
+            for place in range(1 + on_gpu)
+            for size in range(2)
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} | {spread([growth - 1 for growth in growths], '+.1%')} |")
+        growth = statistics.median(growths)
+        asked.append(Bar(f"{width}, {name}: resident at {many:,} over {few:,} images", growth, most=GROWTH))
         if on_gpu and name != ALONE in commands:
-            alone = highest[ALONE, many][1]
-            asked.append(Bar(f"{width}, {name}: on the GPU, over the attack alone", large_gpu / alone, most=1.1))
+            alone = [its.allocated for _, its in rounds[ALONE]]
+            ratio = statistics.median(large.allocated / its for (_, large), its in zip(them, alone, strict=True))
+            asked.append(Bar(f"{width}, {name}: on the GPU, over the attack alone", ratio, most=1.1))
     sizes = [f"{where}MiB at {size:,}" for where in ("", "GPU ")[: 1 + on_gpu] for size in (few, many)]
     found = [
         f"{subject.name}, images of {shown(arguments.data)} in batches of {subject.own_size}, "
-        f"the largest of {arguments.repeats} run(s);",
+        f"median of {arguments.repeats} round(s) (min – max);",
         *origin(subject.device),
         f"| what | {' | '.join(sizes)} | growth |",
         "|---" * (2 + len(sizes)) + "|",
