@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.subject import Subject, options
-from benchmarks.timing import Bar, bars, origin, publish, shown
+from benchmarks.timing import Bar, bars, origin, publish, shown, spread
 
 COMMANDS = "activations", "mask --node A", "evaluate --attacks fgsm,pgd:10", "diagnose"
 ALONE = "the attack alone"
@@ -86,12 +86,6 @@ def peaks(subject: Subject, checkpoint: Path, data: str, limit: int, words: Sequ
     if f'"images": {limit}' not in child.stdout:
         raise SystemExit(f"{' '.join(words) or ALONE} has not looked at {limit} images")
     return Peak(*json.loads(child.stderr.splitlines()[-1]))
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Median and range, each in a format; the value alone if there is one."""
-    median, least, most = (format(of(values), form) for of in (statistics.median, min, max))
-    return f"{median} ({least} – {most})" if len(values) > 1 else median
 
 
 def main() -> None:

@@ -63,7 +63,13 @@ class Candidate:
     @property
     def spread(self) -> str:
         """Median and range in seconds."""
-        return f"{self.seconds:.4g} ({min(self.times):.4g} – {max(self.times):.4g})"
+        return spread(self.times, ".4g")
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median and range, each in a format."""
+    median, least, most = (format(of(values), form) for of in (statistics.median, min, max))
+    return f"{median} ({least} – {most})"
 
 
 def measure(candidates: Iterable[Candidate], repeats: int, device: torch.device | None = None, block: int = 1) -> None:

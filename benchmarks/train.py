@@ -18,7 +18,19 @@ import torch
 
 from benchmarks.naive import NaiveLoop
 from benchmarks.subject import synthetic
-from benchmarks.timing import Candidate, command, count, machine, measure, products, publish, shown, torchs, version
+from benchmarks.timing import (
+    Candidate,
+    command,
+    count,
+    machine,
+    measure,
+    products,
+    publish,
+    shown,
+    spread,
+    torchs,
+    version,
+)
 from coprobe.data import Dataset, Loader, load
 from coprobe.models import Classifier, build
 from coprobe.training import METHODS, Recipe, make_method
@@ -89,7 +101,7 @@ def table(own: dict[str, Candidate], naive: dict[str, Candidate], product: Candi
         cost = f"{replays * made.relative_to(own['fgsm']):.2f}{registered}"
         ratio = f"{naive[name].relative_to(made):.2f}" if name in own and name in naive else ""
         rows.append(
-            f"| {name} | {1e3 * made.seconds:.4g} ({1e3 * min(made.times):.4g} – {1e3 * max(made.times):.4g}) "
+            f"| {name} | {spread([1e3 * seconds for seconds in made.times], '.4g')} "
             f"| {per_epoch * made.seconds:.4g} | {batch / made.seconds:,.0f} | {made.flops / 1e9:.4g} "
             f"| {made.rate / 1e12:.3g} | {made.rate / product.rate:.0%} | {per_epoch * made.flops / product.rate:.3g} "
             f"| {cost} | {ratio} |"

@@ -100,22 +100,14 @@ def load(
         InputError: an unknown name or split, a path too many or missing, a limit below 1, data that are missing and
             can't be downloaded, data that are not what they should be, or a class that has only bad images.
     """
-    name, _, path = spec.partition(":")
-    entry = DATASETS.entry(name)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}")
-    argument = entry.facts.get("argument")
-    if argument and not path:
-        raise InputError(f"dataset '{name}' needs a path; write {name}:{argument}")
-    if not argument and spec != name:
-        raise InputError(f"dataset '{name}' takes no path, but '{spec}' was given; write {name}")
-
-    where = _path(name, path) if argument else None
+    reader, where = _named(spec)
     started = time.time_ns()
     request = Request(spec, where, split, default_root() if root is None else root)
-    source = entry.value(request)
+    source = reader(request)
     what = f"{spec} ({split})"
     check_labels(source.labels, len(source.classes), what)
     total = len(source.labels)
@@ -144,6 +136,18 @@ def load(
         return decoded(unseen)
     arriving = Arriving(decoded)
     return arriving.whole() if arriving.ended else build(arriving)
+
+
+def _named(spec: str) -> tuple[Callable[[Request], Source], Path | None]:
+    """The reader of a data set, and what it is to read where it takes a path."""
+    name, _, path = spec.partition(":")
+    entry = DATASETS.entry(name)
+    argument = entry.facts.get("argument")
+    if argument and not path:
+        raise InputError(f"dataset '{name}' needs a path; write {name}:{argument}")
+    if not argument and spec != name:
+        raise InputError(f"dataset '{name}' takes no path, but '{spec}' was given; write {name}")
+    return entry.value, _path(name, path) if argument else None
 
 
 def _path(name: str, text: str) -> Path:
