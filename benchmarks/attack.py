@@ -16,7 +16,7 @@ It also profiles the bare passes: where the time goes that no attack can do with
 
 "Of the ceiling" is the FLOPs of the passes with direct convolutions over what a square matrix product reaches in the
 same precision. Libraries that go back to the weights as well do more, coprobe's kernels in float32 on a CPU do less
-(`coprobe.winograd`), which may take them beyond the ceiling.
+(`coprobe.fast.winograd`), which may take them beyond the ceiling.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from benchmarks.timing import (
     torchs,
 )
 from coprobe.attacks import AdversarialExamples, parse
-from coprobe.engine import frozen, products_in
-from coprobe.inference import fast
+from coprobe.core.engine import frozen, products_in
+from coprobe.fast.classifier import fast
 from coprobe.models import Classifier
 
 EPSILON, STEP = 16 / 255, 2 / 255

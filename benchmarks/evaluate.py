@@ -24,13 +24,12 @@ from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.autoattack import AutoAttack
 from coprobe.attacks.base import PURPOSE
 from coprobe.attacks.examples import clean_images
-from coprobe.engine import products_in
-from coprobe.evaluation import NO_NOISE, Noise
-from coprobe.inference import fast
-from coprobe.masking import NO_MASK, ChannelMask
-from coprobe.nodes import masked
+from coprobe.core.engine import products_in
+from coprobe.core.randomness import ImageRandomness, key_of
+from coprobe.fast.classifier import fast
+from coprobe.metrics.accuracy import NO_NOISE, Noise
+from coprobe.nodes import NO_MASK, ChannelMask, masked
 from coprobe.probe import Probe
-from coprobe.randomness import ImageRandomness, key_of
 
 EPSILON = 16 / 255
 SPECS = ("fgsm", "pgd:10", "pgd:50")

@@ -47,7 +47,7 @@ else:
     import coprobe
     from coprobe.attacks import AdversarialExamples, parse
     from coprobe.data import load
-    from coprobe.inference import fast
+    from coprobe.fast.classifier import fast
 
     model = fast(coprobe.load(checkpoint).model.to(device))
     attack = parse("pgd:10:rule=always", 16 / 255)

@@ -19,10 +19,10 @@ from benchmarks import peers
 from benchmarks.subject import Subject, options
 from benchmarks.timing import Bar, Candidate, absent, bars, measure, publish, table
 from coprobe.attacks import AdversarialExamples, parse
-from coprobe.engine import products_in
+from coprobe.core.engine import products_in
+from coprobe.metrics.accumulator import SUMS, image_sums
 from coprobe.nodes import network_of, node_table, record
 from coprobe.probe import Probe
-from coprobe.statistics.accumulator import SUMS, image_sums
 
 EPSILON, STEP = 16 / 255, 2 / 255
 ATTACK = parse("pgd:10:rule=always", EPSILON)

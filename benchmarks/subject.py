@@ -13,8 +13,8 @@ from torch import Tensor
 import coprobe
 from benchmarks.timing import origin, shown
 from coprobe.checkpoint import Checkpoint
+from coprobe.core.engine import BatchSize
 from coprobe.data import Dataset, load
-from coprobe.engine import BatchSize
 from coprobe.models import Classifier, build
 
 #: Images from which a fresh network gets the statistics of its batch norm.

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from coprobe.engine import products_in
+from coprobe.core.engine import products_in
 
 
 @dataclass

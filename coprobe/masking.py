@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,45 +11,13 @@ import torch
 from torch import nn
 
 from coprobe.attacks.examples import AdversarialBatch
-from coprobe.engine import frozen
+from coprobe.core.engine import frozen
+from coprobe.core.processes import ALONE, Processes
+from coprobe.core.randomness import generator_for
+from coprobe.core.registry import Registry
 from coprobe.errors import InputError
-from coprobe.nodes import Node, masked, tapped
-from coprobe.processes import ALONE, Processes
-from coprobe.randomness import generator_for
-from coprobe.registry import Registry
-from coprobe.statistics import ALPHA, ChannelStatistics, ImageSums
-
-
-@dataclass(frozen=True)
-class ChannelMask:
-    """Channels to set to zero, by node, and the reason in words; `draw` numbers the draws of a random mask."""
-
-    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    reason: str = "none"
-    draw: int = 0
-
-    @property
-    def count(self) -> int:
-        """Number of masked channels over all nodes."""
-        return sum(len(indices) for indices in self.channels.values())
-
-    @property
-    def masked(self) -> frozenset[tuple[str, int]]:
-        """Node and number of every masked channel: masks in which these are the same do the same."""
-        return frozenset((node, channel) for node, channels in self.channels.items() for channel in channels)
-
-    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Mask `model` inside a with block; see `nodes.masked`."""
-        return masked(model, self.channels)
-
-    @staticmethod
-    def from_plain(fields: Mapping[str, Any]) -> ChannelMask:
-        """The mask of which `fields` is the `asdict`, also when JSON has made lists of its tuples."""
-        channels = {node: tuple(indices) for node, indices in fields["channels"].items()}
-        return ChannelMask(channels, fields["reason"], fields["draw"])
-
-
-NO_MASK = ChannelMask()
+from coprobe.metrics import ALPHA, ChannelStatistics, ImageSums
+from coprobe.nodes import ChannelMask, Node, tapped
 
 
 @dataclass(frozen=True)

@@ -14,27 +14,26 @@ from typing import Any, TypeVar, cast
 import pandas as pd
 import torch
 
-from coprobe import questions
 from coprobe._version import __version__
 from coprobe.attacks import AdversarialExamples, Attack, parse
 from coprobe.attacks.autoattack import AutoAttack, stages_of
 from coprobe.attacks.examples import CLEAN, clean_images
-from coprobe.cache import Cache
 from coprobe.checkpoint import Checkpoint
-from coprobe.collapse import verdict_of
+from coprobe.core.cache import Cache
+from coprobe.core.engine import FULL, Progress, silent
+from coprobe.core.processes import ALONE, Processes
+from coprobe.core.provenance import provenance
+from coprobe.core.text import storable
 from coprobe.data import Dataset, title
-from coprobe.engine import FULL, Progress, silent
 from coprobe.errors import InputError
-from coprobe.evaluation import NO_NOISE, Evaluation, Noise
-from coprobe.inference import fast, plain
-from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, compared_masks, thresholds
+from coprobe.fast.classifier import fast, plain
+from coprobe.masking import SELECTORS, Selection, compared_masks, thresholds
+from coprobe.metrics import ALPHA, ChannelStatistics, Increments, questions, survey
+from coprobe.metrics.accuracy import NO_NOISE, Evaluation, Noise
+from coprobe.metrics.questions import PROBING_ATTACK, Question
 from coprobe.models import Classifier
-from coprobe.nodes import CHECKED, check_neutral, node_table, resolve
-from coprobe.processes import ALONE, Processes
-from coprobe.provenance import provenance
-from coprobe.questions import PROBING_ATTACK, Question
-from coprobe.statistics import ALPHA, ChannelStatistics, Increments, survey
-from coprobe.text import storable
+from coprobe.nodes import CHECKED, NO_MASK, ChannelMask, check_neutral, node_table, resolve
+from coprobe.verdict.rule import verdict_of
 
 #: The attack whose accuracy is held against that of FGSM.
 JUDGING_ATTACK = "pgd:10"
@@ -199,7 +198,7 @@ class Probe:
         """The answers to several questions, from one pass over the images: nothing is attacked twice.
 
         Args:
-            asked: see `coprobe.questions`.
+            asked: see `coprobe.metrics.questions`.
 
         Raises:
             InputError: an unknown node or attack, before the work; and what the question's measurement raises.

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from coprobe import winograd
 from coprobe.data import Dataset
-from coprobe.inference import fast
+from coprobe.fast import winograd
+from coprobe.fast.classifier import fast
 from coprobe.models import Classifier, build
 
 CLASSES = 4

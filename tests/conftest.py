@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from coprobe.attacks import Attack, StepAttack
     from coprobe.attacks.conveyor import Feed
-    from coprobe.engine import BatchSize
+    from coprobe.core.engine import BatchSize
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,7 @@ def _own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """A directory with what a function puts into it, which all processes of the suite share; to be left as it is."""
-    from coprobe.files import exclusive
+    from coprobe.core.files import exclusive
 
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -94,7 +94,7 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _own_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is found out about memory stays inside the test."""
-    from coprobe.engine import BatchSize
+    from coprobe.core.engine import BatchSize
 
     monkeypatch.setattr(BatchSize, "_found", {})
 

@@ -11,12 +11,12 @@ import pandas as pd
 
 from coprobe.attacks import ATTACKS
 from coprobe.cli import cli
+from coprobe.core.registry import Registry
 from coprobe.data import DATASETS
 from coprobe.masking import SELECTORS
 from coprobe.models import ARCHITECTURES
 from coprobe.paper.claims import VERDICTS
 from coprobe.paper.pictures import FIGURES as PICTURES
-from coprobe.registry import Registry
 from coprobe.training import METHODS
 
 README = Path(__file__).resolve().parents[1] / "README.md"

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack
 
 from coprobe.attacks import ATTACKS, AdversarialBatch, AdversarialExamples, parse
+from coprobe.core.engine import frozen
 from coprobe.data import Dataset
-from coprobe.engine import frozen
 from coprobe.errors import InputError
-from coprobe.evaluation import evaluate
-from coprobe.masking import NO_MASK, ChannelMask, Selection, select
+from coprobe.masking import Selection, select
+from coprobe.metrics import ChannelStatistics, collect, collect_increments, collect_overlap
+from coprobe.metrics.accumulator import SUMS
+from coprobe.metrics.accuracy import evaluate
 from coprobe.models import Classifier
-from coprobe.nodes import check_neutral, guess_table, masked, places, record, tapped
-from coprobe.statistics import ChannelStatistics, collect, collect_increments, collect_overlap
-from coprobe.statistics.accumulator import SUMS
+from coprobe.nodes import NO_MASK, ChannelMask, check_neutral, guess_table, masked, places, record, tapped
 from tests.attacks.small import fingerprint
 from tests.families import CLASSES, FAMILIES, SHAPE, family
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialBatch
 from coprobe.errors import InputError
-from coprobe.masking import NO_MASK, SELECTORS, ChannelMask, Selection, compared_masks, count_of_percent, select
-from coprobe.statistics import ChannelStatistics, collect
-from coprobe.statistics.accumulator import SUMS
+from coprobe.masking import SELECTORS, Selection, compared_masks, count_of_percent, select
+from coprobe.metrics import ChannelStatistics, collect
+from coprobe.metrics.accumulator import SUMS
+from coprobe.nodes import NO_MASK, ChannelMask
 
 CAPTUM = pytest.mark.parametrize("name", ["attribution", "conductance"])
 

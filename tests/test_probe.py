@@ -12,20 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from coprobe import questions
 from coprobe.checkpoint import Checkpoint
+from coprobe.core.processes import Processes
 from coprobe.data import Dataset
 from coprobe.errors import InputError
-from coprobe.evaluation import Noise
-from coprobe.masking import NO_MASK
+from coprobe.metrics import questions
+from coprobe.metrics.accuracy import Noise
+from coprobe.metrics.questions import Question
 from coprobe.models import Classifier, build
-from coprobe.nodes import node_table
+from coprobe.nodes import NO_MASK, node_table
 from coprobe.probe import Probe
-from coprobe.processes import Processes
-from coprobe.questions import Question
 from tests.architectures import CLASSES, IMAGES, NETWORKS, subject
 from tests.attacks.small import fingerprint
-from tests.statistics.threads import in_threads
+from tests.metrics.threads import in_threads
 from tests.toys import EPSILON, WEAK, Overfitted, checkpoint, grey
 
 

@@ -2,7 +2,7 @@
 
 from coprobe.attacks.base import ATTACKS, Attack, StepAttack, parse, project
 from coprobe.attacks.examples import AdversarialBatch, AdversarialExamples
-from coprobe.registry import discover
+from coprobe.core.registry import discover
 
 discover(__name__)
 

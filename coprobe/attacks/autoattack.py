@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from coprobe.attacks.base import ATTACKS, Attack
 from coprobe.attacks.conveyor import Feed
 from coprobe.attacks.stages import Stage, Stages
-from coprobe.engine import BatchSize, frozen
+from coprobe.core.engine import BatchSize, frozen
+from coprobe.core.randomness import ImageRandomness, key_of
 from coprobe.errors import InputError, unknown
-from coprobe.randomness import ImageRandomness, key_of
 
 #: The members of the standard version in its order, cheap to dear.
 MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.attacks.conveyor import Feed
-from coprobe.engine import BatchSize, frozen, in_batches
+from coprobe.core.engine import BatchSize, frozen, in_batches
+from coprobe.core.randomness import ImageRandomness
+from coprobe.core.registry import Registry
 from coprobe.errors import InputError, RunError
-from coprobe.randomness import ImageRandomness
-from coprobe.registry import Registry
 
 #: Every attack by the name that people write. Facts: `cost`, forward and backward passes per image.
 ATTACKS: Registry[type[Attack]] = Registry("attack")

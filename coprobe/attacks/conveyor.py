@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from coprobe.engine import FULL, BatchSize
-from coprobe.randomness import ImageRandomness
+from coprobe.core.engine import FULL, BatchSize
+from coprobe.core.randomness import ImageRandomness
 
 #: What an attack holds back until the images before it are done takes no more than so many bytes.
 _HELD_BACK = 32 * 2**20

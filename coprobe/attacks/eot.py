@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from coprobe.attacks.base import ATTACKS
 from coprobe.attacks.gradient import PGD
+from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError
-from coprobe.randomness import ImageRandomness
 
 
 @ATTACKS.register(

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from coprobe.attacks.base import PURPOSE, Attack, StepAttack
 from coprobe.attacks.conveyor import Feed
+from coprobe.core.engine import BatchSize, in_batches, kind_of
+from coprobe.core.randomness import ImageRandomness
 from coprobe.data import Dataset, Reader
-from coprobe.engine import BatchSize, in_batches, kind_of
 from coprobe.errors import RunError
-from coprobe.randomness import ImageRandomness
 
 #: The spec under which a batch holds its unperturbed images.
 CLEAN = "clean"

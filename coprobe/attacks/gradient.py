@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from coprobe.attacks.base import ATTACKS, StepAttack, project
 from coprobe.attacks.conveyor import Feed, Step, convey
-from coprobe.engine import BatchSize, frozen, in_batches
+from coprobe.core.engine import BatchSize, frozen, in_batches
+from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError
-from coprobe.randomness import ImageRandomness
 
 _CHOICES = {"start": ("uniform", "zero"), "rule": ("until-misclassified", "always")}
 

@@ -1,6 +1,6 @@
 """Checkpoints, ours and other people's: read, recognise, check, and write them.
 
-Nothing in a file is ever run: `coprobe.containers` reads it, and there is no other mode.
+Nothing in a file is ever run: `coprobe.checkpoint.reader` reads it, and there is no other mode.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coprobe.checkpoint.payloads import module_attributes
-from coprobe.containers.seal import ABOUT
-from coprobe.containers.values import Foreign, Stored
+from coprobe.checkpoint.reader.seal import ABOUT
+from coprobe.checkpoint.reader.values import Foreign, Stored
 from coprobe.errors import InputError
 
 #: What is written now, with a seal over every byte, and what was written before without one.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.checkpoint.payloads import Weight
-from coprobe.containers import Contents
-from coprobe.containers.values import Stored, Unsound
+from coprobe.checkpoint.reader import Contents
+from coprobe.checkpoint.reader.values import Stored, Unsound
 from coprobe.errors import InputError
 from coprobe.models.catalog import COUNTER
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from coprobe.checkpoint.names import Variant, variants
 from coprobe.checkpoint.payloads import Found, Weight
-from coprobe.containers import Unsound
+from coprobe.checkpoint.reader import Unsound
 from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES, Difference, build, mismatches, proposals, shape_of
 from coprobe.models.zoo import SOURCES

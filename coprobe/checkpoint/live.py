@@ -10,7 +10,7 @@ from torch import nn
 
 from coprobe.checkpoint.payloads import PAIRS
 from coprobe.checkpoint.record import Checkpoint
-from coprobe.engine import is_out_of_memory
+from coprobe.core.engine import is_out_of_memory
 from coprobe.errors import InputError
 from coprobe.models import Classifier
 from coprobe.models.foreign import reason

@@ -27,11 +27,11 @@ from coprobe.checkpoint.fitting import (
 from coprobe.checkpoint.live import GIVEN, classifier, said_by, says_itself
 from coprobe.checkpoint.normaliser import Normalisation, pairs_among, read_pairs
 from coprobe.checkpoint.payloads import Found, find, outline, place
+from coprobe.checkpoint.reader import Contents, Stored, open_checkpoint
+from coprobe.checkpoint.reader.source import check_file
 from coprobe.checkpoint.record import Checkpoint
-from coprobe.containers import Contents, Stored, open_checkpoint
-from coprobe.containers.source import check_file
+from coprobe.core.files import about_file
 from coprobe.errors import InputError, unknown
-from coprobe.files import about_file
 from coprobe.models import ARCHITECTURES, defaults
 from coprobe.models.shapes import Trial, trial
 from coprobe.models.wrappers import unwrapped

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from coprobe.checkpoint.payloads import PAIRS, Weight
-from coprobe.containers import Stored
+from coprobe.checkpoint.reader import Stored
 from coprobe.errors import InputError
 
 #: Enough for every wrapper that was seen, and an end for names of a thousand dots.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coprobe.checkpoint.payloads import PAIRS
-from coprobe.containers.values import Stored
+from coprobe.checkpoint.reader.values import Stored
 from coprobe.errors import InputError
 from coprobe.models.classifier import LARGEST_MEAN
 

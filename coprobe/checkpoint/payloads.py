@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coprobe.containers.values import Foreign, Stored, Unsound
+from coprobe.checkpoint.reader.values import Foreign, Stored, Unsound
 from coprobe.errors import InputError
 from coprobe.models import shape_of
 

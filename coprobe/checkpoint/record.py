@@ -13,13 +13,13 @@ from torch import nn
 
 from coprobe._version import __version__
 from coprobe.checkpoint.facts import CLASS_NAME, CLASSES, FORMAT
-from coprobe.containers import seal
+from coprobe.checkpoint.reader import seal
+from coprobe.core.files import atomic
+from coprobe.core.provenance import digest_tensors
+from coprobe.core.text import cut, printable
 from coprobe.errors import InputError
-from coprobe.files import atomic
 from coprobe.models import Classifier
 from coprobe.models.shapes import trial
-from coprobe.provenance import digest_tensors
-from coprobe.text import cut, printable
 
 _OTHERS = "choose the --data it was trained on"
 

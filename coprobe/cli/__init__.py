@@ -15,8 +15,8 @@ import click
 
 from coprobe._version import __version__
 from coprobe.cli import commands, output
+from coprobe.core.text import printable
 from coprobe.errors import CoprobeError, ReportedError, unknown
-from coprobe.text import printable
 
 _ORDER = (
     "demo", "train", "methods", "inspect", "nodes", "activations", "mask", "increments", "evaluate", "transfer",
@@ -99,7 +99,7 @@ def _run(argv: Sequence[str] | None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}; once that is mended, run the command again", 1)
     except Exception as error:
-        from coprobe.engine import is_out_of_memory
+        from coprobe.core.engine import is_out_of_memory
 
         if is_out_of_memory(error):
             return _fail("out of memory; lower --batch-size, or use another --device", 1)

@@ -15,7 +15,7 @@ from coprobe.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from coprobe.evaluation import Noise
+    from coprobe.metrics.accuracy import Noise
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ def with_members(attacks: tuple[str, ...], members: tuple[str, ...]) -> tuple[st
 
 def parse_noises(specs: tuple[str, ...]) -> list[Noise]:
     """What `--noise` was given as; none at all means no noise."""
-    from coprobe.evaluation import NO_NOISE, Noise
+    from coprobe.metrics.accuracy import NO_NOISE, Noise
 
     return [Noise.parse(spec) for spec in specs] or [NO_NOISE]
 

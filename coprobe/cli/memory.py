@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from coprobe.core.files import write_json
 from coprobe.errors import InputError
-from coprobe.files import write_json
 
 _KEPT = 50
 

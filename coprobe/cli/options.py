@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import torch
 
     from coprobe.checkpoint import Checkpoint
+    from coprobe.core.processes import Processes
     from coprobe.data import Dataset
     from coprobe.paper import Results
     from coprobe.probe import Probe
-    from coprobe.processes import Processes
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_LIMIT = 1000
 DEFAULT_EPS = 16.0
 #: Where a command's context holds the processes that share its work.
-_PROCESSES = "coprobe.processes"
+_PROCESSES = "coprobe.core.processes"
 #: Names of weights in a message about many.
 _SHOWN = 3
 
@@ -295,9 +295,9 @@ class ProbingOptions(ReadingOptions):
 
         With `cache`, results are kept in `stats/` of the run directory that holds the checkpoint.
         """
-        from coprobe.doctor import odd_outputs
-        from coprobe.engine import choose_device
-        from coprobe.inference import check_precision
+        from coprobe.checkpoint.normalisation import odd_outputs
+        from coprobe.core.engine import choose_device
+        from coprobe.fast.classifier import check_precision
         from coprobe.probe import Probe
 
         if self.batch_size is not None and self.batch_size < 1:
@@ -350,7 +350,7 @@ class ProbingOptions(ReadingOptions):
 
     def _check_normalisation(self, path: str, probe: Probe) -> None:
         """Say so if another normalisation than the one that nobody or the person gave is clearly better."""
-        from coprobe.doctor import normalisations
+        from coprobe.checkpoint.normalisation import normalisations
 
         verdict = normalisations(
             probe.checkpoint,
@@ -385,7 +385,7 @@ class PaperOptions:
 
 def _together(devices: int, device: torch.device) -> tuple[Processes, torch.device]:
     """The processes that share this command's work, and this one's device; once per command."""
-    from coprobe.processes import start
+    from coprobe.core.processes import start
 
     context = click.get_current_context()
     if (begun := context.meta.get(_PROCESSES)) is None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from coprobe.core.files import TABLE_SUFFIXES, check_writable, records, write_table
+from coprobe.core.text import cut, printable
 from coprobe.errors import InputError
-from coprobe.files import TABLE_SUFFIXES, check_writable, records, write_table
-from coprobe.text import cut, printable
 
 if TYPE_CHECKING:
     import pandas as pd

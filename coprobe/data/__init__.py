@@ -3,11 +3,11 @@
 To add a data set, add a module to this folder that registers a reader in `catalog.DATASETS`.
 """
 
+from coprobe.core.registry import discover
 from coprobe.data.catalog import DATASETS, Request, Source, default_root, load
 from coprobe.data.dataset import Dataset, balanced_prefix, hold_out, title
 from coprobe.data.loader import Batch, Loader, draw_augmentation
 from coprobe.data.reader import Reader
-from coprobe.registry import discover
 
 discover(__name__)
 

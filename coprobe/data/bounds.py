@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from coprobe.core.text import cut, printable
 from coprobe.errors import InputError
-from coprobe.text import cut, printable
 
 MAX_GROWTH = 20
 """Images come compressed: CIFAR-10's archive grows by a tenth, small JPEGs in zstd Parquet to the threefold."""

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from coprobe.core.registry import Registry
 from coprobe.data.arrival import Arriving, Seen, unseen
 from coprobe.data.bounds import cause, in_its_folder, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
 from coprobe.data.decoded import identity, remembered
 from coprobe.data.gather import Encoded, gather
 from coprobe.errors import InputError, unknown
-from coprobe.registry import Registry
 
 SPLITS = ("train", "test")
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from coprobe._version import __version__
+from coprobe.core.files import atomic
 from coprobe.data.dataset import Dataset
 from coprobe.data.gather import Gathered
-from coprobe.files import atomic
 
 FORMAT = 1
 """Goes up when `gather` comes to answer anything else for the same files, or when the files here change."""

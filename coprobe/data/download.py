@@ -13,10 +13,10 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from coprobe._version import __version__
+from coprobe.core.files import exclusive
 from coprobe.data.archive import unpack
 from coprobe.data.bounds import cause
 from coprobe.errors import InputError
-from coprobe.files import exclusive
 
 TIMEOUT = 10.0
 """Seconds without an answer after which a server counts as out of reach."""

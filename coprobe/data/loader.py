@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coprobe.core.randomness import generator_for
 from coprobe.data.dataset import Dataset
 from coprobe.errors import InputError, unknown
-from coprobe.randomness import generator_for
 
 PADDING_MODES = ("zero", "reflect")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coprobe.collapse import collapse_epoch
 from coprobe.figures.style import (
     ATTACK_COLOURS,
     COLUMN,
@@ -17,6 +16,7 @@ from coprobe.figures.style import (
     stamp,
     wrapped,
 )
+from coprobe.verdict.rule import collapse_epoch
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coprobe._version import __version__
-from coprobe.files import atomic, check_writable, write_csv
-from coprobe.text import cut, printable
+from coprobe.core.files import atomic, check_writable, write_csv
+from coprobe.core.text import cut, printable
 
 if TYPE_CHECKING:
     import pandas as pd

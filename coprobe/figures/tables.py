@@ -9,7 +9,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coprobe.files import atomic
+from coprobe.core.files import atomic
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,6 +5,7 @@ Every module of this package is imported here, so an architecture file registers
 
 from __future__ import annotations
 
+from coprobe.core.registry import discover
 from coprobe.models.catalog import (
     ARCHITECTURES,
     Architecture,
@@ -18,7 +19,6 @@ from coprobe.models.catalog import (
     shape_of,
 )
 from coprobe.models.classifier import Classifier
-from coprobe.registry import discover
 
 discover(__name__)
 

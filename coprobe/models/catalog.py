@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from coprobe.core.registry import Registry
 from coprobe.errors import InputError
-from coprobe.registry import Registry
 
 #: How batch norm calls the number of batches that it has seen; weights from before torch 0.4.1 don't have it.
 COUNTER = ".num_batches_tracked"

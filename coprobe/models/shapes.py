@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from coprobe.engine import frozen
+from coprobe.core.engine import frozen
 from coprobe.errors import InputError
 from coprobe.models.foreign import quiet, reason, some
 

@@ -14,11 +14,14 @@ which are the channels, at axis 1.
 """
 
 from coprobe.nodes.address import Node, describe_shape, is_guessed, network_of, node_table, resolve
+from coprobe.nodes.mask import NO_MASK, ChannelMask
 from coprobe.nodes.places import Place, guess_table, places
 from coprobe.nodes.recording import CHECKED, Recording, check_neutral, masked, record, tapped
 
 __all__ = [
     "CHECKED",
+    "NO_MASK",
+    "ChannelMask",
     "Node",
     "Place",
     "Recording",

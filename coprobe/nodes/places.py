@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from coprobe.engine import frozen
+from coprobe.core.engine import frozen
 from coprobe.nodes.address import channels_first, network_of, node_table, resolve
 from coprobe.nodes.functions import Call, Listener, See
 from coprobe.nodes.watching import watch

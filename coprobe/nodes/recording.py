@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from coprobe.engine import frozen
+from coprobe.core.engine import frozen
 from coprobe.errors import InputError, RunError
 from coprobe.nodes.address import Node, channel_axis, channels_first, resolve
 from coprobe.nodes.functions import See

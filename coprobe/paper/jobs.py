@@ -9,8 +9,8 @@ from pathlib import Path
 
 from coprobe.attacks import parse
 from coprobe.attacks.base import ATTACKS
+from coprobe.core.files import exclusive, sweep
 from coprobe.errors import DivergedError
-from coprobe.files import exclusive, sweep
 from coprobe.paper.measure import DRAWS, Measurer, due
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results

@@ -13,10 +13,12 @@ import torch
 
 from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint import Checkpoint, load
+from coprobe.core.provenance import provenance
 from coprobe.data import Dataset
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
-from coprobe.evaluation import Noise
+from coprobe.metrics.accuracy import Noise
+from coprobe.metrics.questions import PROBING_ATTACK
 from coprobe.paper import store
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
@@ -24,8 +26,6 @@ from coprobe.paper.runs import RUNS, Scale
 from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE
 from coprobe.paper.store import DamagedError
 from coprobe.probe import Probe
-from coprobe.provenance import provenance
-from coprobe.questions import PROBING_ATTACK
 
 #: Draws of every noise.
 DRAWS = 5

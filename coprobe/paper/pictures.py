@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from coprobe.data import title
-from coprobe.evaluation import wilson
 from coprobe.figures import fig01, fig02, fig03, fig04, fig05, fig06, fig07, fig08, fig09, fig10, fig11, fig12
+from coprobe.metrics.accuracy import wilson
 from coprobe.paper.needs import Need
 from coprobe.paper.results import COLUMNS, Results
 from coprobe.paper.runs import RUNS, Scale

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from coprobe.core.files import atomic
 from coprobe.errors import unknown
 from coprobe.figures.style import save_all
 from coprobe.figures.tables import save_table
-from coprobe.files import atomic
 from coprobe.paper import claims, tables
 from coprobe.paper.jobs import Job, Order, plan_jobs
 from coprobe.paper.needs import Need, merged

@@ -14,16 +14,16 @@ import pandas as pd
 
 from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN
-from coprobe.collapse import verdict_of
+from coprobe.core.files import write_json
 from coprobe.errors import InputError
-from coprobe.evaluation import wilson
-from coprobe.files import write_json
+from coprobe.metrics import ChannelStatistics
+from coprobe.metrics.accuracy import wilson
 from coprobe.paper import store
 from coprobe.paper.needs import Need
 from coprobe.paper.runs import RUNS, Scale
-from coprobe.statistics import ChannelStatistics
 from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run
+from coprobe.verdict.rule import verdict_of
 
 #: Knobs that say where a run's images lie, not what they are.
 _PLACES = ("data", "init")

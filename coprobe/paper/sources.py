@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN
+from coprobe.core.text import storable
 from coprobe.data import title
 from coprobe.errors import InputError, unknown
-from coprobe.evaluation import Evaluation
 from coprobe.figures import fig01, fig03, fig04
+from coprobe.metrics.accuracy import Evaluation
 from coprobe.probe import Probe
-from coprobe.text import storable
 from coprobe.training import Run
 
 FIG4_ALPHA2 = (0.99, 0.5, 0.1)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from coprobe.core.files import atomic, write_json
 from coprobe.errors import InputError
-from coprobe.files import atomic, write_json
 
 #: Version of what is measured and how it is written; another one makes every older result stale.
 FORMAT = "coprobe-results/1"

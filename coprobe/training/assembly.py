@@ -9,12 +9,13 @@ import torch
 
 from coprobe.checkpoint import Checkpoint
 from coprobe.checkpoint import load as load_checkpoint
+from coprobe.core.engine import layout_of
+from coprobe.core.processes import Processes
+from coprobe.core.provenance import provenance
 from coprobe.data import Dataset, Loader, hold_out, load
 from coprobe.errors import InputError
 from coprobe.models import Classifier, build, defaults
 from coprobe.nodes import resolve
-from coprobe.processes import Processes
-from coprobe.provenance import provenance
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.methods import Method, make_method
 from coprobe.training.monitor import Monitor
@@ -53,7 +54,7 @@ def assemble(
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # batches have few shapes
     checkpoint = _untrained(recipe, training, device)
-    loader = _loader(recipe, training, device, processes)
+    loader = _loader(recipe, training, device, processes, layout_of(checkpoint.model))
     setting = Setting(
         dataset=training,
         device=device,
@@ -96,7 +97,7 @@ def _untrained(recipe: Recipe, training: Dataset, device: torch.device) -> Check
     if recipe.init is not None:
         model.network.load_state_dict(_initial_weights(recipe.init, recipe.arch, arch_args))
     model.precision = recipe.precision
-    model.to(device).to(memory_format=torch.channels_last)
+    model.to(device).to(memory_format=layout_of(model))
     shape, classes = training.image_shape, training.classes
     return Checkpoint(model, recipe.arch, arch_args, recipe.to_dict(), image_shape=shape, classes=classes)
 
@@ -147,7 +148,9 @@ def _regularizers(recipe: Recipe, method: Method, model: Classifier) -> list[Reg
     return terms
 
 
-def _loader(recipe: Recipe, training: Dataset, device: torch.device, processes: Processes) -> Loader:
+def _loader(
+    recipe: Recipe, training: Dataset, device: torch.device, processes: Processes, layout: torch.memory_format
+) -> Loader:
     if processes.count > recipe.batch_size:
         raise InputError(f"--batch-size {recipe.batch_size}: too small to be shared by {processes.count} processes")
     return Loader(
@@ -159,6 +162,6 @@ def _loader(recipe: Recipe, training: Dataset, device: torch.device, processes: 
         flip=recipe.augment == "crop-flip",
         padding_mode=recipe.padding,
         seed=recipe.seed,
-        channels_last=True,
+        channels_last=layout == torch.channels_last,
         part=(processes.rank, processes.count),
     )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from coprobe.core.randomness import generator_for
 from coprobe.data import Batch, Loader
 from coprobe.nodes import record
-from coprobe.randomness import generator_for
 from coprobe.training.methods import Method
 from coprobe.training.recipe import Recipe
 from coprobe.training.regularizers import Regularizer, noisy_versions

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from coprobe.core.processes import ALONE, Processes
 from coprobe.data import Batch
-from coprobe.processes import ALONE, Processes
 
 
 class Memory:

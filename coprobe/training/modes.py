@@ -18,7 +18,7 @@ def evaluating(model: nn.Module, *, keep_graph: bool) -> Iterator[Callable[[Tens
         keep_graph: whether the graph of a pass is needed after the block.
 
     Yields:
-        The model to call. Unlike in `coprobe.engine.frozen`, gradients can go to the parameters.
+        The model to call. Unlike in `coprobe.core.engine.frozen`, gradients can go to the parameters.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -12,9 +12,9 @@ from torch import nn
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.data import Dataset
-from coprobe.evaluation import Accuracy
+from coprobe.metrics import ChannelSums, survey
+from coprobe.metrics.accuracy import Accuracy
 from coprobe.nodes import node_table
-from coprobe.statistics import ChannelSums, survey
 
 ATTACKS = ("fgsm", "pgd:10")
 

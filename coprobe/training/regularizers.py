@@ -14,8 +14,8 @@ from torch.nn.functional import mse_loss
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.data import Batch, balanced_prefix
 from coprobe.masking import Selection, count_of_percent, select
+from coprobe.metrics import collect
 from coprobe.nodes import masked
-from coprobe.statistics import collect
 from coprobe.training.step import Setting, Step, uniform
 
 

@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 
 from coprobe.checkpoint import Checkpoint
-from coprobe.collapse import collapse_epoch
-from coprobe.containers import open_checkpoint
+from coprobe.checkpoint.reader import open_checkpoint
+from coprobe.core.files import atomic, sweep, write_json, write_table
 from coprobe.errors import InputError, RunError
-from coprobe.files import atomic, sweep, write_json, write_table
 from coprobe.training.recipe import Recipe
+from coprobe.verdict.rule import collapse_epoch
 
 _FORMAT = "coprobe-resume/1"
 #: What a finished run has; a new one in its place removes these and nothing else.

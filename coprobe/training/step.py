@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from coprobe.core.processes import ALONE, Processes
 from coprobe.data import Batch, Dataset
-from coprobe.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from coprobe.collapse import collapse_epoch, converged
+from coprobe.checkpoint.normalisation import converged
+from coprobe.core.files import check_writable_directory
+from coprobe.core.processes import ALONE, Processes
 from coprobe.data import Dataset
 from coprobe.errors import DivergedError, InputError, InterruptedRunError, RunError
-from coprobe.files import check_writable_directory
-from coprobe.processes import ALONE, Processes
 from coprobe.training.assembly import Assembly, assemble
 from coprobe.training.interruption import Interruption
 from coprobe.training.loop import TrainingLoop
@@ -23,6 +23,7 @@ from coprobe.training.methods import make_method
 from coprobe.training.monitor import peak_memory
 from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run
+from coprobe.verdict.rule import collapse_epoch
 
 #: Updates between two looks at whether the numbers are finite; each look waits for the device.
 _LOOK_EVERY = 50

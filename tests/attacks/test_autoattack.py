@@ -19,12 +19,12 @@ from coprobe.attacks.autoattack import AA, MEMBERS, AutoAttack, stages_of
 from coprobe.attacks.base import PURPOSE
 from coprobe.attacks.conveyor import Feed
 from coprobe.attacks.stages import Stage, Stages
+from coprobe.core.engine import FULL
+from coprobe.core.processes import Processes
+from coprobe.core.randomness import ImageRandomness, key_of
 from coprobe.data import Dataset
-from coprobe.engine import FULL
 from coprobe.errors import InputError
-from coprobe.evaluation import evaluate
-from coprobe.processes import Processes
-from coprobe.randomness import ImageRandomness, key_of
+from coprobe.metrics.accuracy import evaluate
 from tests.attacks.small import convolutional, trained
 
 T = TypeVar("T")

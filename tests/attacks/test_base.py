@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from coprobe.attacks import ATTACKS, Attack, StepAttack, parse, project
 from coprobe.attacks.gradient import CW, FGSM, PGD
+from coprobe.core.randomness import ImageRandomness
+from coprobe.core.registry import Registry
 from coprobe.errors import InputError, RunError
-from coprobe.randomness import ImageRandomness
-from coprobe.registry import Registry
 from tests.attacks.small import linear
 
 

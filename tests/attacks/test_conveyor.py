@@ -15,10 +15,10 @@ from coprobe.attacks import AdversarialExamples, Attack, StepAttack, conveyor, p
 from coprobe.attacks.base import PURPOSE
 from coprobe.attacks.conveyor import Feed
 from coprobe.attacks.examples import clean_images
+from coprobe.core.engine import BatchSize
+from coprobe.core.randomness import ImageRandomness
 from coprobe.data import Dataset
-from coprobe.engine import BatchSize
 from coprobe.errors import RunError
-from coprobe.randomness import ImageRandomness
 from tests.architectures import IMAGES, NETWORKS, subject
 from tests.attacks.small import convolutional, fingerprint
 

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from coprobe.attacks import StepAttack, parse
 from coprobe.attacks.base import PURPOSE
+from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError
-from coprobe.randomness import ImageRandomness
 from tests.attacks.small import trained
 
 EPSILON = 0.1

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialExamples, Attack, parse
 from coprobe.attacks.examples import CLEAN
+from coprobe.core.randomness import ImageRandomness
 from coprobe.data import Dataset
 from coprobe.errors import RunError
-from coprobe.evaluation import Noise, evaluate
-from coprobe.randomness import ImageRandomness
+from coprobe.metrics.accuracy import Noise, evaluate
 from tests.attacks.small import convolutional
 
 EPSILON = 16 / 255

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from coprobe.attacks import parse
 from coprobe.attacks.base import PURPOSE
 from coprobe.attacks.gradient import CW, PGD
-from coprobe.randomness import ImageRandomness
+from coprobe.core.randomness import ImageRandomness
 from tests.attacks.small import convolutional, linear, loss_of, trained
 
 SHAPE = (3, 4, 5)

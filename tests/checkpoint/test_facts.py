@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from coprobe.checkpoint.facts import told
-from coprobe.containers import Foreign, Storage, Stored
+from coprobe.checkpoint.reader import Foreign, Storage, Stored
 
 NUMBER = Stored(torch.float32, torch.Size([]), (), 0, Storage("0", torch.float32, 0, 4))
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import coprobe.files
+import coprobe.core.files
 from coprobe.checkpoint import Checkpoint, load
-from coprobe.containers import Contents
+from coprobe.checkpoint.reader import Contents
 from coprobe.errors import InputError
 from coprobe.models import Classifier, build, defaults
 
@@ -392,7 +392,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(ours, tmp_path, monk
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(coprobe.files.os, "fsync", full)
+    monkeypatch.setattr(coprobe.core.files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         make(width=3).save(path)
     assert path.read_bytes() == before

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coprobe.checkpoint.payloads import find
-from coprobe.containers import Foreign, Storage, Stored
+from coprobe.checkpoint.reader import Foreign, Storage, Stored
 from coprobe.errors import InputError
 
 

@@ -91,8 +91,8 @@ def test_other_classes_are_one_sentence() -> None:
 
 
 def test_a_training_knows_its_classes() -> None:
+    from coprobe.core.processes import Processes
     from coprobe.data import load as load_data
-    from coprobe.processes import Processes
     from coprobe.training import Recipe
     from coprobe.training.assembly import assemble
 

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from coprobe.checkpoint import Checkpoint
+from coprobe.core.files import write_json
 from coprobe.errors import InterruptedRunError
-from coprobe.files import write_json
 from coprobe.models import Classifier, build
 from coprobe.training import Listener, Recipe, Run, train
 

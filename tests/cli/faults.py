@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from coprobe.files import exclusive
+from coprobe.core.files import exclusive
 
 Fault = Callable[[], AbstractContextManager[None]]
 

@@ -104,7 +104,7 @@ def _member(work: Path, folder: Path, rank: int, count: int) -> None:
     import torch.distributed as dist
 
     import coprobe.cli as cli
-    import coprobe.processes as processes
+    import coprobe.core.processes as processes
 
     os.chdir(work)
     sys.dont_write_bytecode = True

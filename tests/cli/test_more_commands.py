@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from coprobe.attacks import parse
 from coprobe.checkpoint import load
 from coprobe.data import load as load_data
-from coprobe.evaluation import Noise
+from coprobe.metrics.accuracy import Noise
 from coprobe.probe import Probe
 from tests.cli.test_commands import check_same
 from tests.cli.test_commands import parse as parse_json

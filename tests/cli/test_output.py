@@ -13,7 +13,7 @@ import torch
 
 from coprobe.checkpoint import load
 from coprobe.cli.output import Output, message, print_table, print_text, progress
-from coprobe.text import cut, printable
+from coprobe.core.text import cut, printable
 from tests.nasty import NASTY
 
 #: The colours and moves that we ourselves send, and what a terminal would take as anything else.

@@ -13,8 +13,8 @@ import torch
 from rich.cells import cell_len
 
 from coprobe.checkpoint import load
+from coprobe.core.files import exclusive
 from coprobe.errors import RunError
-from coprobe.files import exclusive
 from coprobe.training import PRESETS, Recipe, Run
 from coprobe.training.recipe import flag
 from coprobe.training.run import RUN_FILES

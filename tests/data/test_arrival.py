@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from coprobe import questions
 from coprobe.data import Reader, load
 from coprobe.data import gather as gathering
 from coprobe.errors import InputError
+from coprobe.metrics import questions
 from coprobe.probe import Probe
 from tests.toys import EPSILON, Overfitted, checkpoint
 

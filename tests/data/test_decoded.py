@@ -294,7 +294,7 @@ def test_where_nothing_can_be_written_there_is_no_copy(number, source, root, dec
     def fail(descriptor):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("coprobe.files.os.fsync", fail)
+    monkeypatch.setattr("coprobe.core.files.os.fsync", fail)
     for _ in range(2):
         assert_as_without(f"folder:{source}", root, decodes, is_decoded=True)
     assert copies(root) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coprobe.evaluation import wilson
+from coprobe.metrics.accuracy import wilson
 
 MASKS = {"none": 0, "T_act > 0.99": 1, "T_act > 0.5": 2, "variance": 2, "random": 2}
 ATTACKS = ["clean", "FGSM", "PGD-50"]

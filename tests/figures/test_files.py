@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from coprobe._version import __version__
+from coprobe.core.text import storable
 from coprobe.errors import InputError
 from coprobe.figures import fig01, fig04
 from coprobe.figures.style import PLOT_SUFFIXES, new_figure, plain, save, save_all, wrapped
-from coprobe.text import storable
 from tests.nasty import NASTY
 
 ABOUT = {"data": "digits", "seed": 0, "epsilon": "ε = 16/255"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from coprobe.engine import frozen
+from coprobe.core.engine import frozen
 from coprobe.errors import InputError, RunError
 from coprobe.nodes import check_neutral, masked, record, tapped
 from tests.attacks.small import fingerprint

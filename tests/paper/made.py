@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 
 from coprobe.attacks.examples import CLEAN
-from coprobe.collapse import collapse_epoch, converged
+from coprobe.checkpoint.normalisation import converged
+from coprobe.metrics.accumulator import SUMS
 from coprobe.paper import store
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, Scale, scale_of
-from coprobe.statistics.accumulator import SUMS
+from coprobe.verdict.rule import collapse_epoch
 
 NODES = "ABCDE"
 #: Every node of a made-up model has as many channels, and these move much where it is CO-affected.

@@ -10,7 +10,7 @@ import pytest
 
 from coprobe.cli import main
 from coprobe.errors import InputError
-from coprobe.evaluation import wilson
+from coprobe.metrics.accuracy import wilson
 from coprobe.paper import store
 from coprobe.paper.claims import CLAIMS, CONTROLS, chosen, judged, markdown, needs
 from coprobe.paper.claims.record import Estimate, at_least, at_most, conclude

@@ -13,7 +13,7 @@ import torch
 from coprobe.checkpoint import load
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
-from coprobe.evaluation import Noise
+from coprobe.metrics.accuracy import Noise
 from coprobe.paper import store
 from coprobe.paper.measure import DRAWS, Measurer, due, noise_of
 from coprobe.paper.needs import Need

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from coprobe.data import title
-from coprobe.evaluation import wilson
+from coprobe.metrics.accuracy import wilson
 from coprobe.paper import store
 from coprobe.paper.pictures import FIGURES, STRONG, Picture, baseline, caption
 from coprobe.paper.results import MissingResultError, Results

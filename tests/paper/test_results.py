@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from coprobe.errors import InputError
-from coprobe.evaluation import wilson
+from coprobe.metrics.accuracy import wilson
 from coprobe.paper import store
 from coprobe.paper.needs import Need
 from coprobe.paper.results import MissingResultError, Results, summary

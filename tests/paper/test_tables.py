@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from coprobe.attacks.examples import CLEAN
+from coprobe.core.files import write_json
 from coprobe.errors import InputError
-from coprobe.files import write_json
 from coprobe.paper.needs import Need
 from coprobe.paper.printed import printed
 from coprobe.paper.results import MissingResultError, Results

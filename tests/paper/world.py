@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from coprobe.attacks.examples import CLEAN
-from coprobe.evaluation import wilson
+from coprobe.metrics import ChannelStatistics
+from coprobe.metrics.accuracy import wilson
 from coprobe.paper.needs import Need
 from coprobe.paper.results import MissingResultError
 from coprobe.paper.runs import RUNS, SCALES, Scale
-from coprobe.statistics import ChannelStatistics
 
 EPOCHS, COLLAPSE = 30, 20
 CO, NONE, FAILED = 1, 0, -1

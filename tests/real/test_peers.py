@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from coprobe.attacks import parse
 from coprobe.attacks.base import PURPOSE
 from coprobe.checkpoint import load as load_checkpoint
+from coprobe.core.randomness import key_of
 from coprobe.data import load as load_data
-from coprobe.randomness import key_of
 
 pytestmark = pytest.mark.real
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from coprobe.processes import _LEADER, Processes, _follow_leader, start
+from coprobe.core.processes import _LEADER, Processes, _follow_leader, start
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["coprobe.training.trainer", "lightning_fabric", "sklearn.datasets"])

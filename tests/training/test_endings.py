@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import coprobe
+from coprobe.core.randomness import generator_for
 from coprobe.data import Dataset, Loader, hold_out
 from coprobe.errors import RunError
 from coprobe.models import build
-from coprobe.randomness import generator_for
 from coprobe.training import Listener, Recipe, Run, train
 from coprobe.training.monitor import Monitor
 from coprobe.training.trainer import _Job
@@ -26,11 +26,10 @@ from tests.training.runs import MEASURED, QUICK, TINY, Told, same, weights
 
 def literal_pgd5_accuracy(state: dict[str, Tensor], recipe: Recipe, training: Dataset, epoch: int) -> float:
     """On the first batch of the epoch (from 0), attacked and judged in training mode."""
-    loader = Loader(training, recipe.batch_size, shuffle=True, seed=recipe.seed, channels_last=True)
+    loader = Loader(training, recipe.batch_size, shuffle=True, seed=recipe.seed)
     batch = next(loader.batches(epoch))
     model = build("resnet18", width=4, num_classes=10, in_channels=1).train()
     model.load_state_dict(state)
-    model.to(memory_format=torch.channels_last)  # to round as the run does
     epsilon, x = recipe.eps_train / 255, batch.images
     draw = torch.rand(x.shape, generator=generator_for(recipe.seed, "perturbation", epoch, 0))
     attacked = clip(x + epsilon * (2 * draw - 1), 0, 1)

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 import coprobe
+from coprobe.core.files import write_json
 from coprobe.data import load
 from coprobe.errors import InputError
-from coprobe.files import write_json
 from coprobe.training import Recipe, Run
 from coprobe.training import train as train_here
 from tests.training.processes import Hit, limit_files, send, train

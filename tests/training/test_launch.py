@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from coprobe.cli import main
+from coprobe.core.processes import ALONE, Processes, start
 from coprobe.errors import InputError, RunError
-from coprobe.processes import ALONE, Processes, start
 from coprobe.training import Run
 from tests.started import PATIENCE, TORCHRUN, begun
 from tests.training.group import abandoned

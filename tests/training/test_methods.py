@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from coprobe.core.registry import Entry
 from coprobe.data import Batch
 from coprobe.errors import InputError
-from coprobe.registry import Entry
 from coprobe.training import METHODS, Method, make_method
 from coprobe.training.memory import Memory
 from coprobe.training.regularizers import FeatureStability, LogitStability, Regularizer

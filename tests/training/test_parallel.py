@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 import coprobe
+from coprobe.core.processes import Processes
+from coprobe.core.randomness import generator_for
 from coprobe.data import Batch, Loader, load
 from coprobe.errors import InterruptedRunError, RunError
-from coprobe.processes import Processes
-from coprobe.randomness import generator_for
 from coprobe.training import Listener, Recipe, Run, train
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.memory import Memory

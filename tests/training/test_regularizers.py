@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from coprobe.core.randomness import ImageRandomness, generator_for
 from coprobe.data import Batch, Dataset
 from coprobe.nodes import record
-from coprobe.randomness import ImageRandomness, generator_for
 from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability, Regularizer
 from coprobe.training.step import Setting
 from tests.training.references import REFERENCES

@@ -16,8 +16,8 @@ import coprobe
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.data import Batch, Dataset, hold_out, load
 from coprobe.errors import InputError
-from coprobe.evaluation import evaluate
-from coprobe.statistics import collect
+from coprobe.metrics import collect
+from coprobe.metrics.accuracy import evaluate
 from coprobe.training import METHODS, Run, train
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability

@@ -9,7 +9,7 @@ import click
 
 from coprobe.cli.options import Number, ProbingOptions, attack_option, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, print_table
-from coprobe.text import storable
+from coprobe.core.text import storable
 
 
 @click.command(short_help="Which channels jump under an attack (V_act, T_act).")

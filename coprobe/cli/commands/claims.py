@@ -34,8 +34,8 @@ def command(only: str | None, as_json: bool, out: Path | None, **paper: Any) -> 
       coprobe claims --scale small --only C05,C08
       coprobe claims --out claims.md
     """
+    from coprobe.core.files import check_writable, records
     from coprobe.errors import InputError
-    from coprobe.files import check_writable, records
     from coprobe.paper.claims import CLAIMS, CONTROLS, chosen, judged
 
     if out:
@@ -71,7 +71,7 @@ def _show(frame: pd.DataFrame) -> None:
 
 
 def _write(frame: pd.DataFrame, out: Path) -> None:
-    from coprobe.files import atomic, write_table
+    from coprobe.core.files import atomic, write_table
     from coprobe.paper.claims import markdown
 
     if out.suffix != ".md":

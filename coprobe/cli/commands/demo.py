@@ -29,8 +29,8 @@ def command(out: Path, seed: int, device: str, as_json: bool) -> None:
     """
     from coprobe import demo
     from coprobe.cli import memory
-    from coprobe.engine import choose_device
-    from coprobe.files import check_writable_directory
+    from coprobe.core.engine import choose_device
+    from coprobe.core.files import check_writable_directory
 
     check_writable_directory(out)
     chosen = choose_device(device)
@@ -58,7 +58,7 @@ def command(out: Path, seed: int, device: str, as_json: bool) -> None:
 
 
 def _facts(story: Any) -> dict[str, Any]:
-    from coprobe.files import records
+    from coprobe.core.files import records
 
     return {
         "runs": {

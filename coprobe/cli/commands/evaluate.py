@@ -16,7 +16,7 @@ from coprobe.cli.accuracies import (
 )
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options
-from coprobe.text import storable
+from coprobe.core.text import storable
 
 
 @click.command(short_help="Accuracy under attacks and noise.")

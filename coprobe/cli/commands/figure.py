@@ -35,7 +35,7 @@ def command(number: int, runs_to_draw: tuple[str, ...], out: Path, as_json: bool
     """
     import json
 
-    from coprobe.files import check_writable_directory, records
+    from coprobe.core.files import check_writable_directory, records
 
     check_writable_directory(out)
     paper = {key: options.pop(key) for key in PaperOptions.__dataclass_fields__}

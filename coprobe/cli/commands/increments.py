@@ -8,7 +8,7 @@ import click
 
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, print_table
-from coprobe.text import storable
+from coprobe.core.text import storable
 
 
 @click.command(short_help="How far channels move at each step (Fig. 10).")

@@ -11,13 +11,13 @@ import click
 
 from coprobe.cli.options import ReadingOptions, debug_option, read_images, reading_options, skip_bad_option
 from coprobe.cli.output import Output, message, output_options, percent, print_table, progress
-from coprobe.text import storable
+from coprobe.core.text import storable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from coprobe.checkpoint import Checkpoint
-    from coprobe.doctor import Fit, Verdict
+    from coprobe.checkpoint.normalisation import Fit, Verdict
 
 #: Elements of a weight that are looked at together, so that no copy of a large one is made.
 _CHUNK = 1 << 20
@@ -44,7 +44,7 @@ def command(
     """
     import pandas as pd
 
-    from coprobe.provenance import provenance
+    from coprobe.core.provenance import provenance
 
     output = Output(as_json, out, plot)
     options = ReadingOptions(**reading)
@@ -187,8 +187,8 @@ def _numbers(fit: Fit) -> list[str]:
 
 
 def _examine(options: ReadingOptions, path: str, loaded: Checkpoint, data: str, skip_bad: bool) -> _Examined:
-    from coprobe.doctor import IMAGES, arguments, normalisations
-    from coprobe.engine import choose_device
+    from coprobe.checkpoint.normalisation import IMAGES, arguments, normalisations
+    from coprobe.core.engine import choose_device
 
     dataset = read_images(data, limit=IMAGES, skip_bad=skip_bad)
     device = choose_device()

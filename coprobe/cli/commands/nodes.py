@@ -29,9 +29,9 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     """
     import pandas as pd
 
+    from coprobe.core.provenance import provenance
     from coprobe.errors import InputError
     from coprobe.nodes import describe_shape, is_guessed, places
-    from coprobe.provenance import provenance
 
     output = Output(as_json, out, plot)
     loaded = ReadingOptions(**reading).read(checkpoint)

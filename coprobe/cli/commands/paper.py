@@ -56,8 +56,8 @@ def command(
       coprobe paper --scale small --cifar10 parquet:DIR --plan
       coprobe paper --scale paper --device cuda --jobs 4 --only fig1,fig3,fig4
     """
-    from coprobe.engine import choose_device
-    from coprobe.files import check_writable_directory
+    from coprobe.core.engine import choose_device
+    from coprobe.core.files import check_writable_directory
     from coprobe.paper.engines import engine_named, work
     from coprobe.paper.jobs import plan_jobs
     from coprobe.paper.plan import chosen, minutes, order_of, overview, render, seconds_per_pass
@@ -118,7 +118,7 @@ class _Report:
 def _show_plan(frame: Any, count: int, as_json: bool) -> None:
     import json
 
-    from coprobe.files import records
+    from coprobe.core.files import records
 
     if as_json:
         click.echo(json.dumps({"at_once": count, "items": records(frame)}, indent=2))

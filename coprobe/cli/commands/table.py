@@ -28,8 +28,8 @@ def command(number: int, out: Path | None, as_json: bool, **paper: Any) -> None:
     """
     import json
 
+    from coprobe.core.files import check_writable_directory, records
     from coprobe.figures.tables import markdown, save_table
-    from coprobe.files import check_writable_directory, records
     from coprobe.paper.tables import about, content, table_of
 
     title = f"Table {number}. {table_of(number).title}"

@@ -14,8 +14,8 @@ from click.core import ParameterSource
 
 from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, Number, debug_option, read_images
 from coprobe.cli.output import Output, json_option, message, percent, plot_option, print_table, progress
+from coprobe.core.text import storable
 from coprobe.errors import InputError, unknown
-from coprobe.text import storable
 from coprobe.training.recipe import PRESETS, Recipe, flag
 
 if TYPE_CHECKING:
@@ -128,9 +128,9 @@ def command(
       coprobe train --preset paper --method fgsm-mep --eps-train 12 --logit-weight 0 \\
         --stable-node B --stable-weight 200 --device cuda --precision bf16 --out runs/fd12
     """
-    from coprobe.engine import choose_device
-    from coprobe.files import check_writable_directory
-    from coprobe.processes import start
+    from coprobe.core.engine import choose_device
+    from coprobe.core.files import check_writable_directory
+    from coprobe.core.processes import start
     from coprobe.training import Run, check, make_method, train
 
     if resume and overwrite:
@@ -167,7 +167,7 @@ def command(
 @contextmanager
 def _held(directory: Path) -> Iterator[None]:
     """The run directory, which no other process may work in; if nothing comes of it, nothing of it is left."""
-    from coprobe.files import exclusive
+    from coprobe.core.files import exclusive
 
     made = [place for place in (directory, *directory.parents) if not place.exists()]
     try:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from coprobe.core.files import records
 from coprobe.errors import unknown
-from coprobe.files import records
 from coprobe.paper.claims import controls, inducing, mechanism, mitigation, noise, training
 from coprobe.paper.claims.record import REFUTED, UNDECIDED, Claim
 from coprobe.paper.needs import Need, merged

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coprobe.attacks import project
+from coprobe.core.randomness import generator_for
+from coprobe.core.registry import Registry
 from coprobe.data import Batch
 from coprobe.errors import InputError
-from coprobe.randomness import generator_for
-from coprobe.registry import Registry
 from coprobe.training.memory import Memory
 from coprobe.training.step import Pass, Perturbed, Setting, Step, uniform
 

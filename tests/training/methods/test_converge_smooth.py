@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from coprobe.core.processes import Processes
 from coprobe.data import Batch
 from coprobe.errors import InputError
-from coprobe.processes import Processes
 from coprobe.training import make_method
 from coprobe.training.methods import Method
 from coprobe.training.methods.converge_smooth import ConvergeSmooth

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from coprobe.core.processes import Processes
 from coprobe.data import Batch
 from coprobe.errors import InputError
-from coprobe.processes import Processes
 from coprobe.training.methods import Method
 from tests.training.methods.small import assert_follows_reference, close, parts, shorter, step_of
 from tests.training.references.common import (

@@ -1,0 +1,8 @@
+"""Checkpoint files of any origin, read without running, importing or calling anything that stands in them."""
+
+from __future__ import annotations
+
+from coprobe.checkpoint.reader.contents import Contents, open_checkpoint
+from coprobe.checkpoint.reader.values import Foreign, Name, Storage, Stored, Unsound
+
+__all__ = ["Contents", "Foreign", "Name", "Storage", "Stored", "Unsound", "open_checkpoint"]

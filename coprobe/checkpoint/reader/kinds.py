@@ -1,0 +1,77 @@
+"""What a file is by its content, and what to do about each kind that is no checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from coprobe.checkpoint.reader.source import Source
+from coprobe.errors import InputError
+
+_SAVE = "save model.state_dict() with torch.save"
+_PACKED = "unpack it and name the checkpoint in it"
+#: First bytes to what they are the beginning of, and the remedy.
+_BEGINNINGS = [
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run 'git lfs pull'"),
+    (b"\x1f\x8b", "packed by gzip", _PACKED),
+    (b"BZh", "packed by bzip2", _PACKED),
+    (b"\xfd7zXZ\0", "packed by xz", _PACKED),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", _PACKED),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _PACKED),
+    (b"Rar!\x1a\x07", "a RAR archive", _PACKED),
+    (b"\x89PNG", "a PNG image", "name a checkpoint file"),
+    (b"\xff\xd8\xff", "a JPEG image", "name a checkpoint file"),
+    (b"%PDF", "a PDF document", "name a checkpoint file"),
+    (b"\x93NUMPY", "a numpy array", _SAVE),
+    (b"\x89HDF", "an HDF5 file (Keras?)", f"convert the model to torch and {_SAVE}"),
+    (b"GGUF", "a GGUF file", f"convert the model to torch and {_SAVE}"),
+    (b"PAR1", "a Parquet file", "name a checkpoint file, or give it as --data parquet:FILE"),
+]
+_WEB = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+LOCAL_HEADER, _EMPTY_ARCHIVE = b"PK\x03\x04", b"PK\x05\x06"
+
+
+def kind_of(source: Source) -> str:
+    """`zip`, `safetensors` or `pickle`, by content; names of files say nothing.
+
+    Raises:
+        InputError: it is something else; the message says what, as far as it shows, and what to do.
+    """
+    head = source.read(0, 512)
+    for beginning, what, remedy in _BEGINNINGS:
+        if head.startswith(beginning):
+            raise InputError(f"is {what}; {remedy}")
+    if head.lstrip().lower().startswith(_WEB):
+        raise InputError("is a web page, not a checkpoint; download the file itself")
+    if head[257:262] == b"ustar":
+        raise InputError(f"is a tar archive; {_PACKED}, or {_SAVE} if torch wrote it before version 0.2")
+    if head.startswith(LOCAL_HEADER):
+        return "zip"
+    if head.startswith(_EMPTY_ARCHIVE):
+        raise InputError("is an empty archive; copy or download it again")
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
+        return "safetensors"
+    if head.startswith(_PICKLES):
+        return "pickle"
+    if not any(head) and not any(any(part) for part in source.chunks(0, min(source.size, 1 << 22))):
+        raise InputError("holds nothing but zeros (a disk that lost power?); copy or download it again")
+    if head[:1] in (b"x", b"\x78") and head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
+        raise InputError(f"is packed by zlib, as joblib does; {_SAVE}")
+    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
+        raise InputError("is a text file, no checkpoint; name the file that torch.save or safetensors wrote")
+    raise InputError(f"is no checkpoint (neither a torch nor a safetensors file); {_SAVE}")
+
+
+def check_torch_archive(members: Collection[str]) -> None:
+    """Raise `InputError` unless these are the members of what `torch.save` writes."""
+    if "constants.pkl" in members or any(name.startswith("code/") for name in members):
+        raise InputError(f"is a TorchScript archive, which holds a program; {_SAVE}")
+    if any(name.endswith(("serialized_exported_program.json", "archive_format")) for name in members):
+        raise InputError(f"is a torch.export archive, which holds a program; {_SAVE}")
+    if "data.pkl" not in members:
+        if members and all(name.endswith(".npy") for name in members):
+            raise InputError(f"is a numpy archive (.npz); {_SAVE}")
+        raise InputError(f"is an archive, but no torch checkpoint (it has no data.pkl); {_PACKED}, or {_SAVE}")
+    others = [name for name in members if name.endswith((".pkl", ".pickle", ".py")) and name != "data.pkl"]
+    if others:
+        raise InputError(f"is an archive with the further pickle or program '{others[0][:60]}'; {_SAVE}")

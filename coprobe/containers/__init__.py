@@ -1,8 +1,0 @@
-"""Checkpoint files of any origin, read without running, importing or calling anything that stands in them."""
-
-from __future__ import annotations
-
-from coprobe.containers.contents import Contents, open_checkpoint
-from coprobe.containers.values import Foreign, Name, Storage, Stored, Unsound
-
-__all__ = ["Contents", "Foreign", "Name", "Storage", "Stored", "Unsound", "open_checkpoint"]

@@ -1,0 +1,228 @@
+"""Accuracy of a model under attacks, noise and masks, with confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from coprobe.attacks.examples import CLEAN, AdversarialBatch
+from coprobe.core.engine import frozen
+from coprobe.core.randomness import ImageRandomness
+from coprobe.errors import InputError, RunError, unknown
+from coprobe.metrics import Measurement, survey
+from coprobe.nodes import NO_MASK, ChannelMask
+
+_Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion, as fractions; raises `InputError` for n < 1."""
+    if n < 1:
+        raise InputError("an interval needs at least one image")
+    p = correct / n
+    centre = (p + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
+    half = _Z95 / (1 + _Z95**2 / n) * (p * (1 - p) / n + _Z95**2 / (4 * n**2)) ** 0.5
+    # At 0 and n of n the bound is exactly 0 and 1; rounding would put it a hair inside the proportion.
+    return (centre - half if correct > 0 else 0.0), (centre + half if correct < n else 1.0)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise on the model's input, drawn once after the attack (the attack does not see it).
+
+    Args:
+        kind: `none`, `uniform` on [−amount, amount], or `gauss` with standard deviation `amount`.
+        amount: a fraction (16/255, not 16).
+    """
+
+    kind: str = "none"
+    amount: float = 0.0
+
+    @property
+    def spec(self) -> str:
+        """As people write it: `none`, `uniform:16`, `gauss:8`."""
+        return self.kind if self.kind == "none" else f"{self.kind}:{self.amount * 255:g}"
+
+    def add(self, x: Tensor, randomness: ImageRandomness, draw: int = 0) -> Tensor:
+        """`x` plus one number per pixel and channel, not clamped to [0, 1] again; `draw` numbers fresh ones."""
+        if self.kind == "none":
+            return x
+        if self.kind == "gauss":
+            return x + self.amount * randomness.normal(x.shape[1:], draw).to(x.dtype)
+        return x + self.amount * (2 * randomness.uniform(x.shape[1:], draw).to(x.dtype) - 1)
+
+    @staticmethod
+    def parse(spec: str) -> Noise:
+        """`none`, `uniform:A` or `gauss:S`, in 255ths; `InputError` for anything else."""
+        kind, _, text = spec.partition(":")
+        if kind not in ("none", "uniform", "gauss"):
+            raise unknown("noise", kind, ["none", "uniform", "gauss"])
+        if kind == "none" and not text:
+            return Noise()
+        try:
+            amount = float(text) / 255
+        except ValueError:
+            amount = -1.0
+        if kind == "none" or not 0 < amount <= 1:
+            raise InputError(f"noise '{spec}': write none, uniform:A or gauss:S with a number in (0, 255]")
+        return Noise(kind, amount)
+
+
+NO_NOISE = Noise()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A tidy table: attack, noise, noise_draw, mask, masked, draw, n, correct, accuracy, low, high.
+
+    Accuracies are fractions with 95 % Wilson intervals. `mask` says how the channels were chosen, `masked` how many
+    there are; `draw` numbers random masks, and `noise_draw` the draws of the noise. After a transfer there is a column
+    `target`: the model that was measured.
+    """
+
+    frame: pd.DataFrame
+
+    def accuracy(self, attack: str, *, noise: str = "none", mask: str = "none", target: str = "") -> float:
+        """One accuracy as a fraction, averaged over draws; `InputError` if it was not measured."""
+        rows = self.frame.query("attack == @attack and noise == @noise and mask == @mask")
+        if "target" in rows:
+            rows = rows[rows["target"] == target]
+        if rows.empty:
+            of = f" of {target}" if target else ""
+            raise InputError(f"accuracy{of} under {attack}, noise {noise}, mask {mask} was not measured")
+        return float(rows["accuracy"].mean())
+
+    def over_draws(self) -> pd.DataFrame:
+        """The table with draws of noise and of random masks averaged; the interval is that of one draw of `n` images.
+
+        `spread` is the standard deviation of the accuracy over the draws (n − 1 in its divisor; NaN for a single one).
+        """
+        keys = [*{"target"}.intersection(self.frame), "attack", "noise", "mask", "masked", "n"]
+        draws = self.frame.groupby(keys, sort=False)["correct"]
+        frame = draws.mean().reset_index()
+        frame["accuracy"] = frame["correct"] / frame["n"]
+        bounds = [wilson(correct, n) for correct, n in zip(frame["correct"], frame["n"], strict=True)]
+        frame[["low", "high"]] = bounds
+        frame["spread"] = draws.std().to_numpy() / frame["n"]
+        frame.attrs = self.frame.attrs
+        return frame
+
+
+class Accuracy(Measurement[Evaluation]):
+    """Accuracy on every attack's images × noise × mask.
+
+    The images are those of the batches, so they are crafted once, against the unmasked and noise-free model.
+
+    Args:
+        model: images in [0, 1] to logits, run in evaluation mode and left as it was.
+        attacks: specs of the images to measure, `clean` among them; None measures all that the batches hold.
+        noises: added after the attack; each draws from `seed`, the index of the image and the number of the draw.
+        noise_draws: how often each noise is drawn anew.
+        masks: applied to clean and adversarial images alike (Eq. 7).
+        seed: of the noise.
+
+    Raises:
+        InputError: no draws, or two masks that are called the same; in `result`, no images.
+        RunError: in `result`, logits that are not finite; an accuracy of such a model would mean nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attacks: Sequence[str] | None = None,
+        *,
+        noises: Sequence[Noise] = (NO_NOISE,),
+        noise_draws: int = 1,
+        masks: Sequence[ChannelMask] = (NO_MASK,),
+        seed: int = 0,
+    ) -> None:
+        if len({(mask.reason, mask.draw) for mask in masks}) < len(masks):
+            raise InputError("two masks have the same name and draw, and their counts would be mixed; name each once")
+        self._model, self._attacks, self._masks, self._seed = model, attacks, masks, seed
+        self._drawn = _draws(noises, noise_draws)
+        self._images = 0
+        #: By attack, noise, its draw, mask, masked channels and its draw: on the device, so that nothing waits for it.
+        self._correct: dict[tuple[str, str, int, str, int, int], Tensor] = {}
+        self._finite: Tensor | bool = True
+        self._device = torch.device("cpu")
+
+    def update(self, batch: AdversarialBatch) -> None:
+        """Count the correct predictions of every combination; masks of the same channels share their pass."""
+        correct = {}
+        self._device = batch.labels.device
+        finite = torch.ones((), dtype=torch.bool, device=self._device)
+        randomness = ImageRandomness(self._seed, "noise", batch.indices)
+        for spec, images in batch.images.items():
+            if self._attacks is not None and spec not in self._attacks:
+                continue
+            for noise, draw in self._drawn:
+                noisy = noise.add(images, randomness, draw)
+                counts: dict[Hashable, Tensor] = {}
+                for mask in self._masks:
+                    if (channels := mask.masked) not in counts:
+                        with frozen(self._model), torch.no_grad(), mask.applied(self._model):
+                            logits = self._model(noisy)
+                        counts[channels] = (logits.argmax(1) == batch.labels).sum()
+                        finite &= logits.isfinite().all()
+                    correct[spec, noise.spec, draw, mask.reason, mask.count, mask.draw] = counts[channels]
+        self._add(len(batch.labels), correct, finite)
+        if self._images == len(batch.labels):
+            self._check()  # of the first batch, before the others are attacked for nothing
+
+    def _add(self, images: int, correct: Mapping[Any, Tensor], finite: Tensor | bool) -> None:
+        self._images += images
+        self._finite = finite & self._finite
+        for key, count in correct.items():
+            self._correct[key] = count + self._correct.get(key, 0)
+
+    def _check(self) -> None:
+        if not self._finite:
+            raise RunError(
+                "the model's logits are not finite (NaN or infinite), so its accuracy is undefined; "
+                "check its weights and --mean/--std"
+            )
+
+    @property
+    def state(self) -> Any:
+        """Images, counts by combination, and whether all logits were finite."""
+        return self._images, {key: count.cpu() for key, count in self._correct.items()}, bool(self._finite)
+
+    def absorb(self, state: Any) -> None:
+        """Add the counts."""
+        images, correct, finite = state
+        self._add(images, {key: count.to(self._device) for key, count in correct.items()}, finite)
+
+    def result(self) -> Evaluation:
+        """The table."""
+        if self._images == 0:
+            raise InputError("no images to evaluate; raise --limit")
+        self._check()
+        columns = ["attack", "noise", "noise_draw", "mask", "masked", "draw"]
+        frame = pd.DataFrame(self._correct.keys(), columns=columns)
+        frame["n"], frame["correct"] = self._images, [int(count) for count in self._correct.values()]
+        frame["accuracy"] = frame["correct"] / self._images
+        frame[["low", "high"]] = [wilson(count, self._images) for count in frame["correct"]]
+        return Evaluation(frame)
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[AdversarialBatch], attacks: Sequence[str] | None = None, **settings: Any
+) -> Evaluation:
+    """`Accuracy` on these batches, which may be an `AdversarialExamples`; it says what the settings are."""
+    (evaluation,) = survey(batches, [Accuracy(model, attacks, **settings)])
+    return cast(Evaluation, evaluation)
+
+
+def _draws(noises: Sequence[Noise], count: int) -> list[tuple[Noise, int]]:
+    """Every noise with the numbers of its draws; `none` is the same every time."""
+    if count < 1:
+        raise InputError(f"--noise-draws {count}: must be at least 1")
+    return [(noise, draw) for noise in dict.fromkeys(noises) for draw in range(1 if noise.kind == "none" else count)]
+
+
+__all__ = ["CLEAN", "NO_NOISE", "Accuracy", "Evaluation", "Noise", "evaluate", "wilson"]

@@ -1,0 +1,1 @@
+"""When a model or a run counts as collapsed."""

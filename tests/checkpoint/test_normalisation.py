@@ -1,0 +1,269 @@
+"""Which normalisation a network was trained with is found, and what can't be told is not claimed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coprobe.checkpoint import Checkpoint
+from coprobe.checkpoint.normalisation import (
+    PUBLISHED,
+    Fit,
+    Normalisation,
+    Verdict,
+    arguments,
+    normalisations,
+    odd_outputs,
+)
+from coprobe.data import Dataset
+from coprobe.errors import InputError
+from coprobe.models import Classifier
+from tests import toys
+
+CLASSES = 10
+#: Per channel; far from the constants of photographs, so that four networks expect four different inputs.
+GREY, SPREAD = torch.tensor([0.30, 0.25, 0.35]), 0.08
+
+
+def blobs(count: int, seed: int, *, classes: int = CLASSES, channels: int = 3) -> Dataset:
+    """Noisy images of one colour each, by class."""
+    colours = torch.rand(CLASSES, channels, generator=torch.Generator().manual_seed(0)) - 0.5
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    noise = torch.randn(count, channels, 8, 8, generator=generator) * SPREAD
+    images = (GREY[:channels, None, None] + 0.4 * colours[labels][:, :, None, None] + noise).clamp(0, 1)
+    return Dataset((images * 255).round().byte(), labels, tuple(map(str, range(classes))), "blobs", "test")
+
+
+def network(channels: int = 3) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, CLASSES),
+    )  # fmt: skip
+
+
+def trained(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> nn.Module:
+    """A small network that takes images normalised so, right on nearly all blobs."""
+    torch.manual_seed(1)
+    net = network().train()
+    model = Classifier(net, mean, std)
+    data = blobs(500, seed=2)
+    images = data.images.float() / 255
+    optimizer = torch.optim.Adam(net.parameters(), 0.03)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), data.labels).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def own_constants() -> Normalisation:
+    pixels = blobs(300, seed=3).images[:256].numpy() / 255
+    mean, std = (tuple(numbers.round(4).tolist()) for numbers in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))))
+    return Normalisation("the images' own", mean, std)
+
+
+OWN = own_constants()
+KNOWN = {
+    "none": Normalisation("none"),
+    "the images' own": OWN,
+    "ImageNet's": Normalisation("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "[-1, 1]": Normalisation("[-1, 1]", (0.5,) * 3, (0.5,) * 3),
+}
+
+
+@pytest.fixture(scope="session")
+def networks() -> dict[str, nn.Module]:
+    return {name: trained(known.mean, known.std) for name, known in KNOWN.items()}
+
+
+def loaded(net: nn.Module, known: Normalisation = KNOWN["none"]) -> Checkpoint:
+    return replace(toys.checkpoint(net), model=Classifier(net, known.mean, known.std).eval())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_normalisation_that_it_was_trained_with_is_found(networks: dict[str, nn.Module], name: str) -> None:
+    verdict = normalisations(loaded(networks[name]), blobs(300, seed=3))
+    assert [fit.normalisation.name for fit in verdict.fits] == list(KNOWN)
+    assert all(len(fit.correct) == 256 for fit in verdict.fits)
+    assert verdict.best.normalisation.name == name and verdict.best.accuracy > 0.9
+    assert verdict.loaded is verdict.fits[0] and not verdict.is_open
+    assert verdict.sentence.startswith(f"{name} fits best ({verdict.best.accuracy:.1%} of 256 images are right")
+    if name == "none":
+        assert verdict.better is None and verdict.warning("") == ""
+    else:
+        assert verdict.better is verdict.best
+        now, accuracies = verdict.loaded.accuracy, verdict.best.accuracy
+        assert verdict.warning("") == (
+            f"without normalisation it is right on {now:.1%} of 256 clean images, with {name} on {accuracies:.1%}; "
+            f"{verdict.best.normalisation.options}"
+        )
+
+
+@pytest.mark.parametrize(("name", "given"), list(itertools.permutations(KNOWN, 2)))
+def test_a_wrong_one_that_was_given_is_warned_about(networks: dict[str, nn.Module], name: str, given: str) -> None:
+    verdict = normalisations(loaded(networks[name], KNOWN[given]), blobs(300, seed=3))
+    assert verdict.loaded.normalisation.name == given
+    said = verdict.warning("--mean/--std")
+    assert said.endswith(KNOWN[name].options)
+    assert said.startswith("without" if given == "none" else "normalised by --mean/--std it is")
+
+
+def test_numbers_nobody_knows_are_tried_as_they_are_and_rounding_does_not_matter(
+    networks: dict[str, nn.Module],
+) -> None:
+    odd = Normalisation("odd", (0.1, 0.2, 0.3), (0.7, 0.8, 0.9))
+    verdict = normalisations(loaded(networks["none"], odd), blobs(100, seed=3))
+    assert verdict.loaded is verdict.fits[4]
+    assert verdict.loaded.normalisation == Normalisation("as loaded", odd.mean, odd.std)
+    near = replace(KNOWN["ImageNet's"], mean=(0.4851, 0.456, 0.406))
+    verdict = normalisations(loaded(networks["none"], near), blobs(100, seed=3))
+    assert len(verdict.fits) == 4 and verdict.loaded.normalisation.name == "ImageNet's"
+    idle = Normalisation("idle", (0.0,) * 3, (1.0,) * 3)
+    assert normalisations(loaded(networks["none"], idle), blobs(100, seed=3)).loaded.normalisation.name == "none"
+
+
+def test_the_model_is_left_as_it_is(networks: dict[str, nn.Module]) -> None:
+    checkpoint = loaded(networks["none"], OWN)
+    checkpoint.model.train()
+    before = {name: value.clone() for name, value in checkpoint.model.state_dict().items()}
+    flags = [p.requires_grad for p in checkpoint.model.parameters()]
+    normalisations(checkpoint, blobs(40, seed=3))
+    assert all(module.training for module in checkpoint.model.modules())
+    checkpoint.model.eval()
+    assert (checkpoint.model.mean, checkpoint.model.std) == (OWN.mean, OWN.std)
+    assert all(torch.equal(value, before[name]) for name, value in checkpoint.model.state_dict().items())
+    assert [p.requires_grad for p in checkpoint.model.parameters()] == flags
+
+
+def test_a_network_that_knows_nothing_fits_nothing() -> None:
+    verdict = normalisations(toys.checkpoint(Constant(0.0)), blobs(200, seed=3))
+    assert {fit.accuracy for fit in verdict.fits} == {0.1} and not verdict.any_fits and verdict.better is None
+    assert verdict.sentence.startswith("none of them fits (at most ") and "BGR" in verdict.sentence
+
+
+def test_logits_that_are_not_finite_are_wrong() -> None:
+    verdict = normalisations(toys.checkpoint(Constant(torch.nan)), blobs(20, seed=3))
+    assert {fit.accuracy for fit in verdict.fits} == {0} and not verdict.any_fits
+    assert {fit.cross_entropy for fit in verdict.fits} == {1e4}
+
+
+class Constant(nn.Module):
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 100), self.logit)
+
+
+def test_images_that_do_not_fit_are_refused(networks: dict[str, nn.Module]) -> None:
+    with pytest.raises(InputError, match="has 4 classes and the model 10"):
+        normalisations(loaded(networks["none"]), blobs(20, seed=3, classes=4))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_constants_of_the_data_set(name: str) -> None:
+    """Of images whose own constants are near them, and only with as many classes."""
+    classes, mean, std = PUBLISHED[name]
+    generator = torch.Generator().manual_seed(0)
+    pixels = (
+        torch.tensor(mean)[:, None, None]
+        + torch.tensor(std)[:, None, None] * (torch.rand(200, 3, 8, 8, generator=generator) - 0.5) * 12**0.5
+    )
+    images = (pixels.clamp(0, 1) * 255).byte()
+    for given in (classes, 7):
+        data = Dataset(images, torch.arange(200) % given, tuple(map(str, range(given))), "photos", "test")
+        checkpoint = replace(toys.checkpoint(Constant(0.0)), arch_args={"num_classes": given, "in_channels": 3})
+        own = normalisations(checkpoint, data).fits[1].normalisation
+        assert (own == Normalisation(name, mean, std)) is (given == classes)
+        torch.testing.assert_close(torch.tensor(own.mean), torch.tensor(mean), atol=0.02, rtol=0)
+
+
+def test_grey_images_have_no_constants_of_imagenet() -> None:
+    data = blobs(20, seed=3, channels=1)
+    data = replace(data, pixels=torch.zeros_like(data.images))
+    checkpoint = replace(toys.checkpoint(Constant(0.0)), arch_args={"num_classes": CLASSES, "in_channels": 1})
+    fits = normalisations(checkpoint, data).fits
+    assert [fit.normalisation.name for fit in fits] == ["none", "the images' own", "[-1, 1]"]
+    assert fits[1].normalisation.std == (0.01,)
+
+
+def fit(correct: int, n: int = 100, loss: float = 1.0, name: str = "none") -> Fit:
+    """The first `correct` images are right."""
+    mean = None if name == "none" else (0.5,)
+    return Fit(Normalisation(name, mean, mean), torch.arange(n) < correct, torch.full((n,), loss).double())
+
+
+@pytest.mark.parametrize(("lower", "clearly"), [(91, False), (90, True), (89, True), (99, False)])
+def test_ten_images_of_a_hundred_are_beyond_three_errors(lower: int, clearly: bool) -> None:
+    """With b images lost and none won, the difference is b and its error √b: b > 9."""
+    assert fit(lower).is_clearly_below(fit(100)) is clearly
+    assert not fit(100).is_clearly_below(fit(lower))
+
+
+def test_what_can_not_be_told_is_open() -> None:
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(0)).double()
+    none, other = fit(80, loss=0.5), fit(79, loss=0.52, name="ImageNet's")
+    other = replace(other, losses=other.losses + noise)
+    verdict = Verdict((none, other), none, CLASSES)
+    assert verdict.best is none and verdict.alike == [other] and verdict.is_open
+    assert verdict.sentence == "can't be told: none and ImageNet's fit about equally (80.0% of 100 images are right)"
+    two = replace(none, normalisation=Normalisation("CIFAR-10's", (0.5,), (0.5,)))
+    verdict = Verdict((two, other), other, CLASSES)
+    assert not verdict.is_open and verdict.better is None
+    assert verdict.sentence.endswith("right, cross-entropy 0.50); ImageNet's about equally")
+
+
+def test_confidence_alone_does_not_win() -> None:
+    """Least cross-entropy, but clearly fewer right."""
+    right, sure = fit(90, loss=0.6), fit(60, loss=0.4, name="[-1, 1]")
+    assert Verdict((right, sure), sure, CLASSES).best is right
+
+
+def test_arguments_that_weights_leave_open(networks: dict[str, nn.Module]) -> None:
+    asked = []
+
+    def reload(name: str, value: str) -> Checkpoint:
+        asked.append((name, value))
+        return loaded(networks["none" if value == "raw" else "[-1, 1]"])
+
+    checkpoint = loaded(networks["[-1, 1]"])
+    checkpoint.undecided = {"shortcut": ["activated", "raw"]}
+    tried = arguments(checkpoint, blobs(100, seed=3), KNOWN["none"], reload)
+    assert asked == [("shortcut", "activated"), ("shortcut", "raw")]
+    assert [(name, value) for name, value, _ in tried] == [("shortcut", "raw"), ("shortcut", "activated")]
+    assert tried[0][2].accuracy > 0.9 > tried[1][2].accuracy
+
+
+class Answering(nn.Module):
+    """A network whose outputs are what a function makes of its logits."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.made = network(), made
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.made(self.network(x))
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda logits: logits, ""),
+        (lambda logits: logits.softmax(1), "the outputs are probabilities"),
+        (lambda logits: logits * 0 + 1, "the logits are the same for all images"),
+        (lambda logits: logits + torch.randn_like(logits), "the logits differ from pass to pass"),
+        (lambda logits: logits * torch.nan, ""),  # what works with them refuses them
+    ],
+    ids=["logits", "probabilities", "constant", "random", "not finite"],
+)
+def test_outputs_that_attacks_can_do_little_with(made: Callable[[Tensor], Tensor], said: str) -> None:
+    torch.manual_seed(0)
+    odd = odd_outputs(toys.checkpoint(Answering(made)), blobs(40, 1))
+    assert odd.startswith(said) and bool(odd) is bool(said)

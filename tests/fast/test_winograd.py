@@ -1,0 +1,147 @@
+"""Convolutions with fewer multiplications are the same convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from coprobe.fast import winograd
+from coprobe.fast.classifier import fast
+from coprobe.fast.winograd import CHANNELS, Winograd, pays
+from coprobe.models import Classifier, build
+
+
+def convolution(inside: int = 4, outside: int = 6, **settings: Any) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(inside, outside, 3, padding=1, **settings).requires_grad_(False)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are worked on in parts of two or three images of 8×8."""
+    monkeypatch.setattr(winograd, "_NUMBERS", 1)
+    monkeypatch.setattr(winograd, "_TILES", 12)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("shape", [(1, 8, 8), (7, 8, 8), (5, 4, 12), (2, 12, 4), (20, 4, 4), (3, 7, 8), (3, 8, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_outputs_and_gradients(shape: tuple[int, int, int], bias: bool, layout: torch.memory_format) -> None:
+    count, height, width = shape
+    plain = convolution(bias=bias)
+    x = images(count, 4, height, width).contiguous(memory_format=layout).requires_grad_()
+    exact_x = x.detach().double().requires_grad_()
+    exact = conv2d(exact_x, plain.weight.double(), None if plain.bias is None else plain.bias.double(), padding=1)
+    found = Winograd(plain)(x)
+    gradient = images(*exact.shape[::-1]).permute(3, 2, 1, 0)  # in no layout that anybody would expect
+    (expected,) = torch.autograd.grad(exact, exact_x, gradient.double())
+    (back,) = torch.autograd.grad(found, x, gradient)
+    assert found.shape == exact.shape and found.dtype == torch.float32
+    assert torch.allclose(found.double(), exact, rtol=0, atol=2e-5 * exact.detach().abs().amax().item())
+    assert torch.allclose(back.double(), expected, rtol=0, atol=2e-5 * expected.abs().amax().item())
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 8, 8), (4, 8, 8)])
+def test_no_images_and_one_without_a_batch(shape: tuple[int, ...]) -> None:
+    plain, x = convolution(), images(*shape)
+    assert torch.equal(Winograd(plain)(x), plain(x))
+
+
+def test_small_numbers_without_rounding() -> None:
+    """Whole numbers over 24² come out exactly, so that every factor is the one it should be."""
+    plain = convolution(bias=False)
+    plain.weight.copy_(torch.randint(-3, 4, plain.weight.shape) * 576.0)
+    x = torch.randint(-3, 4, (3, 4, 8, 8)).float()
+    assert torch.equal(Winograd(plain)(x), plain(x))
+
+
+def test_no_other_image_of_the_batch_changes_a_digit() -> None:
+    made = Winograd(convolution(128, 128))
+    x = images(150, 128, 8, 8).contiguous(memory_format=torch.channels_last)
+    whole = made(x)
+    for first, last in [(0, 16), (3, 20), (40, 104), (1, 130), (134, 150)]:
+        assert torch.equal(made(x[first:last]), whole[first:last])
+
+
+def test_nothing_that_is_given_is_written_to() -> None:
+    plain = convolution()
+    weights, x = plain.weight.clone(), images(3, 4, 8, 8)
+    given = x.clone()
+    Winograd(plain)(x)
+    assert torch.equal(plain.weight, weights) and torch.equal(x, given)
+
+
+def test_it_can_be_differentiated_once() -> None:
+    x = images(2, 4, 8, 8).requires_grad_()
+    (back,) = torch.autograd.grad(Winograd(convolution())(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        back.sum().backward()
+
+
+def wide(**settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(**{"in_channels": CHANNELS, "out_channels": CHANNELS, "kernel_size": 3, "padding": 1, **settings})
+
+
+class Own(nn.Conv2d):
+    """Whose forward could be anything."""
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="its products are MKL's")
+def test_where_it_pays() -> None:
+    assert pays(wide())
+    assert pays(wide(bias=False, padding="same"))
+    assert pays(wide(in_channels=2 * CHANNELS))
+    others: list[dict[str, Any]] = [
+        {"kernel_size": 5, "padding": 2},
+        {"kernel_size": (3, 1)},
+        {"stride": 2},
+        {"dilation": 2},
+        {"padding": 0},
+        {"padding_mode": "circular"},
+        {"groups": 2},
+        {"dtype": torch.float64},
+        {"in_channels": CHANNELS // 2},
+        {"out_channels": CHANNELS + 1},
+        {"device": "meta"},
+    ]
+    assert [settings for settings in others if pays(wide(**settings))] == []
+    assert not pays(Own(CHANNELS, CHANNELS, 3, padding=1)) and not pays(nn.Identity())
+
+
+def places(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, Winograd)]
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="its products are MKL's")
+def test_the_fast_form_has_it_in_float32_only() -> None:
+    model = Classifier(build("resnet18", width=64)).eval()
+    x = images(2, 3, 32, 32).sigmoid()
+    made = fast(model, images=x, nodes=["B"])
+    assert places(made) == [
+        f"network.layer{layer}.{block}.conv{number}"
+        for layer in (2, 3, 4)
+        for block, number in ((0, 2), (1, 1), (1, 2))
+    ]
+    assert places(fast(model, precision="bf16")) == places(fast(model, compiled=True)) == places(model) == []
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="its products are MKL's")
+def test_convolutions_that_others_have_a_hand_in_stay() -> None:
+    shared, hooked = wide(), wide()
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    network = nn.Sequential(nn.Conv2d(3, CHANNELS, 1), shared, shared, hooked, wide())
+    network.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10)])
+    model = Classifier(network).eval()
+    x = images(2, 3, 8, 8).sigmoid()
+    made = fast(model, images=x, say=pytest.fail)
+    assert places(made) == ["network.4"]
+    assert torch.allclose(made(x), model(x), atol=1e-4)
