@@ -399,8 +399,6 @@ class Probe:
             anew: even if `keeping` has them.
         """
         label = ", ".join(attack.label for attack in attacks) or "clean images"
-        if any(isinstance(attack, AutoAttack) for attack in attacks):
-            self.dataset.wait()  # seconds; its first unit may take an hour, and bad images are to be found before
         for kept in self._kept or ():
             if not anew and kept.put_aside and set(attacks) <= set(kept.attacks):
                 yield kept

@@ -28,7 +28,7 @@ Follower = Callable[[int, Tensor, Iterator[Tensor]], Iterator[Tensor]]
 
 def clean_images(dataset: Dataset, start: int, stop: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Images start … stop − 1 as floats in [0, 1] and their labels, on the device."""
-    return dataset.part(start, stop).to(device).float().div_(255), dataset.labels[start:stop].to(device)
+    return dataset.images[start:stop].to(device).float().div_(255), dataset.labels[start:stop].to(device)
 
 
 @dataclass(frozen=True)

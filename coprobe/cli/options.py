@@ -316,8 +316,6 @@ class ProbingOptions(ReadingOptions):
             limit=self.limit,
             skip_bad=self.skip_bad,
             cache=not self.plain,
-            # Processes that this one starts are to map what it has decoded.
-            ahead=not self.plain and self.devices == 1,
         )
         processes, device = _together(self.devices, device)
         run = Path(path) if Path(path).is_dir() else None
@@ -405,12 +403,11 @@ def read_images(
     limit: int | None,
     skip_bad: bool,
     cache: bool = True,
-    ahead: bool = False,
 ) -> Dataset:
     """Load a data set as `coprobe.data.load` does, and say what a person should know of how it was read."""
     from coprobe.data import load
 
-    dataset = load(spec, split, limit=limit, skip_bad=skip_bad, cache=cache, ahead=ahead)
+    dataset = load(spec, split, limit=limit, skip_bad=skip_bad, cache=cache)
     for note in dataset.notes:
         output.message(note)
     return dataset

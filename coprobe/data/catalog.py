@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from coprobe.core.registry import Registry
-from coprobe.data.arrival import Arriving, Seen, unseen
 from coprobe.data.bounds import cause, in_its_folder, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
 from coprobe.data.decoded import identity, remembered
@@ -78,7 +77,6 @@ def load(
     root: Path | None = None,
     skip_bad: bool = False,
     cache: bool = True,
-    ahead: bool = False,
 ) -> Dataset:
     """Read one split of a data set into memory.
 
@@ -92,9 +90,6 @@ def load(
             that of such a data set, not that of the whole one.
         cache: keep decoded images in the folder `decoded` of `root`, and map them from there the next time, as long as
             the files that they come from are unchanged (see `decoded.identity`); nothing else about the result differs.
-        ahead: return as soon as the first image is decoded, and decode the others meanwhile (see `Arriving`).
-            What is wrong with any is raised where images are asked for. With `skip_bad`, a bad image decides which
-            others belong to the result, so then all are waited for.
 
     Raises:
         InputError: an unknown name or split, a path too many or missing, a limit below 1, data that are missing and
@@ -113,29 +108,21 @@ def load(
     total = len(source.labels)
     chosen = torch.arange(total) if limit is None else balanced_prefix(source.labels, limit)
 
-    def build(pixels: Tensor | Arriving[Dataset], rows: Tensor = chosen, skipped: tuple[str, ...] = ()) -> Dataset:
+    def build(images: Tensor, rows: Tensor = chosen, skipped: tuple[str, ...] = ()) -> Dataset:
         notes = tuple(f"{what}: {note}" for note in (*source.notes, *_remarks(source, skipped)))
-        return Dataset(pixels, source.labels[rows], source.classes, spec, split, skipped, notes)
+        return Dataset(images, source.labels[rows], source.classes, spec, split, skipped, notes)
 
     encoded = source.images
     if isinstance(encoded, Tensor):
         return build(encoded[chosen])
 
-    def decoded(seen: Seen) -> Dataset:
-        decode = partial(
-            gather, encoded, source.labels, source.classes, what, limit=limit, skip_bad=skip_bad, seen=seen
-        )
-        if not cache or source.files is None:
-            return build(*decode())
-        # Any image may be tried in place of a bad one.
-        files = source.files(torch.arange(total) if skip_bad else chosen)
-        identify = partial(identity, files, source.labels, (limit, skip_bad), started)
-        return remembered(request.root / "decoded", identify, decode, lambda found: build(*found))
-
-    if not ahead or skip_bad:
-        return decoded(unseen)
-    arriving = Arriving(decoded)
-    return arriving.whole() if arriving.ended else build(arriving)
+    decode = partial(gather, encoded, source.labels, source.classes, what, limit=limit, skip_bad=skip_bad)
+    if not cache or source.files is None:
+        return build(*decode())
+    # Any image may be tried in place of a bad one.
+    files = source.files(torch.arange(total) if skip_bad else chosen)
+    identify = partial(identity, files, source.labels, (limit, skip_bad), started)
+    return remembered(request.root / "decoded", identify, decode, lambda found: build(*found))
 
 
 def _named(spec: str) -> tuple[Callable[[Request], Source], Path | None]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from coprobe.data.arrival import Arriving
 from coprobe.errors import InputError
 
 
@@ -19,7 +17,7 @@ class Dataset:
     """Images and labels of one split of one data set, on the host.
 
     Attributes:
-        pixels: the images, or what waits for them while they are still decoded.
+        images: uint8, batch × channels × height × width.
         labels: int64, batch; each in 0 … len(classes) - 1.
         classes: the class names, in the order of the labels.
         name: the spec as it was given (`cifar10`, `parquet:DIR`).
@@ -31,7 +29,7 @@ class Dataset:
         InputError: a tensor of another type or shape, no image at all, or a label out of range (its row is named).
     """
 
-    pixels: Tensor | Arriving[Any]
+    images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     name: str
@@ -41,33 +39,18 @@ class Dataset:
     _digest: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        pixels, labels = self.pixels, self.labels
-        if pixels.dtype != torch.uint8 or len(pixels.shape) != 4 or 0 in pixels.shape[1:]:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
             raise InputError(
-                f"{self.name}: images are {pixels.dtype} of shape {tuple(pixels.shape)}; "
+                f"{self.name}: images are {images.dtype} of shape {tuple(images.shape)}; "
                 "uint8 of shape batch × channels × height × width is needed"
             )
-        if labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise InputError(
                 f"{self.name}: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
-                f"int64 of shape ({pixels.shape[0]},) is needed, one per image"
+                f"int64 of shape ({len(images)},) is needed, one per image"
             )
         check_labels(labels, len(self.classes), f"{self.name} ({self.split})")
-
-    @property
-    def images(self) -> Tensor:
-        """uint8, batch × channels × height × width; waits until all are there, and raises what stopped any of them."""
-        pixels: Tensor = self.pixels if isinstance(self.pixels, Tensor) else self.pixels.whole().images
-        return pixels
-
-    def wait(self) -> None:
-        """Wait until all images are there; raises what stopped any of them."""
-        assert len(self.images) == len(self)
-
-    @property
-    def has_arrived(self) -> bool:
-        """Whether no image has to be waited for."""
-        return isinstance(self.pixels, Tensor) or self.pixels.ended
 
     @property
     def num_classes(self) -> int:
@@ -77,21 +60,16 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        channels, height, width = self.pixels.shape[1:]
+        channels, height, width = self.images.shape[1:]
         return channels, height, width
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, start: int, stop: int) -> Tensor:
-        """Images start … stop − 1, waiting for no others; raises what is known to have stopped any of them."""
-        return self.pixels[start:stop] if isinstance(self.pixels, Tensor) else self.pixels.part(start, stop)
-
     def subset(self, indices: Tensor | Sequence[int]) -> Dataset:
         """The images at `indices` (in that order) as a data set of the same name, split and classes."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        stop = max((chosen % len(self)).tolist(), default=0) + 1
-        return replace(self, pixels=self.part(0, stop)[chosen], labels=self.labels[chosen])
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def digest(self) -> str:
         """The first 16 hexadecimal characters of the SHA-256 over shape, image bytes and labels; cached."""

@@ -7,10 +7,9 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import product
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -86,7 +85,7 @@ def decode(source: bytes | Path, where: str) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         raise BadImageError(where, f"not an image ({', '.join(FORMATS)})") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise BadImageError(where, f"more than {MAX_PIXELS} pixels", "make it smaller") from None
     except DAMAGE as error:
         raise BadImageError(where, f"damaged image ({cause(error)})") from None
@@ -101,27 +100,17 @@ def _read(path: Path, where: str) -> bytes:
 
 @contextmanager
 def strict() -> Iterator[None]:
-    """Pillow's settings for untrusted files, whatever the program around us has made of them.
-
-    The block may be left in a thread while others go on. `warnings.catch_warnings` would put back the filters of all
-    threads as they were when it began, those that another thread has set for a moment among them; here two filters
-    are added, and taken away again.
-    """
-    from PIL import Image, ImageFile
+    """Pillow's settings for untrusted files during the block, whatever the program around us has made of them."""
+    from PIL import ImageFile
 
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    filters = cast("list[object]", warnings.filters)
-    before = filters.copy()
-    warnings.filterwarnings("ignore", module="PIL")  # the others are about metadata that are not used
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
-    added = [entry for entry in filters if entry not in before]
     try:
-        yield
+        with warnings.catch_warnings():
+            # They are about metadata, which are not used, and about sizes, which are checked here.
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
     finally:
-        for where, entry in product((filters, cast("list[object]", warnings.filters)), added):
-            with suppress(ValueError):
-                where.remove(entry)
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 

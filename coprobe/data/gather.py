@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coprobe.data.arrival import Seen, unseen
 from coprobe.data.bounds import check_memory, short
 from coprobe.data.dataset import balanced_prefix
 from coprobe.data.decode import BadImageError, decode, strict
@@ -54,7 +53,6 @@ def gather(
     *,
     limit: int | None,
     skip_bad: bool,
-    seen: Seen = unseen,
 ) -> Gathered:
     """Decode all images, or a class-balanced prefix of them.
 
@@ -69,7 +67,6 @@ def gather(
         where: how errors name the data set.
         limit: see `balanced_prefix`; None takes all.
         skip_bad: go on without the images that `decode` refuses.
-        seen: told of every image, up to the first bad one.
 
     Raises:
         InputError: bad images without `skip_bad`, a class that has only bad ones, images of several sizes, or more
@@ -85,8 +82,6 @@ def gather(
         for row, (source, name) in zip(fresh.tolist(), encoded(fresh), strict=True):
             try:
                 album.add(row, decode(source, name), name)
-                if not bad:
-                    seen(album.pixels, len(album.rows))
             except BadImageError as error:
                 is_bad[row] = True
                 if skip_bad or len(bad) < NAMED:

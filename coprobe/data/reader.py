@@ -27,10 +27,10 @@ class _Ready(NamedTuple):
 class Reader:
     """Read a data set range by range, in order or not.
 
-    On an accelerator the images stay as uint8, unless some are still to come, or they would fill more than `SHARE` of a
-    GPU's free memory. Else every range is read from host memory, and the one that will follow it (as long, or up to the
-    end) by a thread meanwhile: waiting for the decoder, reading the disk, conversion and upload take place while the
-    caller computes. At most two ranges are held, whatever the size of the data set.
+    On an accelerator the images stay as uint8, unless they would fill more than `SHARE` of a GPU's free memory.
+    Else every range is read from host memory, and the one that will follow it (as long, or up to the end) by a thread
+    meanwhile: reading the disk, conversion and upload take place while the caller computes. At most two ranges are
+    held, whatever the size of the data set.
 
     The thread ends with `close`, with the `with` block, with the reader, or with the program. A closed reader reads
     on, but not ahead.
@@ -45,8 +45,8 @@ class Reader:
         self.dataset = dataset
         self.device = torch.device(device)
         self._labels = dataset.labels.to(self.device)
-        self._placed = place(dataset.images, self.device, SHARE) if dataset.has_arrived else None
-        ahead = ahead and (self._placed is None or self._placed.device.type == "cpu")
+        self._placed = place(dataset.images, self.device, SHARE)
+        ahead = ahead and self._placed.device.type == "cpu"
         self._thread = ThreadPoolExecutor(1, "coprobe-reader") if ahead else None
         self._stream = torch.cuda.Stream(self.device) if ahead and self.device.type == "cuda" else None
         self._next: tuple[tuple[int, int], Future[_Ready]] | None = None
@@ -108,8 +108,7 @@ class Reader:
             return _Ready(*self._read(start, stop), self._stream.record_event())
 
     def _read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        placed, labels = self._placed, self._labels[start:stop]
-        pixels = self.dataset.part(start, stop) if placed is None else placed[start:stop]
+        pixels, labels = self._placed[start:stop], self._labels[start:stop]
         if self.device.type == "cpu":
             # By torch, this thread would get a team of its own, which competes with the caller's for the cores.
             images = torch.empty(pixels.shape, dtype=torch.float32)

@@ -187,7 +187,7 @@ def test_published_constants_of_the_data_set(name: str) -> None:
 
 def test_grey_images_have_no_constants_of_imagenet() -> None:
     data = blobs(20, seed=3, channels=1)
-    data = replace(data, pixels=torch.zeros_like(data.images))
+    data = replace(data, images=torch.zeros_like(data.images))
     checkpoint = replace(toys.checkpoint(Constant(0.0)), arch_args={"num_classes": CLASSES, "in_channels": 1})
     fits = normalisations(checkpoint, data).fits
     assert [fit.normalisation.name for fit in fits] == ["none", "the images' own", "[-1, 1]"]

@@ -281,7 +281,7 @@ def test_other_images_are_refused(stopped: Path) -> None:
     before = bytes_of(stopped)
     digits = load("digits", "train")
     with pytest.raises(InputError, match=r"digits: other training images than when .* began"):
-        train_here(RECIPE, stopped, data=replace(digits, pixels=digits.images ^ 1), resume=True)
+        train_here(RECIPE, stopped, data=replace(digits, images=digits.images ^ 1), resume=True)
     assert bytes_of(stopped) == before
 
 
