@@ -84,9 +84,9 @@ def deep() -> Any:
 )
 def test_looking_ends(payload: Any, expected: list[str]) -> None:
     made = payload()
-    started = time.perf_counter()
+    started = time.process_time()
     assert labels(made) == expected
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_module_inside_itself_is_refused() -> None:

@@ -48,7 +48,7 @@ class Tally:
         counts: by seed file, layer and outcome: `unchanged` (no mutant after all), `refused`, `same`, `other` (read,
             with other content), `escaped` (no `InputError`, or one that is no printable line), `hang`, `crash`.
         faults: mutants of the last three outcomes, and what happened.
-        slowest: seconds, and which mutant.
+        slowest: seconds of processor time, and which mutant.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -174,9 +174,9 @@ class Fuzzer:
         found = Tally()
         for number in numbers:
             one, layer, data = self.mutant(number)
-            start = time.perf_counter()
+            start = time.process_time()
             outcome, why = self.outcome(one, data)
-            found.slowest = max(found.slowest, (time.perf_counter() - start, number))
+            found.slowest = max(found.slowest, (time.process_time() - start, number))
             found.counts[f"{one.name} {layer} {outcome}"] += 1
             if why:
                 found.faults[str(number)] = f"{one.name} {layer} {outcome}: {why}"

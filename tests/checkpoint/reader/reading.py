@@ -17,6 +17,9 @@ import torch
 from coprobe.checkpoint.reader import open_checkpoint
 from coprobe.checkpoint.reader.values import Foreign, Name, Stored, Unsound
 
+#: However busy a machine is, what it works on takes less than so many times its processor time.
+_WAITING = 30
+
 
 class HangError(BaseException):
     """A file took longer than it may; no handler of the reader may swallow this."""
@@ -99,15 +102,21 @@ def limit_memory(more: int) -> None:
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise `HangError` in the block when it takes longer; only in the main thread."""
+    """Raise `HangError` in the block when it takes more processor time than this; only in the main thread.
+
+    What waits for something that never comes takes none: it is interrupted after `_WAITING` times as long.
+    """
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise HangError(f"longer than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, 1), (signal.SIGALRM, signal.ITIMER_REAL, _WAITING))
+    before = [signal.signal(number, ring) for number, _, _ in timers]
     try:
+        for _, timer, times in timers:
+            signal.setitimer(timer, times * seconds)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(timers, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)

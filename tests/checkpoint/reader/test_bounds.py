@@ -44,7 +44,7 @@ def test_a_refused_file_of_ten_megabytes_is_not_worked_through(reports: dict[str
     assert not over, _lines(over)
 
 
-def test_no_file_takes_longer_than_the_guard_allows(reports: dict[str, Report]) -> None:
+def test_no_file_takes_more_processor_time_than_the_guard_allows(reports: dict[str, Report]) -> None:
     slow = {name: report.message for name, report in reports.items() if report.outcome == "escaped"}
     assert not slow, _lines(slow)
 
