@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from coprobe.checkpoint import load as load_checkpoint
+from coprobe.core.defaults import ATTACKS
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
+from coprobe.figures import fig04
 from coprobe.figures.style import save_all
-from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE, Source, figure1, figure3, figure4
+from coprobe.paper.own import FIGURES, OwnModel, draw
 from coprobe.probe import Diagnosis, Masking, Probe, Progress, silent
 from coprobe.training import PRESETS, Listener, Recipe, Run, train
-
-ATTACKS = ("fgsm", "pgd:10")
 
 #: FGSM on scikit-learn's digits at a radius where it collapses.
 COLLAPSING = Recipe(**PRESETS["demo"])
@@ -66,7 +66,7 @@ def run(
         InputError: another run is in the place of one of these.
     """
     refuse_others(out)
-    sources, diagnoses, maskings = [], {}, {}
+    models, diagnoses, maskings = [], {}, {}
     test = load_data(COLLAPSING.data)
     for name, (title, unseeded) in RECIPES.items():
         recipe = replace(unseeded, seed=seed)
@@ -86,9 +86,10 @@ def run(
         with probe.keeping():
             diagnoses[name] = probe.diagnose()
             # exactly what figure 4 asks for, so that it finds it in the cache
-            maskings[name] = probe.mask("A", FIG4_ALPHA2, compare=FIG4_COMPARE, attacks=ATTACKS)
-        sources.append(Source(f"{title}: {diagnoses[name].verdict}", probe, Run(out / name)))
+            maskings[name] = probe.mask("A", fig04.ALPHA2, compare=fig04.COMPARED, attacks=ATTACKS)
+        models.append(OwnModel(f"{title}: {diagnoses[name].verdict}", probe, Run(out / name), ATTACKS))
     figures = []
-    for drawn in (figure1(sources), figure3(sources), figure4(sources, attacks=ATTACKS)):
-        figures += save_all(drawn.figure, drawn.frame, out / "figures", drawn.name, sources[0].probe.facts)
+    for number in FIGURES:
+        figure, frame = draw(number, models)
+        figures += save_all(figure, frame, out / "figures", f"fig{number:02d}", models[0].probe.facts)
     return Story(diagnoses, maskings, figures)

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from coprobe.attacks.examples import AdversarialBatch
+from coprobe.core.defaults import ALPHA, RANDOM_MASKS, SALIENT
 from coprobe.core.engine import frozen
 from coprobe.core.processes import ALONE, Processes
 from coprobe.core.randomness import generator_for
 from coprobe.core.registry import Registry
 from coprobe.errors import InputError
-from coprobe.metrics import ALPHA, ChannelStatistics, ImageSums
+from coprobe.metrics import ChannelStatistics, ImageSums
 from coprobe.nodes import ChannelMask, Node, tapped
 
 
@@ -38,7 +39,7 @@ class Selection:
 
     statistics: ChannelStatistics
     node: str
-    alpha2: float = 0.5
+    alpha2: float = SALIENT
     count: int = 0
     alpha: float = ALPHA
     reading: str = "mean"
@@ -46,7 +47,7 @@ class Selection:
     batches: Iterable[AdversarialBatch] | None = None
     attack: str = ""
     seed: int = 0
-    draws: int = 5
+    draws: int = RANDOM_MASKS
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -80,13 +81,13 @@ def select(name: str, selection: Selection, *, reason: str = "") -> list[Channel
 
 
 def thresholds(node: Node, alpha2: Sequence[float] | None, percent: float | None) -> tuple[float, ...]:
-    """The values of alpha2 to mask a node with: those given, else 0.5, or none at a node like `A:12`.
+    """The values of alpha2 to mask a node with: those given, else `SALIENT`, or none at a node like `A:12`.
 
     Raises:
         InputError: the node is a channel, and there are thresholds or a share as well.
     """
     if node.channel is None:
-        return (0.5,) if alpha2 is None else tuple(alpha2)
+        return (SALIENT,) if alpha2 is None else tuple(alpha2)
     if alpha2 or percent is not None:
         raise InputError(f"node '{node.name}' is the channel to mask; leave out --alpha2 and --percent")
     return ()
@@ -168,7 +169,9 @@ def by_clean_variance(selection: Selection) -> list[tuple[int, ...]]:
     return [_largest(selection.statistics.variance(selection.node, "clean"), selection.count)]
 
 
-@SELECTORS.register("random", summary="channels drawn at random, averaged over 5 draws", source="control", sized=True)
+@SELECTORS.register(
+    "random", summary=f"channels drawn at random, averaged over {RANDOM_MASKS} draws", source="control", sized=True
+)
 def by_chance(selection: Selection) -> list[tuple[int, ...]]:
     """`draws` draws of `count` channels each, without replacement within a draw."""
     channels = len(selection.statistics.node(selection.node))

@@ -20,6 +20,7 @@ from coprobe.attacks.autoattack import AutoAttack, stages_of
 from coprobe.attacks.examples import CLEAN, clean_images
 from coprobe.checkpoint import Checkpoint
 from coprobe.core.cache import Cache
+from coprobe.core.defaults import ALPHA, ATTACKS, COMPARED, EPS, PROBING_ATTACK, SALIENT
 from coprobe.core.engine import FULL, Progress, silent
 from coprobe.core.processes import ALONE, Processes
 from coprobe.core.provenance import provenance
@@ -28,18 +29,12 @@ from coprobe.data import Dataset, title
 from coprobe.errors import InputError
 from coprobe.fast.classifier import fast, plain
 from coprobe.masking import SELECTORS, Selection, compared_masks, thresholds
-from coprobe.metrics import ALPHA, ChannelStatistics, Increments, questions, survey
+from coprobe.metrics import ChannelStatistics, Increments, questions, survey
 from coprobe.metrics.accuracy import NO_NOISE, Evaluation, Noise
-from coprobe.metrics.questions import PROBING_ATTACK, Question
+from coprobe.metrics.questions import Question
 from coprobe.models import Classifier
 from coprobe.nodes import CHECKED, NO_MASK, ChannelMask, check_neutral, node_table, resolve
 from coprobe.verdict.rule import verdict_of
-
-#: The attack whose accuracy is held against that of FGSM.
-JUDGING_ATTACK = "pgd:10"
-
-#: T_act above which a channel counts as salient where no threshold is asked for.
-SALIENT = 0.5
 
 R = TypeVar("R")
 
@@ -62,7 +57,7 @@ class Diagnosis:
         sentence: the verdict and its evidence in a sentence.
         evaluation: accuracy on clean, FGSM and PGD images.
         statistics: channels at every node of the table.
-        salient: by node, the channels with T_act > 0.5.
+        salient: by node, the channels with T_act above `SALIENT`.
     """
 
     verdict: str
@@ -98,7 +93,7 @@ class Probe:
 
     checkpoint: Checkpoint
     dataset: Dataset
-    epsilon: float = 16 / 255
+    epsilon: float = EPS / 255
     device: torch.device | str = "cpu"
     batch_size: int | None = None
     precision: str = "32"
@@ -234,7 +229,7 @@ class Probe:
 
     def evaluate(
         self,
-        attacks: Sequence[str] = ("fgsm", "pgd:10"),
+        attacks: Sequence[str] = ATTACKS,
         noises: Sequence[Noise] = (NO_NOISE,),
         noise_draws: int = 1,
         masks: Sequence[ChannelMask] = (NO_MASK,),
@@ -256,7 +251,7 @@ class Probe:
     def transfer(
         self,
         targets: Sequence[Checkpoint],
-        attacks: Sequence[str] = ("fgsm", "pgd:10"),
+        attacks: Sequence[str] = ATTACKS,
         noises: Sequence[Noise] = (NO_NOISE,),
         noise_draws: int = 1,
     ) -> Evaluation:
@@ -296,8 +291,8 @@ class Probe:
         alpha2: Sequence[float] | None = None,
         *,
         percent: float | None = None,
-        compare: Sequence[str] = ("variance", "random", "attribution"),
-        attacks: Sequence[str] = ("fgsm", "pgd:10"),
+        compare: Sequence[str] = COMPARED,
+        attacks: Sequence[str] = ATTACKS,
         attack: str = PROBING_ATTACK,
         alpha: float = ALPHA,
         reading: str = "mean",
@@ -306,7 +301,7 @@ class Probe:
 
         Args:
             node: where to mask; with a channel, as in `A:12`, that channel is masked and no other is looked for.
-            alpha2: thresholds; one mask of the channels with T_act above it for each; None means 0.5.
+            alpha2: thresholds; one mask of the channels with T_act above it for each; None means `SALIENT`.
             percent: mask this share of the channels, by rank, instead of using thresholds.
             compare: selectors of other masks of the same size, see `compared_masks`.
             attacks: under which accuracy is measured; the images are crafted once, on the unmasked model.
@@ -352,20 +347,17 @@ class Probe:
         Args:
             attack: the one whose differences tell which channels are salient.
         """
-        judging = parse(JUDGING_ATTACK, self.epsilon)
         nodes = self._table()
-        evaluation, statistics = self.ask(
-            questions.accuracies(["fgsm", JUDGING_ATTACK]), questions.activations(nodes, attack)
-        )
+        evaluation, statistics = self.ask(questions.accuracies(ATTACKS), questions.activations(nodes, attack))
         salient = {node: (statistics.t_act(node) > SALIENT).nonzero()[0].tolist() for node in nodes}
-        clean, fgsm, pgd = (evaluation.accuracy(spec) for spec in (CLEAN, "fgsm", judging.spec))
+        clean, fgsm, pgd = map(evaluation.accuracy, (CLEAN, *ATTACKS))
         verdict = verdict_of(clean, fgsm, pgd, self.dataset.num_classes)
         where = ", ".join(
             f"{len(channels)} of {len(statistics.node(node))} at {node}" for node, channels in salient.items()
         )
         sentence = (
             f"{verdict}: at {self.epsilon * 255:g}/255 accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
-            f"{pgd:.1%} under {judging.label} (n = {len(self.dataset)}); channels with T_act > {SALIENT}: {where}"
+            f"{pgd:.1%} under PGD-10 (n = {len(self.dataset)}); channels with T_act > {SALIENT}: {where}"
         )
         return Diagnosis(verdict, sentence, evaluation, statistics, salient)
 

@@ -10,6 +10,7 @@ import click
 
 from coprobe.cli.options import comma_separated
 from coprobe.cli.output import percent, print_table
+from coprobe.core.defaults import ATTACKS
 from coprobe.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _attacks_option = click.option(
     "--attacks",
-    default="fgsm,pgd:10",
+    default=",".join(ATTACKS),
     show_default=True,
     callback=comma_separated,
     help="fgsm, pgd:50, cw, pgd-eot, apgd-ce, apgd-t, aa:fast, aa, …, with options: pgd:50:restarts=10:step-size=4.",
@@ -64,7 +65,7 @@ def parse_noises(specs: tuple[str, ...]) -> list[Noise]:
 
 
 def print_accuracies(title: str, frame: pd.DataFrame) -> None:
-    """A table of the rows of `Evaluation.over_draws`; the spread over several draws stands beside the mean."""
+    """A table of the rows of `Evaluation.table`; the spread over several draws stands beside the mean."""
     rows = [
         [
             row["attack"],
@@ -75,13 +76,6 @@ def print_accuracies(title: str, frame: pd.DataFrame) -> None:
         for row in frame.to_dict("records")
     ]
     print_table(title, ["attack", "noise", "accuracy", "95 % interval"], rows, left=2)
-
-
-def readable_stages(stages: Sequence[Mapping[str, Any]], **about: str) -> list[dict[str, Any]]:
-    """The stages of `Probe.evaluate` with attacks as people read them, each row beginning with `about`."""
-    from coprobe.attacks import parse
-
-    return [{**about, **row, "attack": parse(row["attack"], 0).label} for row in stages]
 
 
 def print_stages(of: str, stages: Sequence[Mapping[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from coprobe.cli import memory, output
+from coprobe.core.defaults import EPS, PROBING_ATTACK
 from coprobe.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from coprobe.probe import Probe
 
 F = TypeVar("F", bound=Callable[..., Any])
-DEFAULT_LIMIT = 1000
-DEFAULT_EPS = 16.0
 #: Where a command's context holds the processes that share its work.
 _PROCESSES = "coprobe.core.processes"
 #: Names of weights in a message about many.
@@ -189,9 +188,9 @@ probing_options = _stack(
     reading_options,
     click.option("--data", help="NAME, folder:DIR or parquet:DIR. Default: what the checkpoint was trained on."),
     click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True),
-    click.option("--limit", type=Limit(), default=DEFAULT_LIMIT, show_default=True, help="Class-balanced images."),
+    click.option("--limit", type=Limit(), default=1000, show_default=True, help="Class-balanced images."),
     skip_bad_option,
-    click.option("--eps", type=Budget(), default=DEFAULT_EPS, show_default=True, help="Attack radius, n of n/255."),
+    click.option("--eps", type=Budget(), default=EPS, show_default=True, help="Attack radius, n of n/255."),
     click.option("--batch-size", type=int, help="Images at once. Default: found by itself."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
     click.option(
@@ -222,7 +221,7 @@ paper_options = _stack(
 
 attack_option = click.option(
     "--attack",
-    default="pgd:10:rule=always",
+    default=PROBING_ATTACK,
     show_default=True,
     help="The attack behind T_act, as in --attacks of 'coprobe evaluate'.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coprobe.core.defaults import SALIENT
 from coprobe.figures.style import COLOURS, COLUMN, PAGE, new_figure, paper_style, plain, stamp, wrapped
 
 if TYPE_CHECKING:
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SALIENT = 0.5
 #: Channels whose number is written beside their mark.
 _NAMED = 4
 

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_THRESHOLDS = ("#FBDCC4", "#D55E00", "#5E2900")
+#: What the paper compares: thresholds α2 of Eq. 7, and selectors of as many other channels.
+ALPHA2 = (0.99, 0.5, 0.1)
+COMPARED = ("variance", "random")
+_THRESHOLD_COLOURS = ("#FBDCC4", "#D55E00", "#5E2900")
 _OTHERS = {"none": "#777777", "variance": "#0072B2", "variance-clean": "#56B4E9", "random": "#B8B8B8"}
 _SPARE = ("#009E73", "#CC79A7", "#F0E442")
 
@@ -48,7 +51,7 @@ def _colours(masks: list[str]) -> dict[str, str]:
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     thresholds = [mask for mask in masks if mask.startswith(("T_act", "top"))]
-    ramp = LinearSegmentedColormap.from_list("thresholds", _THRESHOLDS)
+    ramp = LinearSegmentedColormap.from_list("thresholds", _THRESHOLD_COLOURS)
     warm = {mask: to_hex(ramp((i + 0.5) / len(thresholds))) for i, mask in enumerate(thresholds)}
     spare = iter(_SPARE)
     return warm | {mask: _OTHERS.get(mask) or next(spare, "#444444") for mask in masks if mask not in warm}

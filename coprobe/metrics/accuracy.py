@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
+from coprobe.attacks.labels import label_of
 from coprobe.core.engine import frozen
 from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError, RunError, unknown
@@ -110,6 +111,14 @@ class Evaluation:
         frame[["low", "high"]] = bounds
         frame["spread"] = draws.std().to_numpy() / frame["n"]
         frame.attrs = self.frame.attrs
+        return frame
+
+    def table(self) -> pd.DataFrame:
+        """`over_draws` with attacks as people read them ("PGD-50"), in the rows and in `attrs["stages"]`."""
+        frame = self.over_draws()
+        frame["attack"] = frame["attack"].map(label_of)
+        stages = [{**stage, "attack": label_of(stage["attack"])} for stage in frame.attrs.get("stages", [])]
+        frame.attrs = {**frame.attrs, "stages": stages}
         return frame
 
 

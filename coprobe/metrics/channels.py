@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
+from coprobe.core.defaults import ALPHA
 from coprobe.core.engine import frozen
 from coprobe.core.files import write_table
 from coprobe.errors import InputError
@@ -24,7 +25,6 @@ from coprobe.nodes import CHECKED, check_neutral, record, resolve
 
 #: How the sum over images in Eq. 6 is read, see `ChannelStatistics.t_act`.
 READINGS = ("mean", "sum", "mse")
-ALPHA = 100.0
 
 
 @dataclass(frozen=True)

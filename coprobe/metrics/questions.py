@@ -12,15 +12,11 @@ from torch import nn
 
 from coprobe.attacks import Attack
 from coprobe.attacks.examples import CLEAN
+from coprobe.core.defaults import ATTACKS, PROBING_ATTACK
 from coprobe.errors import InputError
 from coprobe.metrics import ChannelStatistics, ChannelSums, Increments, IncrementSums, Measurement, Overlap
 from coprobe.metrics.accuracy import NO_NOISE, Accuracy, Evaluation, Noise
 from coprobe.nodes import NO_MASK, ChannelMask
-
-#: The attack behind V_act and T_act: every image takes every step, so that channels are compared at the same effort.
-#: The rule of the official evaluation leaves an image of a weak model just behind the decision border, where its
-#: channels have hardly moved.
-PROBING_ATTACK = "pgd:10:rule=always"
 
 R = TypeVar("R")
 
@@ -78,7 +74,7 @@ def overlap(node: str = "A", attack: str = PROBING_ATTACK, top: int = 5) -> Ques
 
 
 def accuracies(
-    attacks: Sequence[str] = ("fgsm", "pgd:10"),
+    attacks: Sequence[str] = ATTACKS,
     noises: Sequence[Noise] = (NO_NOISE,),
     noise_draws: int = 1,
     masks: Sequence[ChannelMask] = (NO_MASK,),

@@ -13,17 +13,17 @@ import torch
 
 from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint import Checkpoint, load
+from coprobe.core.defaults import PROBING_ATTACK
 from coprobe.core.provenance import provenance
 from coprobe.data import Dataset
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
+from coprobe.figures import fig04
 from coprobe.metrics.accuracy import Noise
-from coprobe.metrics.questions import PROBING_ATTACK
 from coprobe.paper import store
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, Scale
-from coprobe.paper.sources import FIG4_ALPHA2, FIG4_COMPARE
 from coprobe.paper.store import DamagedError
 from coprobe.probe import Probe
 
@@ -137,7 +137,7 @@ class Measurer:
     def _masking(self, need: Need) -> pd.DataFrame:
         """Rows (attack, mask, masked, draw, n, correct) of Fig. 4."""
         columns = {spec: attack for attack in need.attacks if (spec := self.results.spec(attack))}
-        masking = self._probe(need).mask("A", FIG4_ALPHA2, compare=FIG4_COMPARE, attacks=tuple(columns))
+        masking = self._probe(need).mask("A", fig04.ALPHA2, compare=fig04.COMPARED, attacks=tuple(columns))
         frame = masking.evaluation.frame
         frame = frame.assign(attack=frame["attack"].map({CLEAN: CLEAN, **columns}))
         return frame[["attack", "mask", "masked", "draw", "n", "correct"]]

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+#: The columns of the paper's tables that are attacks; of them those of Fig. 4 and most tables, and of these the ones of
+#: several steps.
+COLUMNS = ("fgsm", "pgd10", "pgd20", "pgd50", "cw", "apgd_t", "aa")
+ATTACKS = ("fgsm", "pgd50", "cw", "aa")
+STRONG = ("pgd50", "cw", "aa")
+#: The noise of most tables, as the paper writes it, and its usual ξ_E, n of n/255.
+NOISE = "U(16)"
+XI = 16.0
 #: What can be measured of a trained run; its history comes with the training.
 KINDS = ("accuracy", "channels", "overlap", "masking", "increments", "transfer")
 
@@ -26,7 +34,7 @@ class Need:
     run: str
     kind: str
     which: str = "last"
-    xi: float = 16
+    xi: float = XI
     attacks: tuple[str, ...] = ()
     noises: tuple[str, ...] = ("none",)
     sources: tuple[str, ...] = ()

@@ -11,13 +11,10 @@ from matplotlib.figure import Figure
 from coprobe.data import title
 from coprobe.figures import fig01, fig02, fig03, fig04, fig05, fig06, fig07, fig08, fig09, fig10, fig11, fig12
 from coprobe.metrics.accuracy import wilson
-from coprobe.paper.needs import Need
-from coprobe.paper.results import COLUMNS, Results
+from coprobe.paper.needs import ATTACKS, COLUMNS, NOISE, XI, Need
+from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, Scale
 
-NOISE = "U(16)"
-#: The attacks of Figs. 4 and 12, and the nodes of Fig. 10.
-STRONG = ("fgsm", "pgd50", "cw", "aa")
 #: A model in a figure: its run, its checkpoint, and what it is called.
 Model = tuple[str, str, str]
 
@@ -134,7 +131,7 @@ def _masked(results: Results) -> pd.DataFrame:
 
 def _curves(results: Results, runs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Figs. 5 and 6: accuracy over the epochs of runs (name, label) with L_co."""
-    xi = results.scale.budget(16)
+    xi = results.scale.budget(XI)
     parts = []
     for name, label in runs:
         history = results.history(name)
@@ -172,7 +169,7 @@ def _count(results: Results, percent: int) -> str:
 
 
 def _bars(
-    results: Results, models: Sequence[Model], noises: tuple[str, ...], attacks: tuple[str, ...], xi: float = 16
+    results: Results, models: Sequence[Model], noises: tuple[str, ...], attacks: tuple[str, ...], xi: float = XI
 ) -> pd.DataFrame:
     """Accuracy of models under attacks and noises, with the columns model and kind."""
     parts = []
@@ -243,8 +240,8 @@ def _increments(results: Results) -> pd.DataFrame:
 def _transferred(results: Results) -> pd.DataFrame:
     parts = []
     for xi in (8.0, 12.0, 16.0):
-        rows = results.accuracies("mep-12", attacks=STRONG, noises=("none", NOISE), xi=xi, sources=_SOURCES)
-        own = results.accuracies("mep-12", attacks=STRONG, noises=("none", NOISE), xi=xi)
+        rows = results.accuracies("mep-12", attacks=ATTACKS, noises=("none", NOISE), xi=xi, sources=_SOURCES)
+        own = results.accuracies("mep-12", attacks=ATTACKS, noises=("none", NOISE), xi=xi)
         own = own.set_index(["attack", "noise"])["accuracy"]
         rows = rows[rows["attack"] != "clean"]
         white = [own[attack, noise] for attack, noise in zip(rows["attack"], rows["noise"], strict=True)]
@@ -263,7 +260,7 @@ def _transferred(results: Results) -> pd.DataFrame:
     ]
 
 
-_MASKING = Need("mep-12", "masking", attacks=STRONG)
+_MASKING = Need("mep-12", "masking", attacks=ATTACKS)
 _FIG9: list[Model] = [
     ("fd-b200-12", "best", "with L_stable"),
     ("mep-12", "last", "baseline"),
@@ -319,7 +316,7 @@ FIGURES: dict[int, Picture] = {
         ),
         Picture(
             9, "Accuracy with and without noise", _robustness, lambda frame, about: fig09.draw(frame, about=about),
-            needs=tuple(_accuracy_needs([(run, which) for run, which, _ in _FIG9], 16, COLUMNS)),
+            needs=tuple(_accuracy_needs([(run, which) for run, which, _ in _FIG9], XI, COLUMNS)),
         ),
         Picture(
             10, "Activation increments of every PGD step", _increments,
@@ -330,15 +327,15 @@ FIGURES: dict[int, Picture] = {
             11, "Models trained on noise", _augmented,
             lambda frame, about: fig11.draw(frame, noise=frame["noise"].iloc[0], about=about),
             needs=tuple(_accuracy_needs(
-                [("mep-16", "last"), *((run, "last") for run, _ in _NOISE_TRAINED)], 16, COLUMNS)),
+                [("mep-16", "last"), *((run, "last") for run, _ in _NOISE_TRAINED)], XI, COLUMNS)),
         ),
         Picture(
             12, "Adversarial examples transferred to the baseline", _transferred,
             lambda frame, about: fig12.draw(frame, about=about),
             needs=tuple(
                 need for xi in (8, 12, 16) for need in (
-                    *_accuracy_needs([("mep-12", "last")], xi, STRONG),
-                    Need("mep-12", "transfer", "last", xi, STRONG, ("none", NOISE), _SOURCES),
+                    *_accuracy_needs([("mep-12", "last")], xi, ATTACKS),
+                    Need("mep-12", "transfer", "last", xi, ATTACKS, ("none", NOISE), _SOURCES),
                 )
             ),
         ),

@@ -12,14 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN
+from coprobe.attacks.labels import label_of
 from coprobe.core.files import write_json
 from coprobe.errors import InputError
 from coprobe.metrics import ChannelStatistics
 from coprobe.metrics.accuracy import wilson
 from coprobe.paper import store
-from coprobe.paper.needs import Need
+from coprobe.paper.needs import COLUMNS, XI, Need
 from coprobe.paper.runs import RUNS, Scale
 from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run
@@ -27,8 +27,6 @@ from coprobe.verdict.rule import verdict_of
 
 #: Knobs that say where a run's images lie, not what they are.
 _PLACES = ("data", "init")
-#: The columns of the paper's tables that are attacks.
-COLUMNS = ("fgsm", "pgd10", "pgd20", "pgd50", "cw", "apgd_t", "aa")
 
 
 class MissingResultError(InputError):
@@ -253,7 +251,7 @@ class Results:
         *,
         attacks: tuple[str, ...] = (),
         noises: tuple[str, ...] = ("none",),
-        xi: float = 16,
+        xi: float = XI,
         sources: tuple[str, ...] = (),
     ) -> pd.DataFrame:
         """Accuracies of a checkpoint, clean images first, a row per (source, attack, noise), over draws and seeds.
@@ -286,7 +284,7 @@ class Results:
         spec = self.spec(attack)
         if spec is None:
             raise InputError(f"scale {self.scale.name} has no attack in the column {attack}")
-        return CLEAN if spec == CLEAN else parse(spec, 0).label
+        return label_of(spec)
 
     def channels(self, run: str, which: str = "last") -> ChannelStatistics:
         """The channel statistics of a checkpoint (seed 0) at A…E under PGD-10 without the stop rule at 16/255."""

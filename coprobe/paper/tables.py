@@ -12,9 +12,9 @@ from coprobe.attacks.examples import CLEAN
 from coprobe.data import title as data_title
 from coprobe.errors import unknown
 from coprobe.paper.measure import DRAWS
-from coprobe.paper.needs import Need, merged
+from coprobe.paper.needs import COLUMNS, NOISE, XI, Need, merged
 from coprobe.paper.printed import value
-from coprobe.paper.results import COLUMNS, MissingResultError, Results
+from coprobe.paper.results import MissingResultError, Results
 from coprobe.paper.runs import RUNS
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _COMPARED = (CLEAN, "pgd50")
 #: Columns of a table that are no accuracies, as people read them.
 _LABELS = {"co": "CO", "minutes": "minutes"}
 _DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-_XI_EVAL = 16.0
 _NOTHING = dict.fromkeys(("ours", "low", "high", "n"), nan)
 
 
@@ -49,7 +48,7 @@ class Row:
     node: str | None = None
     alpha3: float | None = None
     noise: str = "none"
-    xi_eval: float = _XI_EVAL
+    xi_eval: float = XI
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -107,17 +106,17 @@ def _fd(node: str, alpha3: int, xi: float, suffix: str = "") -> Row:
 def _by_budget(xi: float) -> tuple[Row, ...]:
     """Table 5 at one ξ_T; it prints neither node nor α3 of Ours-FD, which are B and 200 by the text."""
     return (
-        Row("ATAS", f"atas-{xi:g}", "best", noise="U(16)"),
-        Row("ZeroGrad", f"zerograd-{xi:g}", "best", noise="U(16)"),
-        Row("C.Smooth", f"cs-{xi:g}", "best", noise="U(16)"),
-        Row("Ours-FD", f"fd-b200-{xi:g}", "best", noise="U(16)"),
-        Row("Ours-CO", f"mep-{xi:g}", "last", noise="U(16)"),
+        Row("ATAS", f"atas-{xi:g}", "best", noise=NOISE),
+        Row("ZeroGrad", f"zerograd-{xi:g}", "best", noise=NOISE),
+        Row("C.Smooth", f"cs-{xi:g}", "best", noise=NOISE),
+        Row("Ours-FD", f"fd-b200-{xi:g}", "best", noise=NOISE),
+        Row("Ours-CO", f"mep-{xi:g}", "last", noise=NOISE),
     )
 
 
 _ALPHA3 = (100, 200, 300, 400, 1000)
 _BUDGETS = (10, 12, 14, 16)
-_QUIET_AND_NOISY = ("none", "U(16)")
+_QUIET_AND_NOISY = ("none", NOISE)
 _COPIED = (
     "The paper prints the same numbers for C.Smooth at ξ_T = 12 without noise (Table 2) and with it (Table 5); one of "
     "the two is probably a copied row, so both are measured."
@@ -280,7 +279,7 @@ def _checkpoints(row: Row, results: Results) -> tuple[str, ...]:
 
 
 def _printed(number: int, row: Row, metric: str) -> float:
-    if row.xi_eval != _XI_EVAL:
+    if row.xi_eval != XI:
         return nan
     noise = {} if metric in _LABELS else {"noise": row.noise}
     found = value(number, **row.keys, **noise, metric=metric)

@@ -11,12 +11,11 @@ from torch import nn
 
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.examples import CLEAN
+from coprobe.core.defaults import ATTACKS
 from coprobe.data import Dataset
 from coprobe.metrics import ChannelSums, survey
 from coprobe.metrics.accuracy import Accuracy
 from coprobe.nodes import node_table
-
-ATTACKS = ("fgsm", "pgd:10")
 
 
 @dataclass(frozen=True)

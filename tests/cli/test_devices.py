@@ -16,7 +16,7 @@ from tests.started import PATIENCE, TORCHRUN, begun
 
 #: Forks from a server that has imported what the commands need: 20 ms, where a new interpreter takes seconds.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["coprobe.probe", "coprobe.paper.sources", "lightning_fabric", "sklearn.datasets"])
+_FORKS.set_forkserver_preload(["coprobe.probe", "coprobe.paper.own", "lightning_fabric", "sklearn.datasets"])
 
 #: By file: a command. Shares are uneven, a process has an image more, few, or none.
 COMMANDS = {

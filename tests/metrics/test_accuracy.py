@@ -286,6 +286,15 @@ def test_draws_of_noise_are_averaged() -> None:
     assert tuple(over.loc[1, ["low", "high"]]) == wilson(5, 10) and "noise_draw" not in over
 
 
+def test_attacks_are_named_for_people() -> None:
+    frame = table().frame.assign(attack=["clean", "fgsm", "fgsm", "pgd:7"])
+    frame.attrs = {"seed": 1, "stages": [{"attack": "aa", "member": "apgd-ce"}]}
+    readable = Evaluation(frame).table()
+    assert list(readable["attack"]) == ["clean", "FGSM", "PGD-7"]
+    assert readable.attrs == {"seed": 1, "stages": [{"attack": "AA", "member": "apgd-ce"}]}
+    assert frame.attrs["stages"][0]["attack"] == "aa"
+
+
 def test_looking_up_an_accuracy() -> None:
     assert table().accuracy("fgsm") == 0.9
     assert table().accuracy("fgsm", mask="random") == pytest.approx(0.55)

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from coprobe.data import title
 from coprobe.metrics.accuracy import wilson
 from coprobe.paper import store
-from coprobe.paper.pictures import FIGURES, STRONG, Picture, baseline, caption
+from coprobe.paper.needs import ATTACKS
+from coprobe.paper.pictures import FIGURES, Picture, baseline, caption
 from coprobe.paper.results import MissingResultError, Results
 from coprobe.paper.runs import SCALES
 from tests.paper.made import make_results
@@ -155,7 +156,7 @@ def test_figure_4_averages_random_masks(folder: Path) -> None:
     random = found.query("mask == 'random' and attack == 'clean'")["correct"]
     row = frame.query("mask == 'random' and attack == 'clean'").iloc[0]
     assert len(random) == 5 and row["accuracy"] == pytest.approx(random.mean() / 60)
-    assert set(frame["attack"]) == {results.label(attack) for attack in ("clean", *STRONG)}
+    assert set(frame["attack"]) == {results.label(attack) for attack in ("clean", *ATTACKS)}
 
 
 def test_figure_8_says_what_noise_changes(folder: Path) -> None:

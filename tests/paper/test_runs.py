@@ -6,7 +6,7 @@ import pytest
 
 from coprobe.attacks import parse
 from coprobe.errors import InputError
-from coprobe.paper.results import COLUMNS
+from coprobe.paper.needs import COLUMNS
 from coprobe.paper.runs import RUNS, SCALES, scale_of
 from coprobe.training.recipe import PRESETS, Recipe
 

@@ -9,6 +9,7 @@ import click
 
 from coprobe.cli.options import Number, ProbingOptions, attack_option, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, print_table
+from coprobe.core.defaults import ALPHA
 from coprobe.core.text import storable
 
 
@@ -24,7 +25,7 @@ from coprobe.core.text import storable
 @click.option(
     "--alpha",
     type=Number("a finite number above 0", lambda number: 0 < number < math.inf),
-    default=100,
+    default=ALPHA,
     show_default=True,
     help="Factor inside tanh of Eq. 6.",
 )

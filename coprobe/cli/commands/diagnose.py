@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from coprobe.cli.options import DEFAULT_EPS, ProbingOptions, attack_option, debug_option, probing_options
+from coprobe.cli.options import ProbingOptions, attack_option, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, percent, print_table, print_text
+from coprobe.core.defaults import EPS, SALIENT
 
 
 @click.command(short_help="Is a checkpoint CO-affected? A verdict in a sentence.")
@@ -33,12 +34,10 @@ def command(
     output = Output(as_json, out, plot)
     options = ProbingOptions(**probing)
     if ctx.get_parameter_source("eps") is click.core.ParameterSource.DEFAULT:
-        options = replace(options, eps=float(options.read(checkpoint).recipe.get("eps_train") or DEFAULT_EPS))
+        options = replace(options, eps=float(options.read(checkpoint).recipe.get("eps_train") or EPS))
     probe = options.probe(checkpoint)
     diagnosis = probe.diagnose(attack)
-    from coprobe.paper.sources import readable_attacks
-
-    frame = readable_attacks(diagnosis.evaluation, probe.epsilon)
+    frame = diagnosis.evaluation.table()
 
     def show() -> None:
         rows = [
@@ -55,7 +54,7 @@ def command(
             ]
             for node, channels in diagnosis.salient.items()
         ]
-        print_table("channels with T_act > 0.5", ["node", "of", "salient", "which"], salient)
+        print_table(f"channels with T_act > {SALIENT}", ["node", "of", "salient", "which"], salient)
         print_text(diagnosis.sentence)
 
     def draw() -> Any:

@@ -11,7 +11,6 @@ from coprobe.cli.accuracies import (
     parse_noises,
     print_accuracies,
     print_stages,
-    readable_stages,
     with_members,
 )
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
@@ -47,8 +46,6 @@ def command(
     """
     import pandas as pd
 
-    from coprobe.paper.sources import readable_attacks
-
     output = Output(as_json, out, plot)
     attacks = with_members(attacks, aa_members)
     drawn_from = parse_noises(noises)
@@ -57,8 +54,8 @@ def command(
     parts, stages = [], []
     for path, probe in probes.items():
         evaluation = probe.evaluate(attacks, drawn_from, noise_draws)
-        parts.append(readable_attacks(evaluation, probe.epsilon).assign(model=path))
-        stages += readable_stages(parts[-1].attrs.pop("stages", []), model=path)
+        parts.append(evaluation.table().assign(model=path))
+        stages += [{"model": path, **stage} for stage in parts[-1].attrs.pop("stages")]
     frame = pd.concat(parts, ignore_index=True)
     frame.attrs = {**_merged([part.attrs for part in parts]), "stages": stages}
 

@@ -65,10 +65,10 @@ def _of_paper(number: int, out: Path, options: PaperOptions) -> tuple[list[Path]
 
 def _of_runs(number: int, runs: Sequence[str], out: Path, options: ProbingOptions) -> tuple[list[Path], Any]:
     from coprobe.figures.style import save_all
-    from coprobe.paper.sources import draw, source
+    from coprobe.paper.own import draw, model_at
 
-    sources = [source(path, lambda path: options.probe(path, cache=True)) for path in runs]
-    drawn = draw(number, sources)
-    about = {**sources[0].probe.facts, "runs": ", ".join(runs)}
+    models = [model_at(path, lambda path: options.probe(path, cache=True)) for path in runs]
+    figure, frame = draw(number, models)
+    about = {**models[0].probe.facts, "runs": ", ".join(runs)}
     message(f"figure {number} from {', '.join(runs)}")
-    return save_all(drawn.figure, drawn.frame, out, drawn.name, about), drawn.frame
+    return save_all(figure, frame, out, f"fig{number:02d}", about), frame

@@ -8,6 +8,7 @@ import click
 
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, print_table
+from coprobe.core.defaults import PROBING_ATTACK
 from coprobe.core.text import storable
 
 
@@ -21,7 +22,7 @@ from coprobe.core.text import storable
 )
 @click.option(
     "--attack",
-    default="pgd:10:rule=always",
+    default=PROBING_ATTACK,
     show_default=True,
     help="One that hands out its steps: fgsm, pgd, cw, pgd-eot, with options.",
 )

@@ -10,6 +10,7 @@ import click
 from coprobe.cli import memory
 from coprobe.cli.options import Number, ProbingOptions, attack_option, comma_separated, debug_option, probing_options
 from coprobe.cli.output import Output, message, output_options, percent, print_table
+from coprobe.core.defaults import ATTACKS, COMPARED, SALIENT
 
 
 @click.command(short_help="Accuracy with the salient channels masked (Eq. 7).")
@@ -24,7 +25,7 @@ from coprobe.cli.output import Output, message, output_options, percent, print_t
     "--alpha2",
     type=Number("between 0 and 1", lambda number: 0 <= number <= 1),
     multiple=True,
-    help="Mask channels with T_act above this; repeatable.  [default: 0.5]",
+    help=f"Mask channels with T_act above this; repeatable.  [default: {SALIENT}]",
 )
 @click.option(
     "--percent",
@@ -34,13 +35,13 @@ from coprobe.cli.output import Output, message, output_options, percent, print_t
 )
 @click.option(
     "--compare",
-    default="variance,random,attribution",
+    default=",".join(COMPARED),
     show_default=True,
     callback=comma_separated,
     help="Selectors of as many other channels; none for none.",
 )
 @click.option(
-    "--attacks", default="fgsm,pgd:10", show_default=True, callback=comma_separated, help="Attacks to measure."
+    "--attacks", default=",".join(ATTACKS), show_default=True, callback=comma_separated, help="Attacks to measure."
 )
 @attack_option
 @probing_options
@@ -83,9 +84,7 @@ def command(
         attacks=attacks,
         attack=attack,
     )
-    from coprobe.paper.sources import readable_attacks
-
-    frame = readable_attacks(masking.evaluation, probe.epsilon)
+    frame = masking.evaluation.table()
     chosen = {mask.reason: [*chain(*mask.channels.values())] for mask in masking.masks if mask.draw == 0}
 
     def show() -> None:

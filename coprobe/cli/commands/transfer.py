@@ -11,7 +11,6 @@ from coprobe.cli.accuracies import (
     parse_noises,
     print_accuracies,
     print_stages,
-    readable_stages,
     with_members,
 )
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
@@ -46,8 +45,6 @@ def command(
     Example:
       coprobe transfer runs/stable runs/co --attacks fgsm,pgd:50 --noise none --noise uniform:16
     """
-    from coprobe.paper.sources import readable_attacks
-
     output = Output(as_json, out, plot)
     attacks = with_members(attacks, aa_members)
     drawn_from = parse_noises(noises)
@@ -55,13 +52,12 @@ def command(
     probe = options.probe(source)
     others = [options.read(path) for path in targets]
     evaluation = probe.transfer(others, attacks, drawn_from, noise_draws)
-    frame = readable_attacks(evaluation, probe.epsilon)
+    frame = evaluation.table()
     own, first, *rest = map(storable, (source, *targets))
     shown = dict(zip(frame["target"].unique(), (own, first, *rest), strict=True))
     frame["target"] = frame["target"].map(shown)
     frame.attrs["targets"] = {shown[path]: digest for path, digest in frame.attrs["targets"].items()}
-    stages = readable_stages(frame.attrs.get("stages", []), model=own)
-    frame.attrs["stages"] = stages
+    stages = frame.attrs["stages"] = [{"model": own, **stage} for stage in frame.attrs["stages"]]
 
     def show() -> None:
         for path in shown.values():

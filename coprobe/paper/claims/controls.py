@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from coprobe.paper.claims.reading import NOISE, accuracies, require_collapse
+from coprobe.paper.claims.reading import accuracies, require_collapse
 from coprobe.paper.claims.record import Check, Estimate, Finding, UnmetError, at_least, claim, conclude
-from coprobe.paper.needs import Need
+from coprobe.paper.needs import NOISE, Need
 from coprobe.paper.results import Results
 
 CO = "mep-12"

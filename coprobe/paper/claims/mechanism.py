@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from coprobe.attacks.examples import CLEAN
-from coprobe.paper.claims.reading import (
-    ATTACKS,
-    LABELS,
-    masked,
-    require_collapse,
-    require_stable,
-)
+from coprobe.figures import fig04
+from coprobe.paper.claims.reading import LABELS, masked, require_collapse, require_stable
 from coprobe.paper.claims.record import (
     Check,
     Estimate,
@@ -24,7 +19,7 @@ from coprobe.paper.claims.record import (
     mean,
     shown,
 )
-from coprobe.paper.needs import Need
+from coprobe.paper.needs import ATTACKS, XI, Need
 from coprobe.paper.results import Results
 
 CO, FD = "mep-12", "fd-b200-12"
@@ -33,14 +28,14 @@ ELSEWHERE = ("mep-12-c100", "mep-12-preact")
 _CHANNELS, _STABLE = Need(CO, "channels"), Need(FD, "channels", "best")
 _OVERLAP = Need(CO, "overlap")
 _MASKING = Need(CO, "masking", attacks=ATTACKS)
-_SALIENT, _HALF, _MOST = "T_act > 0.99", "T_act > 0.5", "T_act > 0.1"
+_SALIENT, _HALF, _MOST = (f"T_act > {alpha2:g}" for alpha2 in fig04.ALPHA2)
 
 
 def _collapses(results: Results, run: str) -> list[tuple[int, dict[str, np.ndarray]]]:
     """Of every seed the epoch of collapse (from 1) and V_act at 16/255 at A…E after every epoch."""
     require_collapse(results, run)
     history = results.history(run)
-    suffix = f"_{results.scale.budget(16):g}"
+    suffix = f"_{results.scale.budget(XI):g}"
     if f"v_act_A{suffix}" not in history:  # not watched at the second radius
         suffix = ""
     return [

@@ -6,12 +6,9 @@ from coprobe.attacks.examples import CLEAN
 from coprobe.paper import printed
 from coprobe.paper.claims.reading import (
     COLLAPSED,
-    COLUMNS,
     LABELS,
-    NOISE,
     NOT_CONVERGED,
     STABLE,
-    STRONG,
     accuracies,
     all_are,
     at_hand,
@@ -31,7 +28,7 @@ from coprobe.paper.claims.record import (
     conclude,
     shown,
 )
-from coprobe.paper.needs import Need
+from coprobe.paper.needs import COLUMNS, NOISE, STRONG, Need
 from coprobe.paper.results import Results
 
 BASELINE, FD, SMOOTH = "mep-12", "fd-b200-12", "cs-12"

@@ -7,12 +7,8 @@ from itertools import pairwise
 from coprobe.attacks.examples import CLEAN
 from coprobe.paper import printed
 from coprobe.paper.claims.reading import (
-    ATTACKS,
     COLLAPSED,
-    COLUMNS,
     LABELS,
-    NOISE,
-    STRONG,
     Accuracies,
     accuracies,
     all_are,
@@ -22,7 +18,7 @@ from coprobe.paper.claims.reading import (
     require_stable,
 )
 from coprobe.paper.claims.record import Check, Finding, UnmetError, at_least, at_most, claim, conclude, shown
-from coprobe.paper.needs import Need
+from coprobe.paper.needs import ATTACKS, COLUMNS, NOISE, STRONG, Need
 from coprobe.paper.results import Results
 
 CO, CO_16, FD, WITH_EQ10, ORIGIN = "mep-12", "mep-16", "fd-b200-12", "mep-eq10-12", "origin"

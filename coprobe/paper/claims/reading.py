@@ -9,18 +9,13 @@ from typing import Any
 from coprobe.attacks.examples import CLEAN
 from coprobe.paper import printed
 from coprobe.paper.claims.record import Estimate, UnmetError
-from coprobe.paper.needs import Need
+from coprobe.paper.needs import NOISE, Need
 from coprobe.paper.results import Results, summary
 
-#: Fig. 4's and most tables' attacks, and Table 5's.
-ATTACKS = ("fgsm", "pgd50", "cw", "aa")
-STRONG = ("pgd50", "cw", "aa")
-COLUMNS = ("fgsm", "pgd10", "pgd20", "pgd50", "cw", "apgd_t", "aa")
 LABELS = {
     "clean": "clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "pgd50": "PGD-50", "cw": "C&W",
     "apgd_t": "APGD-T", "aa": "AA",
 }  # fmt: skip
-NOISE = "U(16)"
 #: Table 1's marks.
 COLLAPSED, STABLE, NOT_CONVERGED = 1, 0, -1
 _MARKS = {COLLAPSED: "CO", STABLE: "no CO", NOT_CONVERGED: "did not converge"}

@@ -7,16 +7,7 @@ import pandas as pd
 
 from coprobe.attacks.examples import CLEAN
 from coprobe.masking import count_of_percent
-from coprobe.paper.claims.reading import (
-    ATTACKS,
-    COLLAPSED,
-    LABELS,
-    NOISE,
-    accuracies,
-    cells,
-    marks,
-    require_collapse,
-)
+from coprobe.paper.claims.reading import COLLAPSED, LABELS, accuracies, cells, marks, require_collapse
 from coprobe.paper.claims.record import (
     UNDECIDED,
     Check,
@@ -26,7 +17,7 @@ from coprobe.paper.claims.record import (
     claim,
     conclude,
 )
-from coprobe.paper.needs import Need
+from coprobe.paper.needs import ATTACKS, NOISE, Need
 from coprobe.paper.results import Results
 
 CO, CO_16 = "mep-12", "mep-16"

@@ -1,0 +1,17 @@
+"""What holds where nobody says otherwise, for library, command line and figures alike; needs no torch."""
+
+#: Radius of attacks, n of n/255: the paper's ξ_E.
+EPS = 16.0
+#: Attacks to measure accuracy under, and to tell CO by: a CO-affected model withstands the first alone.
+ATTACKS = ("fgsm", "pgd:10")
+#: The attack behind V_act and T_act: every image takes every step, so that channels are compared at the same effort.
+#: The rule of the official evaluation leaves an image of a weak model just behind the decision border, where its
+#: channels have hardly moved.
+PROBING_ATTACK = "pgd:10:rule=always"
+#: The factor inside tanh of Eq. 6.
+ALPHA = 100.0
+#: T_act above which a channel counts as salient, and is masked: α2 of Eq. 7.
+SALIENT = 0.5
+#: Selectors of masks to hold a mask of salient channels against, and how many random masks are averaged.
+COMPARED = ("variance", "random", "attribution")
+RANDOM_MASKS = 5
