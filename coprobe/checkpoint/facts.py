@@ -9,7 +9,7 @@ from typing import Any
 
 from coprobe.checkpoint.payloads import module_attributes
 from coprobe.checkpoint.reader.seal import ABOUT
-from coprobe.checkpoint.reader.values import Foreign, Stored
+from coprobe.checkpoint.reader.values import OpaqueObject, TensorSpec
 from coprobe.errors import InputError
 
 #: What is written now, with a seal over every byte, and what was written before without one.
@@ -97,7 +97,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, _PLAIN)
 
 
-def told(payload: Any, metadata: Mapping[str, str], read: Callable[[Stored], list[float]]) -> dict[str, Any]:
+def told(payload: Any, metadata: Mapping[str, str], read: Callable[[TensorSpec], list[float]]) -> dict[str, Any]:
     """Training facts in somebody else's file (epoch, accuracy, arguments of the run): at most 20 plain values.
 
     Args:
@@ -109,7 +109,7 @@ def told(payload: Any, metadata: Mapping[str, str], read: Callable[[Stored], lis
     for key, value in _entries(payload, metadata):
         if len(facts) == _ENTRIES:
             break
-        is_number = isinstance(value, Stored) and value.numel() == 1 and not value.dtype.is_complex
+        is_number = isinstance(value, TensorSpec) and value.numel() == 1 and not value.dtype.is_complex
         plain = read(value)[0] if is_number else value
         if isinstance(plain, _PLAIN):
             facts.setdefault(key[:_LONGEST], _cut(plain))
@@ -129,14 +129,14 @@ def _cut(value: Any) -> Any:
 def _entries(payload: Any, metadata: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     """The values at the top, then the arguments of the run, then the first knobs of the optimizer."""
     yield from ((key, value) for key, value in metadata.items() if key != "format")  # "pt": which library wrote it
-    top = payload.attributes if isinstance(payload, Foreign) else payload
+    top = payload.attributes if isinstance(payload, OpaqueObject) else payload
     if not isinstance(top, dict) or module_attributes(payload):
         return
     # A tensor with a dot in its name is a weight of a bare state dict.
     yield from ((key, value) for key, value in top.items() if isinstance(key, str) and "." not in key)
     for key in _ARGUMENTS:
         value = top.get(key)
-        arguments = value.attributes or value.items if isinstance(value, Foreign) else value
+        arguments = value.attributes or value.items if isinstance(value, OpaqueObject) else value
         if isinstance(arguments, dict):
             yield from ((name, item) for name, item in arguments.items() if isinstance(name, str))
     for key in ("optimizer", "optim", "optimizer_state_dict", "opt", "optimizer_states"):
@@ -146,7 +146,7 @@ def _entries(payload: Any, metadata: Mapping[str, str]) -> Iterator[tuple[str, A
 def _of_optimizer(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, list) and value:
         value = value[0]
-    if isinstance(value, Foreign):
+    if isinstance(value, OpaqueObject):
         yield "optimizer", value.name
         value = value.attributes
     groups = value.get("param_groups") if isinstance(value, dict) else None

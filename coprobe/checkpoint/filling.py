@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coprobe.checkpoint.payloads import Weight
 from coprobe.checkpoint.reader import Contents
-from coprobe.checkpoint.reader.values import Stored, Unsound
+from coprobe.checkpoint.reader.values import TensorSpec, UnreadableTensor
 from coprobe.errors import InputError
 from coprobe.models.catalog import COUNTER
 
@@ -51,14 +51,14 @@ def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents, 
 
 def read_one(name: str, weight: Weight, contents: Contents) -> Tensor:
     """One tensor of the file; raises `InputError` where it is none of plain real numbers."""
-    if isinstance(weight, Unsound):
-        where = f"{contents.source.path}: weight '{name[:80]}'"
+    if isinstance(weight, UnreadableTensor):
+        where = f"{contents.file.path}: weight '{name[:80]}'"
         raise InputError(f"{where} is no plain tensor of real numbers: it {weight.reason}; save a dense state_dict")
     # By itself: tensors that share a storage in the file must not share it in the network.
     return contents.tensors({name: weight})[name]
 
 
-def elements(stored: Stored, contents: Contents) -> list[float]:
+def elements(stored: TensorSpec, contents: Contents) -> list[float]:
     """The elements of a small stored tensor of real numbers; those of whole numbers are ints."""
     tensor = contents.tensors({"": stored})[""].flatten()
     numbers: list[float] = (tensor.double() if tensor.is_floating_point() else tensor).tolist()
@@ -66,7 +66,7 @@ def elements(stored: Stored, contents: Contents) -> list[float]:
 
 
 def _checked(name: str, tensor: Tensor, dtype: torch.dtype, contents: Contents) -> Tensor:
-    where = f"{contents.source.path}: weight '{name[:80]}'"
+    where = f"{contents.file.path}: weight '{name[:80]}'"
     if tensor.is_complex() or (dtype.is_floating_point and not tensor.is_floating_point()):
         found = str(tensor.dtype).removeprefix("torch.")
         raise InputError(f"{where} is no plain tensor of real numbers ({found}); save a float state_dict")

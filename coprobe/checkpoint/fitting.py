@@ -13,7 +13,7 @@ from torch import nn
 
 from coprobe.checkpoint.names import Variant, variants
 from coprobe.checkpoint.payloads import Found, Weight
-from coprobe.checkpoint.reader import Unsound
+from coprobe.checkpoint.reader import UnreadableTensor
 from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES, Difference, build, mismatches, proposals, shape_of
 from coprobe.models.zoo import SOURCES
@@ -135,7 +135,7 @@ def choose(
     if refused is not None:
         raise refused
     for name, weight in max(candidates, key=lambda found: found.size).weights.items():
-        if isinstance(weight, Unsound):
+        if isinstance(weight, UnreadableTensor):
             raise InputError(f"weight '{name[:60]}' is no plain tensor: it {weight.reason}; save a dense state_dict")
     raise InputError(_differs(best) if named and best is not None else _unknown(candidates, best))
 

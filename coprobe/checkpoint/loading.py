@@ -27,8 +27,8 @@ from coprobe.checkpoint.fitting import (
 from coprobe.checkpoint.live import GIVEN, classifier, said_by, says_itself
 from coprobe.checkpoint.normaliser import Normalisation, pairs_among, read_pairs
 from coprobe.checkpoint.payloads import Found, find, outline, place
-from coprobe.checkpoint.reader import Contents, Stored, open_checkpoint
-from coprobe.checkpoint.reader.source import check_file
+from coprobe.checkpoint.reader import Contents, TensorSpec, open_checkpoint
+from coprobe.checkpoint.reader.file import check_file
 from coprobe.checkpoint.record import Checkpoint
 from coprobe.core.files import about_file
 from coprobe.errors import InputError, unknown
@@ -175,7 +175,7 @@ def _assembled(
         classes=about.classes,
         tried_shape=size is not None and about.image_shape is None,
         path=path,
-        container=contents.kind,
+        container=contents.container,
         layout=_layout(fit, about) + assumed,
         evidence=_evidence(fit, about, wanted),
         normalised_by=normalisation.source,
@@ -284,7 +284,7 @@ def _untold(fit: Fit, about: Description) -> tuple[str, dict[str, list[Any]]]:
 
 def _layout(fit: Fit, about: Description) -> str:
     removed = [f"prefix '{prefix[:40]}' removed" for prefix in fit.variant.removed]
-    dtypes = {w.dtype for w in fit.variant.weights.values() if isinstance(w, Stored) and w.is_floating_point}
+    dtypes = {w.dtype for w in fit.variant.weights.values() if isinstance(w, TensorSpec) and w.is_floating_point}
     others = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - {torch.float32})
     parts = [about.format or fit.found.says(), *removed, *fit.variant.said]
     return ", ".join(parts + [f"{name} made float32" for name in others])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from coprobe.checkpoint.payloads import PAIRS, Weight
-from coprobe.checkpoint.reader import Stored
+from coprobe.checkpoint.reader import TensorSpec
 from coprobe.errors import InputError
 
 #: Enough for every wrapper that was seen, and an end for names of a thousand dots.
@@ -134,7 +134,7 @@ def _without_normaliser(variant: Variant) -> Variant | None:
 
 
 def _per_channel(weight: Weight) -> bool:
-    if not isinstance(weight, Stored) or not weight.is_floating_point:
+    if not isinstance(weight, TensorSpec) or not weight.is_floating_point:
         return False
     return 1 <= weight.shape.numel() <= _CHANNELS and sum(side > 1 for side in weight.shape) <= 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coprobe.checkpoint.payloads import PAIRS
-from coprobe.checkpoint.reader.values import Stored
+from coprobe.checkpoint.reader.values import TensorSpec
 from coprobe.errors import InputError
 from coprobe.models.classifier import LARGEST_MEAN
 
@@ -27,7 +27,7 @@ class Normalisation:
 
 
 def read_pairs(
-    pairs: tuple[tuple[str, Any, str, Any], ...], read: Callable[[Stored], list[float]], channels: int
+    pairs: tuple[tuple[str, Any, str, Any], ...], read: Callable[[TensorSpec], list[float]], channels: int
 ) -> Normalisation | None:
     """The normalisation that the pairs of (name, mean, name, std) agree on; None if there are none.
 
@@ -73,13 +73,13 @@ def pairs_among(numbers: Mapping[str, Any]) -> tuple[tuple[str, Any, str, Any], 
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return 1 <= len(value) <= 16 and all(type(number) in (int, float) for number in value)
-    if isinstance(value, Stored):
+    if isinstance(value, TensorSpec):
         return value.is_floating_point and 1 <= value.numel() <= 16 and sum(side > 1 for side in value.shape) <= 1
     return type(value) in (int, float)
 
 
-def _numbers(value: Any, read: Callable[[Stored], list[float]], channels: int, source: str) -> Numbers:
-    numbers = read(value) if isinstance(value, Stored) else value if isinstance(value, list | tuple) else [value]
+def _numbers(value: Any, read: Callable[[TensorSpec], list[float]], channels: int, source: str) -> Numbers:
+    numbers = read(value) if isinstance(value, TensorSpec) else value if isinstance(value, list | tuple) else [value]
     if len(numbers) not in (1, channels):
         raise InputError(f"{source} have {len(numbers)} numbers where the images have {channels} channels; {_SAY}")
     if not all(math.isfinite(number) for number in numbers):

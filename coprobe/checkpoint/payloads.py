@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coprobe.checkpoint.reader.values import Foreign, Stored, Unsound
+from coprobe.checkpoint.reader.values import OpaqueObject, TensorSpec, UnreadableTensor
 from coprobe.errors import InputError
 from coprobe.models import shape_of
 
@@ -46,12 +46,13 @@ PAIRS = (
     ("image_mean", "image_std"),
 )
 _NUMBERS = {name for pair in PAIRS for name in pair}
+_CONTAINERS = dict | list | tuple | OpaqueObject
 _CONTAINERS_SEEN = 50_000
 _DEPTH = 6
 _MODULES_SEEN = 20_000
 _MODULE_DEPTH = 60
 
-Weight = Stored | Unsound
+Weight = TensorSpec | UnreadableTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class Found:
 
 def place(weight: Weight) -> tuple[Any, ...]:
     """Where in the file a weight is: equal places hold equal weights."""
-    if isinstance(weight, Stored):
+    if isinstance(weight, TensorSpec):
         return (weight.storage.key, weight.storage.offset, weight.start, tuple(weight.shape))
     return (id(weight),)
 
@@ -140,19 +141,19 @@ def outline(payload: Any) -> str:
         return f"it holds {', '.join(repr(key)[:40] for key in list(payload)[:5]) or 'nothing'}"
     if isinstance(payload, Weight):
         return f"it is one tensor, {shape_of(payload)}"
-    return f"it is a {payload.name[:60] if isinstance(payload, Foreign) else type(payload).__name__}"
+    return f"it is a {payload.name[:60] if isinstance(payload, OpaqueObject) else type(payload).__name__}"
 
 
 def module_attributes(value: Any) -> dict[str, Any]:
     """The attributes of a module that was pickled whole; empty if `value` is none."""
-    attributes = value.attributes if isinstance(value, Foreign) else value
+    attributes = value.attributes if isinstance(value, OpaqueObject) else value
     if not isinstance(attributes, dict) or not isinstance(attributes.get("_modules"), dict):
         return {}
     return attributes if isinstance(attributes.get("_parameters"), dict) else {}
 
 
 def _class_name(value: Any) -> str:
-    return value.name if isinstance(value, Foreign) else "?"
+    return value.name if isinstance(value, OpaqueObject) else "?"
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -160,13 +161,15 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, child in value.items():
             named = key if isinstance(key, str) else str(key) if isinstance(key, int) else "?"
-            if isinstance(child, dict | list | tuple | Foreign) and not any(p in named.lower() for p in _NO_NETWORKS):
+            if isinstance(child, dict | list | tuple | OpaqueObject) and not any(
+                p in named.lower() for p in _NO_NETWORKS
+            ):
                 yield named, child
     elif isinstance(value, list | tuple):
         for number, child in enumerate(value):
-            if isinstance(child, dict | list | tuple | Foreign):
+            if isinstance(child, _CONTAINERS):
                 yield str(number), child
-    elif isinstance(value, Foreign):
+    elif isinstance(value, OpaqueObject):
         for part in (value.items, value.attributes, value.args):
             if part:
                 yield "", part

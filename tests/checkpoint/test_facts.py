@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from coprobe.checkpoint.facts import told
-from coprobe.checkpoint.reader import Foreign, Storage, Stored
+from coprobe.checkpoint.reader import OpaqueObject, Storage, TensorSpec
 
-NUMBER = Stored(torch.float32, torch.Size([]), (), 0, Storage("0", torch.float32, 0, 4))
+NUMBER = TensorSpec(torch.float32, torch.Size([]), (), 0, Storage("0", torch.float32, 0, 4))
 
 
 def facts(payload: Any, **metadata: str) -> dict[str, Any]:
@@ -21,8 +21,8 @@ def test_values_at_the_top_come_first_then_the_arguments_then_the_optimizer() ->
     payload = {
         "epoch": 3,
         "acc": NUMBER,
-        "args": Foreign("argparse.Namespace", state={"lr": 0.1, "epoch": 99, "layers": [1]}),
-        "hyper_parameters": Foreign("some.AttributeDict", items={"eps": 8}),
+        "args": OpaqueObject("argparse.Namespace", state={"lr": 0.1, "epoch": 99, "layers": [1]}),
+        "hyper_parameters": OpaqueObject("some.AttributeDict", items={"eps": 8}),
         "optimizer": {"param_groups": [{"lr": 0.2, "params": [0]}]},
         "layer.weight": NUMBER,
     }
@@ -50,7 +50,7 @@ def test_they_are_few_and_short() -> None:
         {"args": [3], "optimizer": [None]},
         {"optimizer": {"param_groups": [[]]}},
         {"optimizer": {"param_groups": 3}},
-        Foreign("some.Net", state={"_modules": {}, "_parameters": {}, "training": True}),
+        OpaqueObject("some.Net", state={"_modules": {}, "_parameters": {}, "training": True}),
     ],
 )
 def test_nothing_to_tell(payload: Any) -> None:

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from coprobe.checkpoint.payloads import find
-from coprobe.checkpoint.reader import Foreign, Storage, Stored
+from coprobe.checkpoint.reader import OpaqueObject, Storage, TensorSpec
 from coprobe.errors import InputError
 
 
-def stored(*shape: int) -> Stored:
-    return Stored(torch.float32, torch.Size(shape), (1,) * len(shape), 0, Storage("0", torch.float32, 0, 4))
+def stored(*shape: int) -> TensorSpec:
+    return TensorSpec(torch.float32, torch.Size(shape), (1,) * len(shape), 0, Storage("0", torch.float32, 0, 4))
 
 
-def module(parameters: dict[str, Any], modules: dict[str, Any] | None = None, **attributes: Any) -> Foreign:
+def module(parameters: dict[str, Any], modules: dict[str, Any] | None = None, **attributes: Any) -> OpaqueObject:
     state = {"_parameters": parameters, "_buffers": {}, "_modules": modules or {}, **attributes}
-    return Foreign("some.Net", state=state)
+    return OpaqueObject("some.Net", state=state)
 
 
 def labels(payload: Any) -> list[str]:
@@ -30,9 +30,9 @@ def test_state_dicts_are_found_wherever_they_are() -> None:
     weights = {"w": stored(2)}
     assert labels(weights) == ["top"]
     assert labels({"epoch": 1, "net": weights, "list": [1, weights.copy()]}) == ["net", "list.1"]
-    assert labels(Foreign("some.TrainState", state={"params": weights})) == ["params"]
-    assert labels(Foreign("collections.Sorted", items=weights)) == ["top"]
-    assert labels(Foreign("some.Pair", args=(weights, 3))) == ["0"]
+    assert labels(OpaqueObject("some.TrainState", state={"params": weights})) == ["params"]
+    assert labels(OpaqueObject("collections.Sorted", items=weights)) == ["top"]
+    assert labels(OpaqueObject("some.Pair", args=(weights, 3))) == ["0"]
 
 
 def test_what_is_no_network_is_not_found() -> None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from coprobe.checkpoint.reader.contents import Contents, open_checkpoint
-from coprobe.checkpoint.reader.values import Foreign, Name, Storage, Stored, Unsound
+from coprobe.checkpoint.reader.values import GlobalName, OpaqueObject, Storage, TensorSpec, UnreadableTensor
 
-__all__ = ["Contents", "Foreign", "Name", "Storage", "Stored", "Unsound", "open_checkpoint"]
+__all__ = ["Contents", "GlobalName", "OpaqueObject", "Storage", "TensorSpec", "UnreadableTensor", "open_checkpoint"]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from coprobe.checkpoint.reader import seal
-from coprobe.checkpoint.reader.kinds import kind_of
+from coprobe.checkpoint.reader.container import container_of
+from coprobe.checkpoint.reader.file import OpenFile
 from coprobe.checkpoint.reader.safetensors import read_safetensors
-from coprobe.checkpoint.reader.source import Source
-from coprobe.checkpoint.reader.torch_files import read_pickles, read_zip
-from coprobe.checkpoint.reader.values import Stored
+from coprobe.checkpoint.reader.torch_files import NO_CHECKSUMS, read_pickles, read_zip
+from coprobe.checkpoint.reader.values import TensorSpec
 from coprobe.core.files import about_file
 from coprobe.errors import InputError
 
@@ -30,35 +30,35 @@ class Contents:
     """An open checkpoint file.
 
     Attributes:
-        source: its bytes.
-        kind: `zip`, `legacy pickle`, `plain pickle` or `safetensors`.
-        payload: plain values; tensors are `Stored` or `Unsound`, objects of unknown classes `Foreign`.
+        file: its bytes.
+        container: `zip`, `legacy pickle`, `plain pickle` or `safetensors`.
+        payload: plain values; tensors are `TensorSpec` or `UnreadableTensor`, objects of other classes `OpaqueObject`.
         notes: what a person should know about it, a sentence each.
         metadata: of a safetensors file, else empty.
         sealed: whether it carries a seal, which then fits every bit of it.
     """
 
-    source: Source
-    kind: str
+    file: OpenFile
+    container: str
     payload: Any
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     sealed: bool = False
 
-    def tensors(self, wanted: Mapping[str, Stored]) -> dict[str, Tensor]:
+    def tensors(self, wanted: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
         """Read these tensors, and no others, onto the CPU; those that share a storage share it afterwards, too.
 
         Raises:
             InputError: the file changed since it was opened, or the memory doesn't suffice.
         """
-        hulls: dict[int, tuple[Stored, int, int]] = {}
+        ranges: dict[int, tuple[TensorSpec, int, int]] = {}
         for stored in wanted.values():
             first, last = _extent(stored)
-            one, begin, end = hulls.get(id(stored.storage), (stored, first, last))
-            hulls[id(stored.storage)] = (one, min(begin, first), max(end, last))
-        with about_file(self.source.path):
-            read = {key: (self._bytes(one, begin, end), begin) for key, (one, begin, end) in hulls.items()}
-            self.source.check_unchanged()
+            one, begin, end = ranges.get(id(stored.storage), (stored, first, last))
+            ranges[id(stored.storage)] = (one, min(begin, first), max(end, last))
+        with about_file(self.file.path):
+            read = {key: (self._bytes(one, begin, end), begin) for key, (one, begin, end) in ranges.items()}
+            self.file.check_unchanged()
         return {name: _view(stored, *read[id(stored.storage)]) for name, stored in wanted.items()}
 
     def loaded(self) -> Any:
@@ -67,12 +67,12 @@ class Contents:
         Raises:
             InputError: it holds anything else, or is nested too deeply.
         """
-        found: dict[str, Stored] = {}
-        with about_file(self.source.path):
+        found: dict[str, TensorSpec] = {}
+        with about_file(self.file.path):
             _collect(self.payload, found, set(), ())
         return _replaced(self.payload, self.tensors(found), {})
 
-    def _bytes(self, stored: Stored, begin: int, end: int) -> Tensor:
+    def _bytes(self, stored: TensorSpec, begin: int, end: int) -> Tensor:
         """These bytes of the storage of a tensor, in this machine's order for the elements of that tensor."""
         storage = stored.storage
         try:
@@ -84,14 +84,14 @@ class Contents:
         if storage.held is not None:
             raw[:] = np.frombuffer(storage.held, np.uint8)[begin:end]
         else:
-            self.source.fill(storage.offset + begin, raw)
+            self.file.fill(storage.offset + begin, raw)
         if storage.swapped:
             width = stored.dtype.itemsize // (2 if stored.dtype.is_complex else 1)
             raw.view(f"u{width}").byteswap(inplace=True)
         return buffer
 
 
-def _extent(stored: Stored) -> tuple[int, int]:
+def _extent(stored: TensorSpec) -> tuple[int, int]:
     """First and last byte of the storage that a tensor looks at; the first one aligned."""
     width = stored.dtype.itemsize
     if not stored.numel():
@@ -100,7 +100,7 @@ def _extent(stored: Stored) -> tuple[int, int]:
     return stored.start * width // _ALIGNED * _ALIGNED, (stored.start + steps + 1) * width
 
 
-def _view(stored: Stored, raw: Tensor, begin: int) -> Tensor:
+def _view(stored: TensorSpec, raw: Tensor, begin: int) -> Tensor:
     if not stored.numel():
         return torch.empty(stored.shape, dtype=stored.dtype)
     width = stored.dtype.itemsize
@@ -114,11 +114,11 @@ def _view(stored: Stored, raw: Tensor, begin: int) -> Tensor:
     return tensor.resolve_conj().resolve_neg() if stored.conjugated or stored.negated else tensor
 
 
-def _collect(value: Any, found: dict[str, Stored], seen: set[int], around: tuple[int, ...]) -> None:
+def _collect(value: Any, found: dict[str, TensorSpec], seen: set[int], around: tuple[int, ...]) -> None:
     """Find every tensor; `around` are the containers that `value` is in."""
     if len(around) > _DEEPEST or id(value) in around:
         raise InputError("is nested too deeply; copy it again")
-    if isinstance(value, Stored):
+    if isinstance(value, TensorSpec):
         found[str(id(value))] = value
     elif isinstance(value, dict | list | tuple):
         if id(value) in seen:
@@ -131,7 +131,7 @@ def _collect(value: Any, found: dict[str, Stored], seen: set[int], around: tuple
 
 
 def _replaced(value: Any, read: Mapping[str, Tensor], done: dict[int, Any]) -> Any:
-    if isinstance(value, Stored):
+    if isinstance(value, TensorSpec):
         return read[str(id(value))]
     if not isinstance(value, dict | list | tuple):
         return value
@@ -161,22 +161,21 @@ def open_checkpoint(path: str | Path) -> Iterator[Contents]:
     """
     path = Path(path)
     with about_file(path):
-        source = Source(path)
-    with source:
+        file = OpenFile(path)
+    with file:
         with about_file(path):
-            contents = _read(source)
+            contents = _read(file)
         yield contents
 
 
-def _read(source: Source) -> Contents:
-    kind = kind_of(source)
-    if kind == "safetensors":
-        payload, metadata = read_safetensors(source)
-        sealed = seal.check_metadata(source, metadata)
-        notes = () if sealed else ("its format has no checksums, so its content can't be verified",)
-        return Contents(source, kind, payload, notes, metadata, sealed)
-    if kind == "zip":
-        payload, noted, archive = read_zip(source)
-        return Contents(source, kind, payload, tuple(noted), sealed=seal.check_comment(source, archive.comment))
-    kind, payload, noted = read_pickles(source)
-    return Contents(source, kind, payload, tuple(noted))
+def _read(file: OpenFile) -> Contents:
+    container = container_of(file)
+    if container == "safetensors":
+        payload, metadata = read_safetensors(file)
+        sealed = seal.check_metadata(file, metadata)
+        return Contents(file, container, payload, () if sealed else (NO_CHECKSUMS,), metadata, sealed)
+    if container == "zip":
+        payload, notes, archive = read_zip(file)
+        return Contents(file, container, payload, tuple(notes), sealed=seal.check_comment(file, archive.comment))
+    container, payload, notes = read_pickles(file)
+    return Contents(file, container, payload, tuple(notes))

@@ -7,9 +7,14 @@ from typing import Any
 
 import torch
 
-from coprobe.checkpoint.reader.meaning import outside
-from coprobe.checkpoint.reader.source import Source
-from coprobe.checkpoint.reader.values import Storage, Stored, Unsound
+from coprobe.checkpoint.reader.file import OpenFile
+from coprobe.checkpoint.reader.values import (
+    Storage,
+    TensorSpec,
+    UnreadableTensor,
+    contiguous_stride,
+    view_fault,
+)
 from coprobe.errors import InputError
 
 MOST_TENSORS = 20_000
@@ -37,7 +42,7 @@ _DTYPES = {
 }
 
 
-def read_safetensors(source: Source) -> tuple[dict[str, Stored | Unsound], dict[str, str]]:
+def read_safetensors(file: OpenFile) -> tuple[dict[str, TensorSpec | UnreadableTensor], dict[str, str]]:
     """Tensors by name, and the file's own metadata.
 
     Raises:
@@ -45,21 +50,21 @@ def read_safetensors(source: Source) -> tuple[dict[str, Stored | Unsound], dict[
     """
     from safetensors import SafetensorError, safe_open
 
-    length = int.from_bytes(source.read(0, 8), "little")
-    if length + 8 > source.size:
-        raise InputError(f"is cut short: its header ends at byte {length + 8:,}, and it has {source.size:,}; {_AGAIN}")
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length + 8 > file.size:
+        raise InputError(f"is cut short: its header ends at byte {length + 8:,}, and it has {file.size:,}; {_AGAIN}")
     if length > _LONGEST_HEADER:
         raise InputError(f"has a header of {length:,} bytes, and coprobe reads {_LONGEST_HEADER:,}; save fewer tensors")
-    text = source.read(8, length)
+    text = file.read(8, length)
     if any(text.count(sign) > most for sign, most in _MOST_SIGNS.items()):
         raise InputError(f"holds more tensors than the {MOST_TENSORS:,} that coprobe reads; save the state_dict alone")
     try:
         header: dict[str, Any] = json.loads(text, object_pairs_hook=_unique)
-        with safe_open(str(source.path), framework="pt") as file:
-            names, metadata = list(file.keys()), dict(file.metadata() or {})
+        with safe_open(str(file.path), framework="pt") as checked:
+            names, metadata = list(checked.keys()), dict(checked.metadata() or {})
     except (SafetensorError, ValueError, RecursionError, MemoryError, OSError) as error:
         raise InputError(f"is a damaged or forged safetensors file ({str(error)[:80]}); {_AGAIN}") from None
-    return {name: _described(name, header[name], 8 + length) for name in names}, metadata
+    return {name: _tensor(name, header[name], 8 + length) for name in names}, metadata
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,18 +74,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _described(name: str, entry: dict[str, Any], start: int) -> Stored | Unsound:
-    """The tensor of an entry that the library has found consistent."""
+def _tensor(name: str, entry: dict[str, Any], start: int) -> TensorSpec | UnreadableTensor:
+    """The tensor of an entry that the library has found consistent; the data begin at byte `start` of the file."""
     shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
-        return Unsound(f"has elements of the type {entry['dtype'][:20]}", torch.Size(shape))
-    stride, step = [], 1
-    for size in reversed(shape):
-        stride.append(step)
-        step *= max(1, size)
-    problem = outside(shape, tuple(reversed(stride)), 0, (last - first) // dtype.itemsize)
-    if problem:
-        return Unsound(problem)
-    storage = Storage(name, dtype, start + first, last - first)
-    return Stored(dtype, torch.Size(shape), tuple(reversed(stride)), 0, storage)
+        return UnreadableTensor(f"has elements of the type {entry['dtype'][:20]}", torch.Size(shape))
+    stride = contiguous_stride(shape)
+    if fault := view_fault(shape, stride, 0, (last - first) // dtype.itemsize):
+        return UnreadableTensor(fault)
+    return TensorSpec(dtype, torch.Size(shape), stride, 0, Storage(name, dtype, start + first, last - first))

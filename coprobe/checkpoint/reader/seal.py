@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from coprobe.checkpoint.reader.source import Source
+from coprobe.checkpoint.reader.file import OpenFile
 from coprobe.errors import InputError
 
 #: The entries of a safetensors file's metadata: what coprobe says about the file, and the seal.
@@ -25,26 +25,26 @@ _BROKEN = "is damaged: its content doesn't fit its seal; copy it again, or take 
 
 def seal_archive(path: Path) -> None:
     """Append the seal to a zip archive without a comment."""
-    with path.open("rb+") as file:
-        file.seek(-2, 2)
-        file.write(struct.pack("<H", len(_PREFIX) + _DIGITS))
-    with Source(path) as source:
-        seal = _PREFIX + _digest(source, source.size, ()).encode()
-    with path.open("ab") as file:
-        file.write(seal)
+    with path.open("rb+") as target:
+        target.seek(-2, 2)
+        target.write(struct.pack("<H", len(_PREFIX) + _DIGITS))
+    with OpenFile(path) as file:
+        seal = _PREFIX + _digest(file, file.size, ()).encode()
+    with path.open("ab") as target:
+        target.write(seal)
 
 
 def seal_safetensors(path: Path) -> None:
     """Fill in the seal of a safetensors file whose metadata has `BLANK` in its place."""
-    with Source(path) as source:
-        place = _place(source)
-        digest = _digest(source, source.size, (place, place + _DIGITS))
-    with path.open("rb+") as file:
-        file.seek(place)
-        file.write(digest.encode())
+    with OpenFile(path) as file:
+        place = _place(file)
+        digest = _digest(file, file.size, (place, place + _DIGITS))
+    with path.open("rb+") as target:
+        target.seek(place)
+        target.write(digest.encode())
 
 
-def check_comment(source: Source, comment: bytes) -> bool:
+def check_comment(file: OpenFile, comment: bytes) -> bool:
     """Whether an archive with this comment carries a seal.
 
     Raises:
@@ -52,12 +52,12 @@ def check_comment(source: Source, comment: bytes) -> bool:
     """
     if not comment:
         return False
-    if comment != _PREFIX + _digest(source, source.size - len(comment), ()).encode():
+    if comment != _PREFIX + _digest(file, file.size - len(comment), ()).encode():
         raise InputError(_BROKEN)
     return True
 
 
-def check_metadata(source: Source, metadata: Mapping[str, str]) -> bool:
+def check_metadata(file: OpenFile, metadata: Mapping[str, str]) -> bool:
     """Whether a safetensors file with this metadata carries a seal.
 
     Raises:
@@ -67,27 +67,27 @@ def check_metadata(source: Source, metadata: Mapping[str, str]) -> bool:
         if ABOUT in metadata:
             raise InputError(_BROKEN)
         return False
-    place = _place(source)
-    if metadata[SEAL] != _digest(source, source.size, (place, place + _DIGITS)):
+    place = _place(file)
+    if metadata[SEAL] != _digest(file, file.size, (place, place + _DIGITS)):
         raise InputError(_BROKEN)
     return True
 
 
-def _place(source: Source) -> int:
+def _place(file: OpenFile) -> int:
     """Where in a safetensors file the digits of the seal stand."""
-    header = source.read(8, int.from_bytes(source.read(0, 8), "little"))
+    header = file.read(8, int.from_bytes(file.read(0, 8), "little"))
     marker = f'"{SEAL}":"'.encode()
     if header.count(marker) != 1:
         raise InputError(_BROKEN)
     return 8 + header.index(marker) + len(marker)
 
 
-def _digest(source: Source, size: int, blank: tuple[int, int] | tuple[()]) -> str:
+def _digest(file: OpenFile, size: int, blank: tuple[int, int] | tuple[()]) -> str:
     """SHA-256 of the first `size` bytes, taking those from `blank[0]` to `blank[1]` as zero digits."""
     sha = hashlib.sha256()
     begin, end = blank or (size, size)
     for start, stop in ((0, begin), (end, size)):
-        for part in source.chunks(start, stop - start):
+        for part in file.chunks(start, stop - start):
             sha.update(part)
         if stop == begin and blank:
             sha.update(BLANK.encode())

@@ -45,7 +45,7 @@ class Entry:
         name: of the file.
         build: gives its bytes, or puts it at `trap.path` itself and gives None.
         expect: "refused" (InputError), "inert" (it opens, its names are labels, its tensors can be read), or
-            "unsound" (it opens, and a tensor of it is not read, for a reason that is given), or two of them
+            "unreadable" (it opens, and a tensor of it is not read, for a reason that is given), or two of them
             where either is right.
         says: what the error or the reason must contain, whatever the case of its letters.
         runs: an unsafe loader runs its code here and now (the control does this).
@@ -68,19 +68,19 @@ def entries() -> list[Entry]:
         hostile_archives,
         hostile_bombs,
         hostile_code,
+        hostile_containers,
         hostile_headers,
-        hostile_kinds,
-        hostile_machines,
+        hostile_pickles,
         hostile_tensors,
     )
 
     modules = (
         hostile_code,
-        hostile_machines,
+        hostile_pickles,
         hostile_tensors,
         hostile_archives,
         hostile_headers,
-        hostile_kinds,
+        hostile_containers,
         hostile_bombs,
     )
     found = [entry for module in modules for entry in module.entries()]

@@ -49,7 +49,7 @@ class Report:
     """What a file did.
 
     Attributes:
-        outcome: `refused`, `inert`, `unsound`, or `escaped` for what is neither a reading nor an `InputError`.
+        outcome: `refused`, `inert`, `unreadable`, or `escaped` for what is neither a reading nor an `InputError`.
         message: of the error, or why a tensor was not read.
         events: audit events beyond opening the file itself for reading.
         sprung: its code ran.
@@ -122,7 +122,7 @@ def _read(trap: Trap, report: Report) -> None:
     try:
         with at_most(_SECONDS):
             reading = read_all(trap.path)
-        report.outcome, report.nbytes = "unsound" if reading.reasons else "inert", reading.nbytes
+        report.outcome, report.nbytes = "unreadable" if reading.reasons else "inert", reading.nbytes
         report.message = "; ".join(reading.reasons)
     except InputError as error:
         report.outcome, report.message = "refused", str(error)

@@ -193,7 +193,7 @@ STRANGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "version-of-code": (lambda: _patched("/version", data=_OTHER), "inert|refused"),
     "no-byteorder": (lambda: archive([m for m in _honest() if "byteorder" not in str(m.name)]), "inert"),
     "byteorder-big": (lambda: _patched("byteorder", data=b"big"), "inert"),
-    "crc-of-storage": (lambda: _patched("data/0", crc=7), "inert|refused|unsound"),
+    "crc-of-storage": (lambda: _patched("data/0", crc=7), "inert|refused|unreadable"),
 }
 
 

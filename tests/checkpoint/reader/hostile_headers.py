@@ -84,7 +84,7 @@ ODD: dict[str, tuple[bytes, str]] = {
     "honest": (safetensors(_ONE), "inert"),
     "blanks-before": (safetensors(b"   " + json.dumps(_ONE).encode()), "inert|refused"),
     "blanks-behind": (safetensors(json.dumps(_ONE).encode() + b"   "), "inert"),
-    "empty-of-2-to-62": (safetensors({"w": described(0, 0, shape=[2**62, 0])}, b""), "inert|refused|unsound"),
+    "empty-of-2-to-62": (safetensors({"w": described(0, 0, shape=[2**62, 0])}, b""), "inert|refused|unreadable"),
     "more-fields": (safetensors({"w": {**described(), "x": [1]}}), "inert|refused"),
     "names": (
         safetensors(

@@ -174,24 +174,24 @@ STORAGES: dict[str, tuple[bytes, bytes | None]] = {
 def entries() -> Iterator[Entry]:
     for label, (shape, stride, start) in GEOMETRY.items():
         value = op.tensor(_FOUR, op.sizes(shape), op.sizes(stride), op.number(start))
-        yield Entry(f"geometry-{label}.pt", _zip(value), "unsound")
+        yield Entry(f"geometry-{label}.pt", _zip(value), "unreadable")
     for label in ("one-too-many", "start-negative", "stride-far-outside", "expansion-of-1e12", "shape-wraps-to-4"):
         shape, stride, start = GEOMETRY[label]
         value = op.tensor(op.legacy_storage("0", 4), op.sizes(shape), op.sizes(stride), op.number(start))
-        yield Entry(f"geometry-{label}.pth", _legacy(value), "unsound")
+        yield Entry(f"geometry-{label}.pth", _legacy(value), "unreadable")
     for label, value in MALFORMED.items():
-        yield Entry(f"tensor-{label}.pt", _zip(value), "refused|unsound" + "|inert" * (label == "parameter-of-text"))
+        yield Entry(f"tensor-{label}.pt", _zip(value), "refused|unreadable" + "|inert" * (label == "parameter-of-text"))
     for label, (value, more) in KINDS.items():
-        expected = "unsound|inert" if label.startswith(("from", "device")) else "unsound"
+        expected = "unreadable|inert" if label.startswith(("from", "device")) else "unreadable"
         yield Entry(f"tensor-{label}.pt", _zip(value, {"0": struct.pack("<f", 1.0), "1": more}), expected)
     for label, (stored, data) in STORAGES.items():
         value = op.tensor(stored, op.sizes([1]), op.sizes([1]))
-        yield Entry(f"storage-{label}.pt", _zip(value, {"0": data}), "refused|unsound")
+        yield Entry(f"storage-{label}.pt", _zip(value, {"0": data}), "refused|unreadable")
     yield from _contradictions()
     yield from _typed()
     yield from _legacy_storages()
     for label, value in _arrays().items():
-        yield Entry(f"numpy-{label}.pt", _zip(value), "refused|unsound")
+        yield Entry(f"numpy-{label}.pt", _zip(value), "refused|unreadable")
 
 
 def _typed() -> Iterator[Entry]:
@@ -208,18 +208,18 @@ def _typed() -> Iterator[Entry]:
             _HOOKS,
             op.name(f"torch.{dtype}"),
         )
-        yield Entry(f"typed-{dtype}.pt", _zip(value), "inert" if dtype.startswith("float8") else "refused|unsound")
+        yield Entry(f"typed-{dtype}.pt", _zip(value), "inert" if dtype.startswith("float8") else "refused|unreadable")
 
 
 def _contradictions() -> Iterator[Entry]:
     """One storage that two tensors declare in two ways."""
     wide = op.tensor(op.storage(op.text("0"), 2, kind="torch.DoubleStorage"), op.sizes([2]), op.sizes([1]))
-    yield Entry("storage-of-two-types.pt", _zip(op.listing(op.vector(), wide)), "refused|inert|unsound")
+    yield Entry("storage-of-two-types.pt", _zip(op.listing(op.vector(), wide)), "refused|inert|unreadable")
     two = op.tensor(op.storage(op.text("0"), 2), op.sizes([2]), op.sizes([1]))
-    yield Entry("storage-of-two-sizes.pt", _zip(op.listing(op.vector(), two)), "refused|unsound")
+    yield Entry("storage-of-two-sizes.pt", _zip(op.listing(op.vector(), two)), "refused|unreadable")
     yield Entry("storage-on-cuda.pt", _zip(_placed("cuda:7")), "inert")
-    yield Entry("storage-on-meta.pt", _zip(_placed("meta")), "inert|unsound|refused")
-    yield Entry("storage-on-nonsense.pt", _zip(_placed("../../x\x1b[0m")), "inert|unsound|refused")
+    yield Entry("storage-on-meta.pt", _zip(_placed("meta")), "inert|unreadable|refused")
+    yield Entry("storage-on-nonsense.pt", _zip(_placed("../../x\x1b[0m")), "inert|unreadable|refused")
 
 
 def _placed(place: str) -> bytes:
@@ -248,7 +248,7 @@ def _legacy_storages() -> Iterator[Entry]:
         "version-7": writers.legacy(value, four, version=op.pickled(op.number(7))),
         "wrong-magic": writers.legacy(value, four, magic=op.pickled(op.number(7))),
     }.items():
-        yield Entry(f"legacy-{label}.pth", _constant(data), "refused|unsound")
+        yield Entry(f"legacy-{label}.pth", _constant(data), "refused|unreadable")
     for label, view in {
         "outside": op.sequence(op.text("v"), op.number(2), op.number(10**9)),
         "negative": op.sequence(op.text("v"), op.number(-1), op.number(2)),
@@ -257,7 +257,7 @@ def _legacy_storages() -> Iterator[Entry]:
     }.items():
         stored = op.legacy_storage("0", 4, view=view)
         value = op.named(w=op.tensor(stored, op.sizes([4]), op.sizes([1])))
-        yield Entry(f"legacy-view-{label}.pth", _constant(writers.legacy(value)), "refused|unsound|inert")
+        yield Entry(f"legacy-view-{label}.pth", _constant(writers.legacy(value)), "refused|unreadable|inert")
 
 
 def _dtype(kind: str, order: str = "<") -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from coprobe.checkpoint.reader import open_checkpoint
-from coprobe.checkpoint.reader.values import Foreign, Name, Stored, Unsound
+from coprobe.checkpoint.reader.values import GlobalName, OpaqueObject, TensorSpec, UnreadableTensor
 
 #: However busy a machine is, what it works on takes less than so many times its processor time.
 _WAITING = 30
@@ -48,31 +48,31 @@ def read_all(path: str | Path) -> Reading:
             raw = flat.view(torch.uint8).numpy()
             nbytes += raw.nbytes
             sha.update(raw)
-        return Reading(contents.kind, sha.hexdigest(), nbytes, tuple(reasons), tuple(contents.notes))
+        return Reading(contents.container, sha.hexdigest(), nbytes, tuple(reasons), tuple(contents.notes))
 
 
-def _walk(payload: Any) -> tuple[list[Stored], list[str], list[str]]:
+def _walk(payload: Any) -> tuple[list[TensorSpec], list[str], list[str]]:
     """Every tensor, every reason, and a description of each value, visiting each object once."""
-    stored: list[Stored] = []
+    stored: list[TensorSpec] = []
     reasons: list[str] = []
     described: list[str] = []
     seen: dict[int, int] = {}
     waiting = [payload]
     while waiting:
         value = waiting.pop()
-        if not isinstance(value, dict | list | tuple | set | frozenset | Foreign | Stored | Unsound):
-            described.append(value.name if isinstance(value, Name) else f"{type(value).__name__} {value!r}")
+        if not isinstance(value, dict | list | tuple | set | frozenset | OpaqueObject | TensorSpec | UnreadableTensor):
+            described.append(value.name if isinstance(value, GlobalName) else f"{type(value).__name__} {value!r}")
             continue
         if id(value) in seen:
             described.append(f"again {seen[id(value)]}")
             continue
         seen[id(value)] = len(seen)
-        if isinstance(value, Stored):
+        if isinstance(value, TensorSpec):
             stored.append(value)
             described.append(f"tensor {value.dtype} {tuple(value.shape)}")
-        elif isinstance(value, Unsound):
+        elif isinstance(value, UnreadableTensor):
             reasons.append(value.reason)
-            described.append(f"unsound {value.reason}")
+            described.append(f"unreadable {value.reason}")
         else:
             parts = list(_parts(value))
             described.append(f"{type(value).__name__} {getattr(value, 'name', '')} {len(parts)}")
@@ -81,7 +81,7 @@ def _walk(payload: Any) -> tuple[list[Stored], list[str], list[str]]:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, Foreign):
+    if isinstance(value, OpaqueObject):
         yield from (value.args, value.state, value.items)
     elif isinstance(value, dict):
         for pair in value.items():

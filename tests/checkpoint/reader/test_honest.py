@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coprobe.checkpoint.reader import Contents, Foreign, Stored, Unsound, open_checkpoint
+from coprobe.checkpoint.reader import Contents, OpaqueObject, TensorSpec, UnreadableTensor, open_checkpoint
 from coprobe.errors import InputError
 from tests.checkpoint.reader import writers
 
@@ -65,17 +65,17 @@ def save(value: Any, path: Path, legacy: bool = False) -> Path:
     return path
 
 
-def stored_in(value: Any, path: str = "") -> dict[str, Stored]:
+def stored_in(value: Any, path: str = "") -> dict[str, TensorSpec]:
     """Every tensor in a payload, by the way to it."""
-    if isinstance(value, Stored):
+    if isinstance(value, TensorSpec):
         return {path: value}
-    found: dict[str, Stored] = {}
+    found: dict[str, TensorSpec] = {}
     parts: Any = {}
     if isinstance(value, dict):
         parts = value
     elif isinstance(value, list | tuple):
         parts = dict(enumerate(value))
-    elif isinstance(value, Foreign):
+    elif isinstance(value, OpaqueObject):
         parts = {"state": value.state, "items": value.items, "args": value.args}
     for key, part in parts.items():
         found |= stored_in(part, f"{path}/{key}")
@@ -135,7 +135,7 @@ NEW = {
 def test_tensors_have_the_same_bits_as_in_torch(tmp_path: Path, legacy: bool) -> None:
     expected = tensors() | ({} if legacy else NEW)  # torch itself can't read the new types from legacy files
     contents, read = contents_of(save(expected, tmp_path / "a.pt", legacy))
-    assert contents.kind == ("legacy pickle" if legacy else "zip")
+    assert contents.container == ("legacy pickle" if legacy else "zip")
     assert {name: bits(tensor) for name, tensor in read.items()} == {f"/{n}": bits(t) for n, t in expected.items()}
     assert read["/shared"].untyped_storage().data_ptr() == read["/float32"].untyped_storage().data_ptr()
 
@@ -207,7 +207,7 @@ def test_objects_of_other_classes_are_labels_with_what_they_held(tmp_path: Path)
     assert torch.equal(read["/state_dict/w"], weights["w"])
     for name, (_, label) in OBJECTS.items():
         found = contents.payload[name]
-        assert isinstance(found, Foreign), name
+        assert isinstance(found, OpaqueObject), name
         assert found.name.replace("__builtin__", "builtins") == label
     assert contents.payload["Namespace"].attributes == {"lr": 0.1}
     assert contents.payload["dataclass"].attributes == {"rate": 0.5}
@@ -241,7 +241,7 @@ def test_arrays(tmp_path: Path, array: Any, protocol: int) -> None:
             contents_of(tmp_path / "a.pkl")
         return
     contents, read = contents_of(tmp_path / "a.pkl")
-    assert contents.kind == "plain pickle"
+    assert contents.container == "plain pickle"
     assert read["/w"].tolist() == array.tolist() and read["/w"].shape == array.shape
 
 
@@ -249,7 +249,7 @@ def test_arrays(tmp_path: Path, array: Any, protocol: int) -> None:
 def test_a_whole_module_is_there_with_its_tensors(tmp_path: Path, legacy: bool) -> None:
     model = Net()
     contents, _ = contents_of(save(model, tmp_path / "a.pt", legacy))
-    assert isinstance(contents.payload, Foreign) and contents.payload.name == f"{__name__}.Net"
+    assert isinstance(contents.payload, OpaqueObject) and contents.payload.name == f"{__name__}.Net"
     conv = contents.payload.attributes["_modules"]["conv"]
     with open_checkpoint(tmp_path / "a.pt") as again:
         conv = again.payload.attributes["_modules"]["conv"]
@@ -273,7 +273,7 @@ def test_tensors_that_are_not_read_say_why(tmp_path: Path, make: Callable[[], Te
         tensor = make()
         contents, read = contents_of(save({"odd": tensor, "w": torch.ones(2)}, tmp_path / "a.pt"))
     odd = contents.payload["odd"]
-    assert isinstance(odd, Unsound) and odd.reason.startswith(reason)
+    assert isinstance(odd, UnreadableTensor) and odd.reason.startswith(reason)
     assert list(read) == ["/w"]
 
 
@@ -282,7 +282,7 @@ def test_safetensors(tmp_path: Path) -> None:
     expected = {name: tensor for name, tensor in expected.items() if not tensor.is_conj() and not tensor.is_neg()}
     save_file(expected, tmp_path / "a.bin", {"who": "me"})
     contents, read = contents_of(tmp_path / "a.bin")
-    assert (contents.kind, contents.metadata) == ("safetensors", {"who": "me"})
+    assert (contents.container, contents.metadata) == ("safetensors", {"who": "me"})
     assert {name: bits(tensor) for name, tensor in read.items()} == {f"/{n}": bits(t) for n, t in expected.items()}
     assert contents.notes == ("its format has no checksums, so its content can't be verified",)
 

@@ -1,10 +1,10 @@
-"""What a file is by its content, and what to do about each kind that is no checkpoint."""
+"""Which container a file is, by its content, and what to do about each kind of file that is no checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from coprobe.checkpoint.reader.source import Source
+from coprobe.checkpoint.reader.file import OpenFile
 from coprobe.errors import InputError
 
 _SAVE = "save model.state_dict() with torch.save"
@@ -31,13 +31,13 @@ _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 LOCAL_HEADER, _EMPTY_ARCHIVE = b"PK\x03\x04", b"PK\x05\x06"
 
 
-def kind_of(source: Source) -> str:
+def container_of(file: OpenFile) -> str:
     """`zip`, `safetensors` or `pickle`, by content; names of files say nothing.
 
     Raises:
         InputError: it is something else; the message says what, as far as it shows, and what to do.
     """
-    head = source.read(0, 512)
+    head = file.read(0, 512)
     for beginning, what, remedy in _BEGINNINGS:
         if head.startswith(beginning):
             raise InputError(f"is {what}; {remedy}")
@@ -53,9 +53,9 @@ def kind_of(source: Source) -> str:
         return "safetensors"
     if head.startswith(_PICKLES):
         return "pickle"
-    if not any(head) and not any(any(part) for part in source.chunks(0, min(source.size, 1 << 22))):
+    if not any(head) and not any(any(part) for part in file.chunks(0, min(file.size, 1 << 22))):
         raise InputError("holds nothing but zeros (a disk that lost power?); copy or download it again")
-    if head[:1] in (b"x", b"\x78") and head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
+    if head[:1] == b"x" and head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
         raise InputError(f"is packed by zlib, as joblib does; {_SAVE}")
     if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
         raise InputError("is a text file, no checkpoint; name the file that torch.save or safetensors wrote")

@@ -13,12 +13,12 @@ from typing import Any
 from coprobe.errors import InputError
 
 _CHUNK = 1 << 20
-#: Of a file as large as this, at least an eighth must have been written: what was not is read as zeros for ever.
+#: Of a file as large as this, at least an eighth must have been written: the rest would be read as endless zeros.
 _LARGE = 1 << 30
 
 
-class Source:
-    """An open file of known size. It is not mapped: a mapped file that is shortened meanwhile kills the process.
+class OpenFile:
+    """A file of known size, open for reading. It isn't mapped: a mapped file that shrinks meanwhile kills the process.
 
     Attributes:
         path: of the file.
@@ -32,7 +32,7 @@ class Source:
         self._opened = os.fstat(self._file.fileno())
         self.size = self._opened.st_size
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> OpenFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

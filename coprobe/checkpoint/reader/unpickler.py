@@ -1,8 +1,8 @@
-"""A pickle machine in which every name is only a label: nothing is imported, and nothing is called.
+"""An unpickler for which every name is only a label: it imports nothing and calls nothing that a pickle names.
 
-It walks the opcodes of protocols 0 to 5. What a pickle would call or restore becomes plain data where its meaning
-is known (`meaning`), and a `Foreign` object where it is not. Every step is paid from a budget of operations and
-of memory, so a small file can't make a large mess.
+It walks the opcodes of protocols 0 to 5. What a pickle would call becomes plain data where there is a reducer for it
+(`reducers`), and an `OpaqueObject` otherwise. Every step is paid from a budget of operations and of memory, so a small
+file can't cost much.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import struct
 from collections.abc import Callable, Collection
 from typing import Any
 
-from coprobe.checkpoint.reader.values import Foreign, Name, Stored
+from coprobe.checkpoint.reader.reducers import REDUCERS, UNKNOWN, restore_array
+from coprobe.checkpoint.reader.values import GlobalName, OpaqueObject, TensorSpec
 from coprobe.errors import InputError
 
-#: Operations and bytes of objects that any file may use, and what each storage that really is in the file adds:
-#: a tensor takes about 40 operations and 2 kB.
+#: Operations and bytes of memory that reading any file may take, and what each storage that really is in the file adds
+#: (its tensor takes about 40 operations and 2 kB).
 OPERATIONS, OPERATIONS_PER_STORAGE = 400_000, 100
 ROOM, ROOM_PER_STORAGE = 32 << 20, 6 << 10
 _LONGEST_NUMBER = 1000
@@ -26,27 +27,21 @@ _DAMAGED = "holds a damaged or forged pickle"
 REMEDY = "copy it again, or save model.state_dict()"
 _TOO_MUCH = "describes more objects than coprobe reads; save model.state_dict() alone"
 
-#: (name, arguments) to the value that a call would have made, or `UNKNOWN`.
-Calls = Callable[["Machine", str, tuple[Any, ...]], Any]
-
-UNKNOWN = object()
 _MARK = object()
 
 
-class Machine:
-    """Runs one pickle.
+class Unpickler:
+    """Reads one pickle.
 
     Args:
         data: the pickle, and whatever follows it.
         place: where it begins.
-        call: gives known calls a meaning; returns `UNKNOWN` for the others.
-        restore: the same for `BUILD` on an array.
-        persistent: what a persistent id stands for.
-        storages: how many storages the file really has.
+        persistent: from a persistent id to what it stands for.
+        storages: how many storages the file really has; the budgets grow with them.
 
     Attributes:
         place: after `run`, the first byte behind the pickle.
-        called: the foreign names that it would have called, in order.
+        called: the names without a reducer that the pickle would have called, in order.
     """
 
     def __init__(
@@ -54,20 +49,18 @@ class Machine:
         data: bytes,
         place: int = 0,
         *,
-        call: Calls,
-        restore: Callable[[Stored, Any], None],
         persistent: Callable[[Any], Any],
         storages: int = 0,
     ) -> None:
         self.data = data
         self.place = place
         self.called: dict[str, None] = {}
-        self._call, self._restore, self._persistent = call, restore, persistent
+        self._persistent = persistent
         self._operations = OPERATIONS + OPERATIONS_PER_STORAGE * storages
         self._room = ROOM + ROOM_PER_STORAGE * storages
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._names: dict[str, Name] = {}
+        self._names: dict[str, GlobalName] = {}
         self._tuple_keys = 0
 
     def run(self) -> Any:
@@ -101,16 +94,17 @@ class Machine:
             raise InputError(_TOO_MUCH)
 
     def call(self, name: Any, args: Any) -> Any:
-        """What calling `name` stands for."""
+        """What calling `name` would return, as plain data."""
         if not isinstance(args, tuple):
             raise TypeError
-        label = name.name if isinstance(name, Name | Foreign) else f"a {type(name).__name__}"
-        value = self._call(self, label, args)
+        label = name.name if isinstance(name, GlobalName | OpaqueObject) else f"a {type(name).__name__}"
+        reducer = REDUCERS.get(label)
+        value = reducer(self, *args) if reducer else UNKNOWN
         if value is not UNKNOWN:
             return value
         self.pay(500)
         self.called[label] = None
-        return Foreign(label, args)
+        return OpaqueObject(label, args)
 
     @property
     def names(self) -> Collection[str]:
@@ -169,14 +163,14 @@ class Machine:
             raise TypeError
         return value
 
-    def _name(self, module: Any, name: Any) -> Name:
+    def _name(self, module: Any, name: Any) -> GlobalName:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError
         self.pay(len(module) + len(name))  # every time, since it takes time to look up
         label = f"{module}.{name}"
         if label not in self._names:
             self.pay(300)
-            self._names[label] = Name(label)
+            self._names[label] = GlobalName(label)
         return self._names[label]
 
     # Containers.
@@ -186,7 +180,7 @@ class Machine:
         if isinstance(value, str | bytes):
             self.pay(len(value))
             return value
-        if isinstance(value, bool | float | Name | None) or (isinstance(value, int) and -_FAR < value < _FAR):
+        if isinstance(value, bool | float | GlobalName | None) or (isinstance(value, int) and -_FAR < value < _FAR):
             return value
         if isinstance(value, tuple) and self._tuple_keys < _MOST_TUPLE_KEYS and max(len(value), depth) <= _WIDEST_KEY:
             self._tuple_keys += 1
@@ -195,7 +189,7 @@ class Machine:
 
     def _set_items(self, values: list[Any]) -> None:
         target = self._top()
-        if isinstance(target, Foreign):
+        if isinstance(target, OpaqueObject):
             target.items = {} if target.items is None else target.items
             target = target.items
         if type(target) is not dict or len(values) % 2:
@@ -206,7 +200,7 @@ class Machine:
 
     def _append(self, values: list[Any]) -> None:
         target = self._top()
-        if isinstance(target, Foreign):
+        if isinstance(target, OpaqueObject):
             target.items = [] if target.items is None else target.items
             target = target.items
         if type(target) is not list:
@@ -228,11 +222,11 @@ class Machine:
 
     def _build(self) -> None:
         state, target = self._pop(), self._top()
-        if isinstance(target, Stored):
-            self._restore(target, state)
-        elif isinstance(target, Foreign):
+        if isinstance(target, TensorSpec):
+            restore_array(target, state)
+        elif isinstance(target, OpaqueObject):
             target.state = state if target.state is None else (target.state, state)
-        elif not isinstance(target, dict | Name):  # attributes of an OrderedDict; a class is only a label
+        elif not isinstance(target, dict | GlobalName):  # attributes of an OrderedDict; a class is only a label
             raise TypeError
 
     def _call_popped(self) -> None:
@@ -242,12 +236,9 @@ class Machine:
     def _call_with_keywords(self) -> None:
         keywords, args, name = self._pop(), self._pop(), self._pop()
         value = self.call(name, args)
-        if isinstance(value, Foreign) and keywords:
+        if isinstance(value, OpaqueObject) and keywords:
             value.state = keywords
         self._push(value)
-
-    def _instance(self, name: Any, args: list[Any]) -> None:
-        self._push(self.call(name, tuple(args)))
 
     def _memoize(self, key: int) -> None:
         value = self._top()
@@ -255,91 +246,91 @@ class Machine:
         self._memo[key] = value
 
 
-def _big_integer(machine: Machine, length: int) -> int:
+def _big_integer(unpickler: Unpickler, length: int) -> int:
     if not 0 <= length <= _LONGEST_NUMBER:
         raise InputError(f"holds a number of {length} bytes; {REMEDY}")
-    return int.from_bytes(machine._take(length), "little", signed=True)
+    return int.from_bytes(unpickler._take(length), "little", signed=True)
 
 
-def _integer_line(machine: Machine) -> Any:
-    line = machine._line()
+def _integer_line(unpickler: Unpickler) -> Any:
+    line = unpickler._line()
     if len(line) > _LONGEST_NUMBER:
         raise InputError(f"holds a number of {len(line)} digits; {REMEDY}")
     return {b"00": False, b"01": True}.get(line) if line in (b"00", b"01") else int(line.rstrip(b"L"))
 
 
-def _string_line(machine: Machine) -> str:
-    line = machine._line().strip()
+def _string_line(unpickler: Unpickler) -> str:
+    line = unpickler._line().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise ValueError
     return line[1:-1].decode("latin-1")  # without its escapes: coprobe shows such text, and does not need more
 
 
-def _text(machine: Machine, length: int) -> str:
-    return str(machine._take(length), "utf-8", "surrogatepass")
+def _text(unpickler: Unpickler, length: int) -> str:
+    return str(unpickler._take(length), "utf-8", "surrogatepass")
 
 
-def _get(machine: Machine, key: int) -> None:
-    machine._push(machine._memo[key])
+def _get(unpickler: Unpickler, key: int) -> None:
+    unpickler._push(unpickler._memo[key])
 
 
-def _stack_global(machine: Machine) -> None:
-    name, module = machine._pop(), machine._pop()
-    machine._push(machine._name(module, name))
+def _stack_global(unpickler: Unpickler) -> None:
+    name, module = unpickler._pop(), unpickler._pop()
+    unpickler._push(unpickler._name(module, name))
 
 
-def _global_lines(machine: Machine) -> Name:
-    return machine._name(str(machine._line(), "utf-8"), str(machine._line(), "utf-8"))
+def _global_lines(unpickler: Unpickler) -> GlobalName:
+    return unpickler._name(str(unpickler._line(), "utf-8"), str(unpickler._line(), "utf-8"))
 
 
-def _instance_of_lines(machine: Machine) -> None:
-    name = _global_lines(machine)
-    machine._instance(name, machine._since_mark())
+def _instance_of_lines(unpickler: Unpickler) -> None:
+    name = _global_lines(unpickler)
+    unpickler._push(unpickler.call(name, tuple(unpickler._since_mark())))
 
 
-def _object(machine: Machine) -> None:
-    name, *args = machine._since_mark()
-    machine._instance(name, args)
+def _object(unpickler: Unpickler) -> None:
+    name, *args = unpickler._since_mark()
+    unpickler._push(unpickler.call(name, tuple(args)))
 
 
-def _dictionary(machine: Machine) -> None:
-    values = machine._since_mark()
-    machine._push({}, 100)
-    machine._set_items(values)
+def _dictionary(unpickler: Unpickler) -> None:
+    values = unpickler._since_mark()
+    unpickler._push({}, 100)
+    unpickler._set_items(values)
 
 
-def _frozen_set(machine: Machine) -> None:
-    values = machine._since_mark()
-    machine._push(frozenset(map(machine.key, values)), 230 + 80 * len(values))
+def _frozen_set(unpickler: Unpickler) -> None:
+    values = unpickler._since_mark()
+    unpickler._push(frozenset(map(unpickler.key, values)), 230 + 80 * len(values))
 
 
-def _frame(machine: Machine) -> None:
-    length = machine._number("<Q", 8)
-    if length > len(machine.data) - machine.place:
-        machine.place = len(machine.data)
+def _frame(unpickler: Unpickler) -> None:
+    length = unpickler._number("<Q", 8)
+    if length > len(unpickler.data) - unpickler.place:
+        unpickler.place = len(unpickler.data)
         raise IndexError
 
 
-def _protocol(machine: Machine) -> None:
-    version = machine._number("<B", 1)
+def _protocol(unpickler: Unpickler) -> None:
+    version = unpickler._number("<B", 1)
     if version > 5:
         raise InputError(f"holds a pickle of the unknown protocol {version}; {REMEDY}")
 
 
-def _out_of_band(machine: Machine) -> None:
+def _out_of_band(unpickler: Unpickler) -> None:
     raise InputError(f"holds a pickle whose buffers are elsewhere; {REMEDY}")
 
 
-def _extension(code: str, width: int) -> Callable[[Machine], None]:
+def _extension(code: str, width: int) -> Callable[[Unpickler], None]:
     return lambda m: m._push(m._name("extension", str(m._number(code, width))))
 
 
-def _value(read: Callable[[Machine], Any], nbytes: int = 32) -> Callable[[Machine], None]:
+def _value(read: Callable[[Unpickler], Any], nbytes: int = 32) -> Callable[[Unpickler], None]:
     return lambda m: m._push(read(m), nbytes)
 
 
 _STOP = ord(".")
-_KNOWN: dict[int, Callable[[Machine], Any]] = {
+_KNOWN: dict[int, Callable[[Unpickler], Any]] = {
     ord("("): lambda m: m._push(_MARK),
     ord("0"): lambda m: m._stack.pop(),
     ord("1"): lambda m: m._since_mark(),
@@ -400,12 +391,12 @@ _KNOWN: dict[int, Callable[[Machine], Any]] = {
     0x82: _extension("<B", 1),
     0x83: _extension("<H", 2),
     0x84: _extension("<i", 4),
-    ord("R"): Machine._call_popped,
-    0x81: Machine._call_popped,
-    0x92: Machine._call_with_keywords,
+    ord("R"): Unpickler._call_popped,
+    0x81: Unpickler._call_popped,
+    0x92: Unpickler._call_with_keywords,
     ord("i"): _instance_of_lines,
     ord("o"): _object,
-    ord("b"): Machine._build,
+    ord("b"): Unpickler._build,
     ord("P"): lambda m: m._push(m._persistent(str(m._line(), "ascii"))),
     ord("Q"): lambda m: m._push(m._persistent(m._pop())),
     # Framing.
@@ -416,8 +407,8 @@ _KNOWN: dict[int, Callable[[Machine], Any]] = {
 }
 
 
-def _unknown(machine: Machine) -> None:
+def _unknown(unpickler: Unpickler) -> None:
     raise ValueError
 
 
-_OPERATIONS: list[Callable[[Machine], Any]] = [_KNOWN.get(code, _unknown) for code in range(256)]
+_OPERATIONS: list[Callable[[Unpickler], Any]] = [_KNOWN.get(code, _unknown) for code in range(256)]

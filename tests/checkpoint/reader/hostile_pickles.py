@@ -38,7 +38,10 @@ ODD: dict[str, tuple[bytes, str]] = {
     "state-on-a-list": (op.EMPTY_LIST + op.named(append=op.NONE) + op.BUILD, "refused"),
     "state-on-a-dictionary": (op.EMPTY_DICT + op.named(keys=op.NONE) + op.BUILD, "refused|inert"),
     "state-on-text": (op.text("x") + op.named(a=op.NONE) + op.BUILD, "refused"),
-    "state-on-a-tensor": (op.vector() + op.named(_storage=op.NONE, data=op.NONE) + op.BUILD, "refused|inert|unsound"),
+    "state-on-a-tensor": (
+        op.vector() + op.named(_storage=op.NONE, data=op.NONE) + op.BUILD,
+        "refused|inert|unreadable",
+    ),
     "state-of-slots": (_OBJECT + op.sequence(op.NONE, op.named(__dict__=op.NONE)) + op.BUILD, "inert"),
     "state-of-class": (_OBJECT + op.named(__class__=op.name("posix.system"), __dict__=op.NONE) + op.BUILD, "inert"),
     "state-of-setstate": (_OBJECT + op.named(__setstate__=op.name("builtins.eval")) + op.BUILD, "inert"),

@@ -11,7 +11,7 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from coprobe.checkpoint.reader.source import Source
+from coprobe.checkpoint.reader.file import OpenFile
 from coprobe.errors import InputError
 
 #: More members than the largest honest checkpoints have; each costs some hundred bytes of memory.
@@ -49,23 +49,23 @@ class Archive:
     comment: bytes
 
 
-def read_archive(source: Source) -> Archive:
+def read_archive(file: OpenFile) -> Archive:
     """Check the directory of an archive against its members, without reading their content.
 
     Raises:
         InputError: cut short; encrypted members; anything that two readers could understand differently.
     """
-    count, start, length, comment = _find_directory(source)
+    count, start, length, comment = _find_directory(file)
     if count > MOST_MEMBERS or length > 200 * MOST_MEMBERS:
         raise InputError(
             f"is an archive of {count} members, and coprobe reads {MOST_MEMBERS}; save the state_dict alone"
         )
-    directory = source.read(start, length)
+    directory = file.read(start, length)
     members: dict[str, Member] = {}
     spans = []
     place = 0
     for _ in range(count):
-        member, place, span = _read_member(source, directory, place)
+        member, place, span = _read_member(file, directory, place)
         if member.name in members:
             raise InputError(f"is an ambiguous archive, with two members '{member.name}'; {_REMEDY}")
         members[member.name] = member
@@ -76,10 +76,10 @@ def read_archive(source: Source) -> Archive:
     return Archive(_without_folder(members), comment)
 
 
-def _find_directory(source: Source) -> tuple[int, int, int, bytes]:
+def _find_directory(file: OpenFile) -> tuple[int, int, int, bytes]:
     """Number of members, start and length of the directory, and the comment."""
-    tail = source.read(max(0, source.size - _LONGEST_COMMENT - 22), _LONGEST_COMMENT + 22)
-    first = source.size - len(tail)
+    tail = file.read(max(0, file.size - _LONGEST_COMMENT - 22), _LONGEST_COMMENT + 22)
+    first = file.size - len(tail)
     ends = []
     place = tail.find(_END)
     while place >= 0:
@@ -88,7 +88,7 @@ def _find_directory(source: Source) -> tuple[int, int, int, bytes]:
         place = tail.find(_END, place + 1)
     if not ends:
         raise InputError(
-            f"is an archive cut short, or still being written (no end in its {source.size:,} bytes); copy it again"
+            f"is an archive cut short, or still being written (no end in its {file.size:,} bytes); copy it again"
         )
     if len(ends) > 1:
         raise InputError(f"is an ambiguous archive, with {len(ends)} ends; {_REMEDY}")
@@ -96,7 +96,7 @@ def _find_directory(source: Source) -> tuple[int, int, int, bytes]:
     disk, disk_of_directory, here, count, length, start = struct.unpack_from("<4H2I", tail, end + 4)
     behind = first + end
     if end >= 20 and tail[end - 20 : end - 16] == _LOCATOR:
-        behind, *wide = _wide_end(source, tail[end - 20 : end])
+        behind, *wide = _wide_end(file, tail[end - 20 : end])
         if behind + 56 != first + end - 20:
             raise InputError(f"{_DAMAGED} (there are bytes between its ends); {_REMEDY}")
         for narrow, limit, value in zip((count, length, start), (0xFFFF, 2**32 - 1, 2**32 - 1), wide, strict=True):
@@ -109,10 +109,10 @@ def _find_directory(source: Source) -> tuple[int, int, int, bytes]:
     return count, start, length, tail[end + 22 :]
 
 
-def _wide_end(source: Source, locator: bytes) -> tuple[int, int, int, int]:
+def _wide_end(file: OpenFile, locator: bytes) -> tuple[int, int, int, int]:
     """Place of the 64-bit end record, and from it number of members, length and start of the directory."""
     disk, place, disks = struct.unpack_from("<IQI", locator, 4)
-    record = source.read(place, 56)
+    record = file.read(place, 56)
     if len(record) < 56 or record[:4] != _END64 or disk or disks != 1:
         raise InputError(f"{_DAMAGED} (no 64-bit end where it is announced); {_REMEDY}")
     size, _, _, disk, other, here, count, length, start = struct.unpack_from("<Q2H2I4Q", record, 4)
@@ -121,7 +121,7 @@ def _wide_end(source: Source, locator: bytes) -> tuple[int, int, int, int]:
     return place, count, length, start
 
 
-def _read_member(source: Source, directory: bytes, place: int) -> tuple[Member, int, tuple[int, int, bool]]:
+def _read_member(file: OpenFile, directory: bytes, place: int) -> tuple[Member, int, tuple[int, int, bool]]:
     """The member described at `place`, where the next description is, and (begin, end, descriptor behind it?)."""
     if directory[place : place + 4] != _ENTRY or place + 46 > len(directory):
         raise InputError(f"{_DAMAGED} (its directory has other members than it counts); {_REMEDY}")
@@ -138,8 +138,8 @@ def _read_member(source: Source, directory: bytes, place: int) -> tuple[Member, 
         raise InputError(f"is an archive with the encrypted or unknown member '{name}'; {_REMEDY}")
     if stat.S_ISLNK(attributes >> 16):
         raise InputError(f"is an archive with the link '{name}'; {_REMEDY}")
-    begin = _check_local(source, offset, name, raw, common, packed, size)
-    if begin + packed > source.size:
+    begin = _check_local(file, offset, name, raw, common, packed, size)
+    if begin + packed > file.size:
         raise InputError(f"{_DAMAGED} (member '{name}' has {packed:,} bytes, more than the file); {_REMEDY}")
     following = name_at + name_length + extra_length
     member = Member(name, begin, size, crc, compressed=bool(method) or packed != size)
@@ -177,14 +177,14 @@ def _checked_name(raw: bytes) -> str:
     return name
 
 
-def _check_local(source: Source, offset: int, name: str, raw: bytes, common: list[int], packed: int, size: int) -> int:
+def _check_local(file: OpenFile, offset: int, name: str, raw: bytes, common: list[int], packed: int, size: int) -> int:
     """Compare the header in front of a member with the directory; returns where its bytes begin."""
-    header = source.read(offset, 30 + len(raw))
+    header = file.read(offset, 30 + len(raw))
     if len(header) < 30 + len(raw) or header[:4] != _LOCAL:
         raise InputError(f"{_DAMAGED} (no member '{name}' where the directory says); {_REMEDY}")
     *own, crc, own_packed, own_size, name_length, extra_length = struct.unpack_from("<5H3I2H", header, 4)
     if 2**32 - 1 in (own_packed, own_size):
-        own_size, own_packed = _widened(source.read(offset + 30 + name_length, extra_length), own_size, own_packed)
+        own_size, own_packed = _widened(file.read(offset + 30 + name_length, extra_length), own_size, own_packed)
     said = (crc, own_packed, own_size)
     described_behind = common[1] & _DESCRIBED_BEHIND and said in ((0, 0, 0), (0, packed, size))
     if own[1:] != common[1:5] or not (described_behind or said == (common[5], packed, size)):
