@@ -34,10 +34,6 @@ class InterruptedRunError(CoprobeError):
         self.exit_code = 128 + signal
 
 
-class ReportedError(CoprobeError):
-    """This process failed, and another one says why."""
-
-
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among `known`, with the nearest names offered.
 

@@ -407,7 +407,7 @@ class Probe:
         )
         # A process's share is not so small that it would be computed otherwise, and cuts no unit of AutoAttack in two.
         unit = math.lcm(FULL, *(attack.unit(examples.size.now) for attack in attacks))
-        examples.stretch = self.processes.stretch(len(self.dataset), unit, FULL)
+        examples.stretch = self.processes.shard(len(self.dataset), unit, FULL)
         first, stop = examples.stretch
         if self._kept is not None:
             self._kept.append(examples)
@@ -455,7 +455,7 @@ class Probe:
     def _stages(self, attacks: Sequence[Attack]) -> list[dict[str, Any]]:
         """What the members of AutoAttack did, in all processes."""
         for attack in attacks:
-            if isinstance(attack, AutoAttack) and attack.stages.processes < self.processes.count:
+            if isinstance(attack, AutoAttack) and attack.stages.processes < self.processes.world_size:
                 for rank, state in enumerate(self.processes.gather(attack.stages.state)):
                     if rank != self.processes.rank:
                         attack.stages.absorb(state)
@@ -470,7 +470,7 @@ class Probe:
         cache, found = Cache(self.cache), None
         if self.processes.leads and cache.holds(kind):
             found = cache.find(kind, self._identity(settings))
-        return self.processes.share(found)
+        return self.processes.broadcast(found)
 
     def _keep(self, kind: str, settings: dict[str, Any], frame: pd.DataFrame) -> None:
         """Write the provenance into `attrs`, and keep the table for the next time."""

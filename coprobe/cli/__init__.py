@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import os
 import pkgutil
 import sys
-import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from coprobe._version import __version__
 from coprobe.cli import commands, output
+from coprobe.cli.sharing import Invocation
 from coprobe.core.text import printable
-from coprobe.errors import CoprobeError, ReportedError, unknown
+from coprobe.errors import CoprobeError, unknown
+
+if TYPE_CHECKING:
+    from coprobe.core.processes import Processes
 
 _ORDER = (
     "demo", "train", "methods", "inspect", "nodes", "activations", "mask", "increments", "evaluate", "transfer",
     "diagnose", "figure", "table", "claims", "paper",
 )  # fmt: skip
 _LONGEST = 300
-#: Seconds that a process which torchrun started leaves to the first one to report what is wrong for all of them.
-_PATIENCE = 5.0
 
 
 class _Commands(click.Group):
@@ -58,8 +61,20 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become one line on stderr."""
-    code = _run(argv)
-    if _is_connected():
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "LOCAL_RANK" not in os.environ:
+        return run(arguments)
+    from coprobe.core.processes import torchrun
+
+    return take_part(arguments, torchrun())
+
+
+def take_part(arguments: Sequence[str], processes: Processes) -> int:
+    """Run a command line as one of several processes and return its exit code."""
+    import torch.distributed as dist
+
+    code = run(arguments, processes)
+    if dist.is_initialized():
         # The processes did not part in good order. What is left of their connections could abort this one while it
         # ends, and its exit code would be lost.
         sys.stdout.flush()
@@ -68,66 +83,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
+def run(arguments: Sequence[str], processes: Processes | None = None) -> int:
+    """Run a command line and return its exit code; of several processes, one reports errors and results."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × and a file name that is no text are no errors
-    output.silence(_rank("RANK") > 0 or ("COPROBE_LEADER" in os.environ and _rank("LOCAL_RANK") > 0))
+    output.silence(processes is not None and not processes.leads)
+    fail = functools.partial(_fail, processes)
     if "--debug" in arguments:
-        return _invoke(arguments)
+        return _invoke(arguments, processes)
     try:
-        return _invoke(arguments)
+        return _invoke(arguments, processes)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "coprobe"
-        return _fail(f"{error.format_message().rstrip('.')}; see '{where} --help'", 2)
+        return fail(f"{error.format_message().rstrip('.')}; see '{where} --help'", 2)
     except click.ClickException as error:
-        return _fail(error.format_message(), 2)
+        return fail(error.format_message(), 2)
     except CoprobeError as error:
-        return error.exit_code if isinstance(error, ReportedError) else _fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+        return fail("interrupted", 130)
     except BrokenPipeError:
         # The reader has gone; Python would complain once more when it flushes stdout at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1 if processes is None else fail("nobody reads the output any more", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}; once that is mended, run the command again", 1)
+        return fail(f"{where}{error.strerror or error}; once that is mended, run the command again", 1)
     except Exception as error:
         from coprobe.core.engine import is_out_of_memory
 
         if is_out_of_memory(error):
-            return _fail("out of memory; lower --batch-size, or use another --device", 1)
-        return _fail(f"unexpected {type(error).__name__}: {error} (pass --debug for the traceback)", 1)
+            return fail("out of memory; lower --batch-size, or use another --device", 1)
+        return fail(f"unexpected {type(error).__name__}: {error} (pass --debug for the traceback)", 1, expected=False)
 
 
-def _invoke(arguments: list[str]) -> int:
-    # A stack of its own, since click tells its resources of an exception only in its latest versions.
-    with contextlib.ExitStack() as block:
-        return int(cli.main(arguments, prog_name="coprobe", standalone_mode=False, obj=block) or 0)
+def _invoke(arguments: Sequence[str], processes: Processes | None) -> int:
+    invocation = Invocation(functools.partial(take_part, arguments), processes)
+    code = cli.main(list(arguments), prog_name="coprobe", standalone_mode=False, obj=invocation)
+    if processes is not None:
+        processes.disconnect()
+    return int(code or 0)
 
 
-def _rank(variable: str) -> int:
-    """The number of this process, from 0, if a launcher of processes gave it one."""
-    given = os.environ.get(variable, "")
-    return int(given) if given.isdecimal() else 0
-
-
-def _is_connected() -> bool:
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
-
-
-def _fail(message: str, code: int) -> int:
-    if _rank("RANK") > 0 and not _is_connected():
-        time.sleep(_PATIENCE)  # by then torchrun has ended this process, if the first one found the same
+def _fail(processes: Processes | None, message: str, code: int, *, expected: bool = True) -> int:
     line = printable(" ".join(message.split()))
     if len(line) > _LONGEST:  # what is long is a name, and the remedy stands at the end
         line = f"{line[: _LONGEST // 2 - 2]} … {line[1 - _LONGEST // 2 :]}"
-    click.echo(f"coprobe: error: {line}", err=True)
+    if processes is None:
+        _say(line)
+    else:
+        processes.report(line, code, _say, expected=expected)
     return code
+
+
+def _say(line: str) -> None:
+    click.echo(f"coprobe: error: {line}", err=True)

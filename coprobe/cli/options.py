@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,21 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from coprobe.cli import memory, output
+from coprobe.cli.sharing import share
 from coprobe.core.defaults import EPS, PROBING_ATTACK
 from coprobe.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
-
     from coprobe.checkpoint import Checkpoint
-    from coprobe.core.processes import Processes
     from coprobe.data import Dataset
     from coprobe.paper import Results
     from coprobe.probe import Probe
 
 F = TypeVar("F", bound=Callable[..., Any])
-#: Where a command's context holds the processes that share its work.
-_PROCESSES = "coprobe.core.processes"
 #: Names of weights in a message about many.
 _SHOWN = 3
 
@@ -305,6 +300,7 @@ class ProbingOptions(ReadingOptions):
         check_precision(self.precision, device)
         if self.plain and self.compiled:
             raise InputError("--plain switches --compile off; leave one of them out")
+        processes, device = share(self.devices, device)
         checkpoint = self.read(path)
         data = self.data or checkpoint.recipe.get("data")
         if not data:
@@ -316,7 +312,6 @@ class ProbingOptions(ReadingOptions):
             skip_bad=self.skip_bad,
             cache=not self.plain,
         )
-        processes, device = _together(self.devices, device)
         run = Path(path) if Path(path).is_dir() else None
         probe = Probe(
             checkpoint,
@@ -378,21 +373,6 @@ class PaperOptions:
         data = {"cifar10": self.cifar10, "cifar100": self.cifar100}
         given = {name: spec for name, spec in data.items() if spec}
         return Results(self.runs or Path("runs/paper") / scale.name, scale, given, self.seeds)
-
-
-def _together(devices: int, device: torch.device) -> tuple[Processes, torch.device]:
-    """The processes that share this command's work, and this one's device; once per command."""
-    from coprobe.core.processes import start
-
-    context = click.get_current_context()
-    if (begun := context.meta.get(_PROCESSES)) is None:
-        begun = context.meta[_PROCESSES] = start(devices, device)
-        processes: Processes = begun[0]
-        block = context.find_object(ExitStack)
-        assert block is not None, "the command line gives every command one"
-        block.enter_context(processes.together())
-        output.silence(not processes.leads)
-    return begun
 
 
 def read_images(

@@ -1,75 +1,80 @@
-"""Several processes that share the work of one: who they are, what they exchange."""
+"""Processes that share the work of one: how they begin and end, which one this is, what they exchange."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import signal
-import subprocess
+import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from coprobe.errors import CoprobeError, InputError, ReportedError, RunError
+from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError
 
 T = TypeVar("T")
 
-#: Environment variable with the id of the process that started the others.
-_LEADER = "COPROBE_LEADER"
-#: Seconds that a process which failed leaves to process 0, which mostly failed for the same reason, to say so.
-_PATIENCE = 5.0
-#: Under which key in the store that all processes share one of them leaves the reason why it failed.
-_REASON = "coprobe/failed/{}"
+#: How new processes are started (see `multiprocessing`).
+START_METHOD = "spawn"
+#: Seconds that processes have to end by themselves after one of them failed, and again after SIGTERM.
+_GRACE = 5.0
+#: Keys of a group's store: why it failed, and that this has been said.
+_REASON, _SAID = "coprobe/reason", "coprobe/said"
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run; alone by default. Every method of it must be called in all of them.
+    """The processes of a run; alone by default. Every method but `report` must be called in all of them.
 
     Args:
         rank: of this process, from 0.
-        count: how many there are.
-        fabric: the lightning-fabric that started them; None for one process.
+        world_size: how many there are.
+        local_rank: of this process among those of its machine, from 0; the number of its GPU.
+        store: what they find each other by.
+        supervised: whether the process that started them says why they fail (see `launch`).
     """
 
     rank: int = 0
-    count: int = 1
-    fabric: Any = None
+    world_size: int = 1
+    local_rank: int = 0
+    store: dist.Store | None = None
+    supervised: bool = False
 
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
-    def stretch(self, total: int, unit: int = 1, least: int = 0) -> tuple[int, int]:
+    def shard(self, total: int, unit: int = 1, least: int = 0) -> tuple[int, int]:
         """Where this process's share of `total` things in a row begins and ends.
 
         It begins at a multiple of `unit`. What is left at the end is a unit, too, or belongs to the one before where it
         is less than `least`, which is `unit` if unset.
         """
         units = max(1, total // unit + (total % unit >= (least or unit)))
-        first, stop = (rank * units // self.count * unit for rank in (self.rank, self.rank + 1))
-        return first, total if self.rank == self.count - 1 else stop
+        first, stop = (rank * units // self.world_size * unit for rank in (self.rank, self.rank + 1))
+        return first, total if self.rank == self.world_size - 1 else stop
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes; in place where there are several."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The value that process 0 gave."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
@@ -77,212 +82,170 @@ class Processes:
 
     def gather(self, value: T) -> list[T]:
         """The values that all processes gave, by rank."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values = [value] * self.count
+        values = [value] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process."""
-        if self.count == 1:
+        if self.world_size == 1:
             return flag
         return bool(self.sum(torch.tensor(int(flag), device=device)))
 
-    def spread(self, model: nn.Module) -> nn.Module:
+    def data_parallel(self, model: nn.Module) -> nn.Module:
         """The same model, with the same parameters, whose backward pass averages gradients over the processes."""
-        if self.fabric is None:
+        if self.store is None:
             return model
         with warnings.catch_warnings():
-            # Its successor came with torch 2.15 and works otherwise.
+            # Buffers are batch-norm statistics, each process its own; to send them would also touch graphs still in
+            # use. The argument's successor came with torch 2.15 and works otherwise.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-            return cast(nn.Module, self.fabric.setup_module(model))
+            return DistributedDataParallel(model, broadcast_buffers=False)
 
-    @contextmanager
-    def together(self, remedy: str = "run the command again") -> Iterator[None]:
-        """A block after which only process 0 goes on: no other outlives it, and if it fails, process 0 says why.
-
-        Args:
-            remedy: what to do if a process was killed.
+    def connect(self, device: torch.device) -> torch.device:
+        """Form the process group, if that is not done yet; returns the device that is this process's own.
 
         Raises:
-            InputError, RunError: in process 0, if another one broke down; with its reason, where it had time to give
-                one.
-            ReportedError: in another process, whose reason process 0 gives.
+            InputError: this machine has too few GPUs.
         """
-        if self.fabric is None:
-            yield
-        elif self.leads:
-            with _outliving(self.fabric.strategy.launcher.procs, remedy):
-                yield
-                _part()
-        else:
-            try:
-                yield
-                _part()
-            except BaseException as error:
-                told = _tell(self.rank, error)
-                time.sleep(_PATIENCE)
-                if told:
-                    raise ReportedError("process 0 says why") from error
-                raise
+        if self.store is None:
+            return device
+        check_devices(self.local_rank + 1, device)
+        if device.type == "cuda":
+            device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+            dist.init_process_group(
+                backend, store=self.store, rank=self.rank, world_size=self.world_size, device_id=own
+            )
+        return device
 
+    def disconnect(self) -> None:
+        """Close all connections at once: to lose one by the other's end can abort a process."""
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
 
-def _part() -> None:
-    """Close the connections of all processes at once: to lose one by the other's end can abort a process."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    def report(self, message: str, code: int, say: Callable[[str], object], *, expected: bool = True) -> None:
+        """Make known why this process fails, once in the group: what fails later fails for the same reason.
+
+        Args:
+            message: why.
+            code: the exit code.
+            say: called with the message in the process that failed first, unless they are supervised.
+            expected: whether the message tells what is wrong; what was not foreseen may be a lost connection only.
+        """
+        if self.store is None:
+            say(message)
+            return
+        reason = json.dumps([self.rank, code, message, expected])
+        with suppress(dist.DistError):  # the store is gone, and with it the process that had it and spoke
+            first = self.store.compare_set(_REASON, "", reason).decode() == reason
+            if first and not self.supervised:
+                say(message)
+                self.store.set(_SAID, "")
+            elif not self.supervised:
+                # torchrun ends all processes when the first one goes.
+                self.store.wait([_SAID], timedelta(seconds=_GRACE))
 
 
 ALONE = Processes()
 
 
-def start(
-    devices: int, device: torch.device, check: Callable[[], object] = lambda: None
-) -> tuple[Processes, torch.device]:
-    """Begin a run on this many devices: this process's place among them, and its own device.
+def torchrun() -> Processes:
+    """The processes of which torchrun started this one, by the environment variables that it sets."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ALONE
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    return Processes(rank, world_size, int(os.environ["LOCAL_RANK"]), store)
 
-    One device without torchrun is this process alone. Otherwise lightning-fabric starts the other processes, by
-    running this program's command line again in each, or finds those that torchrun started, whose number counts.
+
+def check_devices(count: int, device: torch.device) -> None:
+    """Raise `InputError` if so many processes of this machine can't each have a device of this type."""
+    if device.type == "cuda" and count > torch.cuda.device_count():
+        raise InputError(f"--devices {count}: this machine has {torch.cuda.device_count()} GPUs")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--devices {count}: work is shared on cuda and cpu only, not on {device.type}")
+    if device.index:
+        raise InputError(f"--device {device}: --devices {count} takes the first {count}; write --device {device.type}")
+
+
+def launch(count: int, work: Callable[[Processes], int], remedy: str) -> None:
+    """Do `work` in `count` new processes of this machine, and wait for them.
+
+    SIGTERM and SIGINT are passed on to them. When one fails, or this process dies, the others are ended.
 
     Args:
-        devices: how many.
-        device: of which type.
-        check: called before other processes are started, so that a mistake that it finds is reported once.
+        count: how many.
+        work: what each of them does, a picklable function; it calls `Processes.report` if it fails. Its value is the
+            exit code.
+        remedy: what to do if a process was killed.
 
     Raises:
-        InputError: lightning-fabric is not installed, there are fewer devices, or they are neither CPU nor CUDA.
+        InputError, RunError, InterruptedRunError: a process failed; with the message and exit code of the first one.
     """
-    world = int(os.environ.get("WORLD_SIZE", devices))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-    if world == 1:
-        return ALONE, device
-    if device.type == "cuda" and local > torch.cuda.device_count():
-        raise InputError(f"--devices {local}: this machine has {torch.cuda.device_count()} GPUs")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--devices {local}: work is shared on cuda and cpu only, not on {device.type}")
-    if device.index:
-        raise InputError(f"--device {device}: --devices {local} takes the first {local}; write --device {device.type}")
-    fabric_of, strategy = _fabric()
-    if "LOCAL_RANK" not in os.environ:
-        check()
-    _follow_leader()
-    # Buffers are batch-norm statistics, each process its own; to send them would also touch graphs still in use.
-    fabric = fabric_of(
-        accelerator=device.type,
-        devices=local,
-        num_nodes=world // local,
-        strategy=strategy(process_group_backend="nccl" if device.type == "cuda" else "gloo", broadcast_buffers=False),
-    )
-    fabric.launch()
-    return Processes(fabric.global_rank, fabric.world_size, fabric), fabric.device
-
-
-def _fabric() -> tuple[Any, Any]:
-    """Fabric and its data-parallel strategy, from either package that holds them."""
-    for package in ("lightning_fabric", "lightning.fabric"):
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # else it says whom it ends
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    children: list[int] = []
+    with _passing_on(children) as signals:
+        context = mp.start_processes(_begin, (count, store.port, work), count, join=False, start_method=START_METHOD)
+        children += context.pids()
         try:
-            strategies = importlib.import_module(f"{package}.strategies")
-            logging.getLogger(f"{package}.utilities").setLevel(logging.WARNING)  # else it greets every process
-            return importlib.import_module(package).Fabric, strategies.DDPStrategy
-        except ImportError:
-            continue
-    raise InputError("several devices need lightning-fabric; run 'pip install lightning-fabric'")
+            while not context.join(grace_period=_GRACE):
+                pass
+            return
+        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+            failure = error
+    codes = [child.exitcode for child in context.processes]
+    killed = [rank for rank, code in enumerate(codes) if code < 0 and code != -signal.SIGTERM]
+    _, code, message, expected = json.loads(store.get(_REASON)) if store.check([_REASON]) else (0, 0, "", False)
+    if expected or (message and not killed):
+        raise _error(message, code)
+    if isinstance(failure, mp.ProcessRaisedException):
+        raise failure
+    if killed:
+        raise RunError(f"process {killed[0]} of the run ended with code {codes[killed[0]]}; {remedy}")
+    if signals:
+        signal.raise_signal(signals[0])  # as it would have ended a single process
+    raise RunError(f"process {failure.error_index} of the run ended with code {failure.exit_code}; {remedy}")
 
 
-def _follow_leader() -> None:
-    """End this process when the one that started it is gone, in whatever way; else it would wait half an hour."""
-    leader = int(os.environ.setdefault(_LEADER, str(os.getpid())))
-
-    def follow() -> None:
-        while os.getppid() == leader:
-            time.sleep(0.5)
-        os._exit(1)
-
-    if leader != os.getpid():
-        threading.Thread(target=follow, daemon=True).start()
-
-
-def _tell(rank: int, error: BaseException) -> bool:
-    """Leave process 0 the reason; whether it can be relied on to give it, which one that torchrun ends first can't."""
-    if not dist.is_initialized():
-        return False
-    text = str(error) if isinstance(error, CoprobeError) else f"process {rank}: {type(error).__name__}: {error}"
-    with suppress(Exception):  # the store is gone with process 0
-        store = dist.distributed_c10d._get_default_store()
-        store.set(_REASON.format(rank), json.dumps([isinstance(error, InputError), text]))
-        return os.environ.get(_LEADER) != str(os.getpid())
-    return False
-
-
-def _told(rank: int) -> CoprobeError | None:
-    """The reason that a process left."""
-    if dist.is_initialized():
-        with suppress(Exception):
-            store = dist.distributed_c10d._get_default_store()
-            if store.check([_REASON.format(rank)]):
-                is_input, text = json.loads(store.get(_REASON.format(rank)))
-                return InputError(text) if is_input else RunError(text)
-    return None
-
-
-class _ChildFailed(BaseException):
-    """A child ended with an exit code other than 0; nothing on the way may take it for an error of its own."""
+def _begin(rank: int, count: int, port: int, work: Callable[[Processes], int]) -> None:
+    """What a new process does."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C goes to the supervisor alone, which passes it on once
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    sys.exit(work(Processes(rank, count, rank, store, supervised=True)))
 
 
 @contextmanager
-def _outliving(children: list[subprocess.Popen[bytes]], remedy: str) -> Iterator[None]:
-    """The children that are left after the block are killed: they wait for this process, and hold nothing of their own.
+def _passing_on(children: list[int]) -> Iterator[list[int]]:
+    """SIGTERM and SIGINT go to those processes while the block runs; yields the signals that came."""
+    came: list[int] = []
 
-    Raises:
-        InputError, RunError: a child has failed.
-    """
-    children, watched = children.copy(), children
-    watched.clear()  # in this list a thread of lightning-fabric looks for failed children, to kill this process
-    try:
-        with _noticing(children):
-            yield
-    except CoprobeError:
-        raise
-    except (RuntimeError, _ChildFailed) as error:
-        others = range(1, dist.get_world_size()) if dist.is_initialized() else ()
-        if told := next(filter(None, map(_told, others)), None):
-            raise told from error
-        codes = [_exit_code(child) for child in children]
-        if any(codes):
-            failed = next(rank for rank, code in enumerate(codes, 1) if code)
-            ended = f"process {failed} of the run ended with code {codes[failed - 1]}"
-            raise RunError(f"{ended}; {remedy}") from error
-        raise
-    finally:
+    def pass_on(number: int, _: object) -> None:
+        came.append(number)
         for child in children:
-            child.kill()
-            child.wait()
+            with suppress(ProcessLookupError):
+                os.kill(child, number)
 
-
-@contextmanager
-def _noticing(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Leave the block when a child fails, instead of working on for nothing."""
-
-    def look(*_: object) -> None:
-        if any(child.poll() for child in children):
-            raise _ChildFailed
-
-    if not children or threading.current_thread() is not threading.main_thread():
-        yield
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        yield came
         return
-    before = signal.signal(signal.SIGCHLD, look)
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        look()
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _exit_code(child: subprocess.Popen[bytes]) -> int | None:
-    """None while it runs; its connections break a moment before it is gone."""
-    try:
-        return child.wait(timeout=1)
-    except subprocess.TimeoutExpired:
-        return None
+def _error(message: str, code: int) -> CoprobeError:
+    if code == InputError.exit_code:
+        return InputError(message)
+    return InterruptedRunError(message, code - 128) if code > 128 else RunError(message)

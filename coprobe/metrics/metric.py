@@ -62,7 +62,7 @@ def survey(
         for batch in batches:
             for measurement in measurements:
                 _show(measurement, batch, size)
-    if processes.count > 1:
+    if processes.world_size > 1:
         for measurement, states in zip(measurements, _exchanged(measurements, processes), strict=True):
             for state in states:
                 measurement.absorb(state)

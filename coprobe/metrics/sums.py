@@ -51,7 +51,7 @@ class ImageSums:
 
     def gather(self, processes: Processes) -> None:
         """Add what all other processes have added; to be called in all of them."""
-        if processes.count > 1:
+        if processes.world_size > 1:
             for rank, blocks in enumerate(processes.gather(self.blocks)):
                 if rank != processes.rank:
                     self.absorb(blocks)

@@ -10,9 +10,9 @@ from coprobe.training.recipe import PRESETS, Recipe
 if TYPE_CHECKING:
     from coprobe.training.methods import METHODS, Method, make_method
     from coprobe.training.run import Run
-    from coprobe.training.trainer import Listener, check, train
+    from coprobe.training.trainer import Listener, train
 
-__all__ = ["METHODS", "PRESETS", "Listener", "Method", "Recipe", "Run", "check", "make_method", "train"]
+__all__ = ["METHODS", "PRESETS", "Listener", "Method", "Recipe", "Run", "make_method", "train"]
 
 _HOMES = {
     "METHODS": "methods",
@@ -20,7 +20,6 @@ _HOMES = {
     "make_method": "methods",
     "Run": "run",
     "Listener": "trainer",
-    "check": "trainer",
     "train": "trainer",
 }
 

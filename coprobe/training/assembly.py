@@ -66,17 +66,17 @@ def assemble(
     )
     method = _method(recipe)
     terms = _regularizers(recipe, method, checkpoint.model)
-    if recipe.sync_batchnorm and processes.count > 1:
+    if recipe.sync_batchnorm and processes.world_size > 1:
         synchronise_batchnorm(checkpoint.model)
     if compiled and not method.compiles:
         raise InputError(f"method {recipe.method} needs second derivatives, which --compile can't give; leave it out")
-    if compiled and (processes.count > 1 or recipe.co_node):
+    if compiled and (processes.world_size > 1 or recipe.co_node):
         raise InputError("--compile works in one process and without --co-node only; leave it out")
     loop = TrainingLoop(recipe, checkpoint.model, method, terms, loader, setting, compiled=compiled)
     facts = provenance(
         seed=recipe.seed,
         device=str(device),
-        processes=processes.count,
+        processes=processes.world_size,
         threads=torch.get_num_threads(),
         data_digest=training.digest(),
         images=len(training),
@@ -151,8 +151,10 @@ def _regularizers(recipe: Recipe, method: Method, model: Classifier) -> list[Reg
 def _loader(
     recipe: Recipe, training: Dataset, device: torch.device, processes: Processes, layout: torch.memory_format
 ) -> Loader:
-    if processes.count > recipe.batch_size:
-        raise InputError(f"--batch-size {recipe.batch_size}: too small to be shared by {processes.count} processes")
+    if processes.world_size > recipe.batch_size:
+        raise InputError(
+            f"--batch-size {recipe.batch_size}: too small to be shared by {processes.world_size} processes"
+        )
     return Loader(
         training,
         recipe.batch_size,
@@ -163,5 +165,5 @@ def _loader(
         padding_mode=recipe.padding,
         seed=recipe.seed,
         channels_last=layout == torch.channels_last,
-        part=(processes.rank, processes.count),
+        part=(processes.rank, processes.world_size),
     )

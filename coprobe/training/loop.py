@@ -62,7 +62,7 @@ class TrainingLoop:
         # Passes whose gradient goes to the images alone use `local`; the update's pass uses `synced`, whose backward
         # pass averages the gradients of all processes.
         self.local = self._compile() if compiled else model
-        self.synced = self.local if setting.processes.count == 1 else setting.processes.spread(model)
+        self.synced = self.local if setting.processes.world_size == 1 else setting.processes.data_parallel(model)
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
@@ -135,7 +135,7 @@ class TrainingLoop:
         step, loss = self.objective(batch, seen)
         self.optimizer.zero_grad(set_to_none=True)
         # The processes' gradients are averaged as if their parts of the batch were equally large.
-        (loss * (batch.fraction * self.setting.processes.count)).backward()
+        (loss * (batch.fraction * self.setting.processes.world_size)).backward()
         self.method.after_backward(step)
         self.optimizer.step()
         if self.evaluated is not self.model:
@@ -215,7 +215,7 @@ class TrainingLoop:
         leads = self.setting.processes.leads
         self._totals = {name: value.to(self.setting.device) * leads for name, value in state["totals"].items()}
         self.model.load_state_dict(state["model"])
-        if len(state["buffers"]) == self.setting.processes.count:
+        if len(state["buffers"]) == self.setting.processes.world_size:
             self.model.load_state_dict(state["buffers"][self.setting.processes.rank], strict=False)
         if state["average"] is not None:
             self.evaluated.load_state_dict(state["average"])

@@ -134,7 +134,7 @@ class ChannelDivergence(Regularizer):
         statistics = collect(model, examples, [self.node], attack.spec)
         count = count_of_percent(self.percent, len(statistics.node(self.node)))
         (mask,) = select("top" if self.by == "t-act" else self.by, Selection(statistics, self.node, count=count))
-        self.channels = setting.processes.share(mask.channels[self.node])
+        self.channels = setting.processes.broadcast(mask.channels[self.node])
 
     def __call__(self, step: Step) -> Tensor:
         """Masked loss minus weighted difference (scalar)."""

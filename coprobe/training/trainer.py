@@ -72,7 +72,7 @@ def train(
         recipe: every knob.
         out: the run directory to make.
         device: where to train; of several processes, this one's own.
-        processes: those that train together (see `parallel.start`); one of them writes.
+        processes: those that train together (see `coprobe.core.processes`); one of them writes.
         data: the training set; None loads `recipe.data`.
         skip_bad: leave out images that can't be read, where any are loaded, instead of refusing them.
         overwrite: replace the files of a run that is there already.
@@ -110,27 +110,6 @@ def train(
             raise
         raise RunError(f"{error.filename}: {error.strerror}; once that is mended, {_again(run)}") from error
     return run
-
-
-def check(
-    recipe: Recipe,
-    out: str | Path,
-    devices: int,
-    *,
-    data: Dataset | None = None,
-    skip_bad: bool = False,
-    overwrite: bool = False,
-    resume: bool = False,
-    compiled: bool = False,
-) -> None:
-    """Raise the `InputError` of `train` in so many processes, before they are started (arguments as there)."""
-    run = Run(check_writable_directory(out))
-    _refuse(recipe, run, overwrite=overwrite, resume=resume)
-    if not (resume and run.outcome):
-        planned = Processes(count=devices)
-        assembly = assemble(recipe, torch.device("cpu"), planned, data=data, skip_bad=skip_bad, compiled=compiled)
-        if resume and run.resumable.exists():
-            _Job(recipe, run, assembly, Listener(), save_minutes=1.0).take_up()
 
 
 def _refuse(recipe: Recipe, run: Run, *, overwrite: bool, resume: bool) -> None:
@@ -227,7 +206,7 @@ class _Job:
         self.listener.on_epoch(row)
         ended_by = self._ending()
         since = time.perf_counter() - self._saved_at
-        if ended_by is None and self.processes.share(since >= self._saving_took / _SAVING_SHARE):
+        if ended_by is None and self.processes.broadcast(since >= self._saving_took / _SAVING_SHARE):
             self._save()
         return ended_by
 
@@ -242,10 +221,10 @@ class _Job:
         look = self.loop.number % _LOOK_EVERY == 0
         if look:
             self._check_finite()
-        if self.processes.count == 1 or look or self.loop.number == self.loop.updates:
+        if self.processes.world_size == 1 or look or self.loop.number == self.loop.updates:
             asked = self.processes.any(self.interruption.signal is not None, self.loop.setting.device)
             overdue = time.perf_counter() - self._saved_at > 60 * self.save_minutes
-            if asked or self.processes.share(overdue):
+            if asked or self.processes.broadcast(overdue):
                 self._check_finite()  # or a lost run would take the place of the state to go back to
                 self._save()
             if asked:
@@ -267,7 +246,7 @@ class _Job:
         if self.processes.leads:
             self.run.save_state(self.recipe, state)
         # The others wait: were one of them gone first, as after an interruption, the file would be cut short.
-        self._saving_took = self.processes.share(time.perf_counter() - began)
+        self._saving_took = self.processes.broadcast(time.perf_counter() - began)
         self._saved_at = time.perf_counter()
 
     def _check_finite(self) -> None:
@@ -299,14 +278,14 @@ class _Job:
                 failure = f"epoch {self.loop.epoch + 1} can't be measured: {what}; {self._kept}; lower --lr"
             finally:
                 model.precision = self.recipe.precision
-        failure = self.processes.share(failure)  # the others would wait for ever
+        failure = self.processes.broadcast(failure)  # the others would wait for ever
         if failure:
             raise DivergedError(failure)
         row["seconds"] = self.loop.seconds + time.perf_counter() - began
-        return self.processes.share(row)
+        return self.processes.broadcast(row)
 
     def _heed(self, images: int) -> None:
-        if self.interruption.signal is not None and self.processes.count == 1:
+        if self.interruption.signal is not None and self.processes.world_size == 1:
             raise _AskedError
 
     def _drops(self) -> bool:

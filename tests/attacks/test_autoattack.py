@@ -224,7 +224,7 @@ def test_several_processes_have_whole_units(total: int, portion: int) -> None:
         return list(batched(feed.portions(), unit // portion))
 
     for count in (2, 3, 8):
-        shares = [Processes(rank, count).stretch(total, math.lcm(FULL, unit), FULL) for rank in range(count)]
+        shares = [Processes(rank, count).shard(total, math.lcm(FULL, unit), FULL) for rank in range(count)]
         assert [one for share in shares for one in units(*share)] == units(0, total)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shlex
 import sys
@@ -12,11 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.started import PATIENCE, TORCHRUN, begun
-
-#: Forks from a server that has imported what the commands need: 20 ms, where a new interpreter takes seconds.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["coprobe.probe", "coprobe.paper.own", "lightning_fabric", "sklearn.datasets"])
+from coprobe import cli
+from coprobe.core.processes import Processes
+from tests.started import FORKS, PATIENCE, begun, ended
 
 #: By file: a command. Shares are uneven, a process has an image more, few, or none.
 COMMANDS = {
@@ -30,11 +27,21 @@ COMMANDS = {
     "transfer.csv": "transfer tiny.pt other.pt --limit 15 --attacks fgsm --noise uniform:16",
     "diagnose.csv": "diagnose tiny.pt --limit 13 --attack fgsm --precision bf16",
 }  # fmt: skip
-#: Commands that fail in all processes, with the exit code and what is said.
+TRAIN = "train --data digits --limit-train 40 --held-out 10 --width 4 --eps-train 16 --epochs 1 --out new"
+#: Commands that fail in all processes, with the exit code and what is said by one process and by two.
 MISTAKES = {
     "activations tiny.pt --limit 9 --node Z": (2, "unknown node 'Z'"),
     "evaluate tiny.pt none.pt --limit 9": (2, "none.pt: no such file"),
     "evaluate - --model net.py:Nan --data digits --limit 9": (1, "not finite"),
+    "evaluate tiny.pt --limit 9 --nope": (2, "No such option"),
+    f"{TRAIN} --method nope": (2, "unknown training method 'nope'"),
+    f"{TRAIN} --method fgsm --limit-train 99999": (2, "digits"),
+    "train --resume --out run": (2, "holds no run to resume"),
+}
+#: Commands that only one process can do.
+ALONE = {
+    f"{TRAIN} --method fgsm --batch-size 1": "--batch-size 1: too small to be shared by 2 processes",
+    f"{TRAIN} --method fgsm --compile": "--compile works in one process and without --co-node only; leave it out",
 }
 
 NETWORKS = """
@@ -55,7 +62,7 @@ class InTheSecond(torch.nn.Linear):
 
     def forward(self, x):
         self.passes += 1
-        if os.environ.get("LOCAL_RANK") != "1" or self.passes < 12:
+        if torch.distributed.get_rank() != 1 or self.passes < 12:
             return super().forward(x.flatten(1))
         if self.kills:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -85,7 +92,7 @@ def results(work: Path) -> tuple[Path, Path]:
     folders = work / "one", work / "two"
     for folder, count in zip(folders, (1, 2), strict=True):
         folder.mkdir()
-        members = [_FORKS.Process(target=_member, args=(work, folder, rank, count)) for rank in range(count)]
+        members = [FORKS.Process(target=_member, args=(work, folder, rank, count)) for rank in range(count)]
         for member in members:
             member.start()
         try:
@@ -103,25 +110,20 @@ def _member(work: Path, folder: Path, rank: int, count: int) -> None:
     """Run all commands, one after the other, as a process of a group; exit codes and what is said go to files."""
     import torch.distributed as dist
 
-    import coprobe.cli as cli
-    import coprobe.core.processes as processes
-
     os.chdir(work)
     sys.dont_write_bytecode = True
     torch.set_num_threads(1)
-    processes._PATIENCE = cli._PATIENCE = 0
     os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "COPROBE_STATE": str(folder / "state")}
-    os.environ.pop("COPROBE_LEADER", None)
-    if count > 1:
-        os.environ |= {"WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "RANK": str(rank)}
-    lines = [f"{line} --out {folder / name}" for name, line in COMMANDS.items()] + [*MISTAKES]
+    lines = [f"{line} --out {folder / name}" for name, line in COMMANDS.items()]
+    lines += [*MISTAKES, *ALONE] if count > 1 else [*MISTAKES]
     for number, line in enumerate(lines):
+        processes = None
         if count > 1:
-            meeting = f"file://{folder}/meeting-{number}"
-            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
+            # As on two machines of one process each, but that the processes meet through a file.
+            processes = Processes(rank, count, 0, dist.FileStore(f"{folder}/meeting-{number}", count))
         with (folder / f"{number}-{rank}.out").open("w") as out, (folder / f"{number}-{rank}.err").open("w") as err:
             sys.stdout, sys.stderr = out, err
-            code = cli._run([*shlex.split(line), "--device", "cpu", "--devices", str(count)])
+            code = cli.run([*shlex.split(line), "--device", "cpu"], processes)
         if dist.is_initialized():  # as where a process ends
             dist.destroy_process_group()
         (folder / f"{number}-{rank}.code").write_text(str(code))
@@ -145,27 +147,34 @@ def test_the_table_of_two_processes_is_that_of_one(results: tuple[Path, Path], n
     assert said(two, number, 1) == (0, "", "")
 
 
-@pytest.mark.parametrize("line", MISTAKES)
-def test_what_is_wrong_is_said_in_a_line(results: tuple[Path, Path], line: str) -> None:
-    number = len(COMMANDS) + list(MISTAKES).index(line)
-    code, message = MISTAKES[line]
-    for folder in results:
-        found, out, err = said(folder, number, 0)
-        assert (found, out) == (code, "") and message in err and len(err.splitlines()) == 1
-    assert said(results[1], number, 1)[0] == code
+@pytest.mark.parametrize("line", [*MISTAKES, *ALONE])
+def test_what_is_wrong_is_said_in_a_line_by_one_process(work: Path, results: tuple[Path, Path], line: str) -> None:
+    number = len(COMMANDS) + [*MISTAKES, *ALONE].index(line)
+    code, message = MISTAKES.get(line) or (2, ALONE[line])
+    for folder, ranks in zip(results, ((0,), (0, 1)), strict=True):
+        if folder == results[0] and line in ALONE:
+            continue
+        codes, outs, errs = zip(*(said(folder, number, rank) for rank in ranks), strict=True)
+        assert set(codes) == {code} and set(outs) == {""}
+        (told,) = "".join(errs).splitlines()
+        assert message in told
+    assert not (work / "new").exists()
 
 
-def ended(work: Path, line: str) -> tuple[int, str, str]:
-    with begun(line, work) as process:
-        out, err = process.communicate(timeout=PATIENCE)
-        return process.returncode, out, err
-
-
-@pytest.mark.parametrize("how", ["-m coprobe {} --devices 2", f"{TORCHRUN} {{}}"])
-def test_processes_that_are_started(work: Path, results: tuple[Path, Path], how: str, tmp_path: Path) -> None:
-    line = f"{how.format(COMMANDS['activations.csv'])} --device cpu --out {tmp_path / 't.csv'}"
-    assert ended(work, line) == (0, said(results[0], 0, 0)[1], f"wrote {tmp_path / 't.csv'}\n")
+def test_devices_start_processes_that_write_the_same_table(
+    work: Path, results: tuple[Path, Path], tmp_path: Path
+) -> None:
+    line = f"{COMMANDS['activations.csv']} --device cpu --devices 2 --out {tmp_path / 't.csv'}"
+    with begun(f"-m coprobe {line}", work) as process:
+        assert ended(process) == (0, said(results[0], 0, 0)[1], [f"wrote {tmp_path / 't.csv'}"])
     assert (tmp_path / "t.csv").read_bytes() == (results[0] / "activations.csv").read_bytes()
+
+
+@pytest.fixture
+def here(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `--devices` starts processes at once."""
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("coprobe.core.processes.START_METHOD", "forkserver")
 
 
 @pytest.mark.parametrize(
@@ -176,15 +185,20 @@ def test_processes_that_are_started(work: Path, results: tuple[Path, Path], how:
         ("true", "process 1 of the run ended with code -9; run the command again"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_another_process_is_said_once(work: Path, argument: str, message: str) -> None:
+def test_what_is_wrong_in_another_process_is_said_once(
+    work: Path, here: None, argument: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     line = f"evaluate - --model net.py:InTheSecond --model-arg kills={argument} --data digits --limit 200 --plain"
-    more = "--attacks fgsm --device cpu --devices 2 --out none.csv"
-    assert ended(work, f"-m coprobe {line} {more}") == (1, "", f"coprobe: error: {message}\n")
+    assert cli.main(shlex.split(f"{line} --attacks fgsm --device cpu --devices 2 --out none.csv")) == 1
+    assert capfd.readouterr() == ("", f"coprobe: error: {message}\n")
     assert not (work / "none.csv").exists()
 
 
-def test_under_torchrun_a_mistake_is_said_once(work: Path) -> None:
-    code, out, err = ended(work, f"{TORCHRUN} activations none.pt")
-    assert (code, out) == (1, "")  # of torchrun
-    assert err.count("coprobe: error: none.pt: no such file; check the path") == 1
-    assert err.count("coprobe: error") == 1
+def test_what_is_wrong_everywhere_is_said_once(here: None, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(shlex.split("activations none.pt --device cpu --devices 2")) == 2
+    assert capfd.readouterr() == ("", "coprobe: error: none.pt: no such file; check the path\n")
+
+
+def test_with_debug_the_traceback_is_shown(here: None) -> None:
+    with pytest.raises(Exception, match=r"(?s)Traceback .*InputError: none.pt: no such file"):
+        cli.main(shlex.split("activations none.pt --device cpu --devices 2 --debug"))

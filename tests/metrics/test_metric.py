@@ -206,7 +206,7 @@ def shared(name: str, count: int, unit: int = 1) -> list[pd.DataFrame]:
     def work(processes: Processes) -> pd.DataFrame:
         model = models[processes.rank]
         crafted = examples(model, attack)
-        crafted.stretch = processes.stretch(50, unit)
+        crafted.stretch = processes.shard(50, unit)
         return frame(survey(crafted, [make(model)], processes)[0])
 
     return in_threads(count, work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import resource
 import sys
@@ -13,12 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-#: Forks from a server that has imported torch: 20 ms, where a new interpreter takes seconds.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["coprobe.training.trainer", "coprobe.cli.commands.train", "sklearn.datasets", "pyarrow.pandas_compat"]
-)
-_PATIENCE = 60.0
+from tests.started import FORKS, PATIENCE
 
 
 @dataclass(frozen=True)
@@ -58,12 +52,12 @@ def limit_files(size: int) -> Callable[[], None]:
 
 def train(out: Path, *arguments: str, hits: tuple[Hit, ...] = (), kill_after: float | None = None) -> Ended:
     """Run `coprobe train --out OUT ARGUMENTS` to its end, or kill it after so many seconds."""
-    reading, writing = _FORKS.Pipe(duplex=False)
-    process = _FORKS.Process(target=_work, args=(out, arguments, hits, writing))
+    reading, writing = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_work, args=(out, arguments, hits, writing))
     process.start()
     writing.close()
     try:
-        process.join(_PATIENCE if kill_after is None else kill_after)
+        process.join(PATIENCE if kill_after is None else kill_after)
         assert process.exitcode is not None or kill_after is not None, "the process hangs"
     finally:
         process.kill()

@@ -61,8 +61,8 @@ APART = replace(RUNS["atas"], sync_batchnorm=False, options={"warm_up": 0})
 def learn(processes: Processes, folder: Path) -> dict[str, Any]:
     """All runs, and the one of `fgsm-mep` that `stop` left, with its losses by update."""
     _compute_exactly()
-    here = folder / f"runs-{processes.count}"
-    names = RUNS if processes.count < 3 else ["fgsm-mep"]
+    here = folder / f"runs-{processes.world_size}"
+    names = RUNS if processes.world_size < 3 else ["fgsm-mep"]
     found = {name: [loss for _, loss in _updates(RUNS[name], here / name, processes)] for name in names}
     if processes.leads:
         shutil.copytree(folder / "stopped" / "fgsm-mep", here / "resumed")
@@ -103,7 +103,7 @@ def look(processes: Processes, folder: Path) -> dict[str, Any]:
     """What a process sees of the batches of an epoch, and of what is drawn for them."""
     batches = list(_loader(processes).batches(1))
     unsynchronised = replace(RUNS["fgsm-rs"], epochs=1, sync_batchnorm=False)
-    updates = _updates(unsynchronised, folder / f"look-{processes.count}", processes)
+    updates = _updates(unsynchronised, folder / f"look-{processes.world_size}", processes)
     return {
         "indices": [batch.indices for batch in batches],
         "images": [batch.images for batch in batches],
@@ -130,9 +130,9 @@ def talk(processes: Processes, folder: Path) -> dict[str, Any]:
     rank, cpu = processes.rank, torch.device("cpu")
     return {
         "sum": processes.sum(torch.tensor([1.0, rank])).tolist(),
-        "shared": processes.share({"rank": rank}),
+        "shared": processes.broadcast({"rank": rank}),
         "gathered": processes.gather({"rank": rank}),
-        "any": [processes.any(rank == last, cpu) for last in (0, processes.count - 1, processes.count)],
+        "any": [processes.any(rank == last, cpu) for last in (0, processes.world_size - 1, processes.world_size)],
     }
 
 
@@ -141,7 +141,7 @@ def normalise(processes: Processes, folder: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     whole = 3 + 2 * torch.randn(23, 5, 4, 3, generator=generator, dtype=torch.float64)
     weights = torch.randn(23, 5, 4, 3, generator=generator, dtype=torch.float64)
-    first, end = (place * 23 // processes.count for place in (processes.rank, processes.rank + 1))
+    first, end = (place * 23 // processes.world_size for place in (processes.rank, processes.rank + 1))
     norm = nn.BatchNorm2d(5).double()
     with torch.no_grad():
         norm.weight.copy_(torch.rand(5, generator=generator))
@@ -169,8 +169,8 @@ def normalise(processes: Processes, folder: Path) -> dict[str, Any]:
 
 def everything(processes: Processes, folder: Path) -> dict[str, Any]:
     works: list[Callable[[Processes, Path], Any]] = [talk, look, remember]
-    works += [normalise] if processes.count > 1 else []
-    works += [diverge, stop] if processes.count == 2 else []
+    works += [normalise] if processes.world_size > 1 else []
+    works += [diverge, stop] if processes.world_size == 2 else []
     return {work.__name__: work(processes, folder) for work in (*works, learn)}
 
 
@@ -220,7 +220,7 @@ def _updates(recipe: Recipe, out: Path, processes: Processes) -> list[tuple[Tens
 
 def _loader(processes: Processes) -> Loader:
     data = load("digits", "train").subset(torch.arange(55))
-    return Loader(data, 32, shuffle=True, augment=True, flip=False, part=(processes.rank, processes.count))
+    return Loader(data, 32, shuffle=True, augment=True, flip=False, part=(processes.rank, processes.world_size))
 
 
 def _lost(processes: Processes) -> list[bool]:

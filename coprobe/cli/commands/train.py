@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, Number, debug_option, read_images
 from coprobe.cli.output import Output, json_option, message, percent, plot_option, print_table, progress
+from coprobe.cli.sharing import share
 from coprobe.core.text import storable
 from coprobe.errors import InputError, unknown
 from coprobe.training.recipe import PRESETS, Recipe, flag
@@ -130,8 +131,7 @@ def command(
     """
     from coprobe.core.engine import choose_device
     from coprobe.core.files import check_writable_directory
-    from coprobe.core.processes import start
-    from coprobe.training import Run, check, make_method, train
+    from coprobe.training import Run, make_method, train
 
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; leave one out")
@@ -139,25 +139,26 @@ def command(
     given = {key: knobs[key] for key in knobs if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
     run = Run(check_writable_directory(directory))
     recipe = _recipe(run if resume else None, preset, file, given)
-    chosen, data = choose_device(device), read_images(recipe.data, "train", limit=None, skip_bad=skip_bad)
-    task: dict[str, Any] = {
-        "data": data, "skip_bad": skip_bad, "overwrite": overwrite, "resume": resume, "compiled": compiled,
-    }  # fmt: skip
-    processes, chosen = start(devices, chosen, lambda: check(recipe, directory, devices, **task))
+    processes, chosen = share(devices, choose_device(device), "pass --resume to go on")
+    data = read_images(recipe.data, "train", limit=None, skip_bad=skip_bad)
     images = recipe.limit_train or max(1, len(data) - recipe.held_out)
     images *= make_method(recipe.method, recipe.options, epsilon=recipe.eps_train / 255).updates_per_batch
     events = _events(directory) if tensorboard and processes.leads else None
     shown = progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs)
     bar = shown if processes.leads else nullcontext(lambda *_: None)
     held = _held(directory) if processes.leads else nullcontext()
-    with bar as advance, processes.together("pass --resume to go on"), held:
+    with bar as advance, held:
         run = train(
             recipe,
             directory,
             device=chosen,
             processes=processes,
+            data=data,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+            resume=resume,
             save_minutes=save_minutes,
-            **task,
+            compiled=compiled,
             listener=_listener(recipe, advance, events) if processes.leads else None,
         )
     if processes.leads:
