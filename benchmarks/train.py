@@ -36,7 +36,7 @@ from coprobe.models import Classifier, build
 from coprobe.training import METHODS, Recipe, make_method
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.regularizers import LogitStability
-from coprobe.training.step import Setting
+from coprobe.training.update import TrainingContext
 
 EPOCH = 50_000
 NAIVE = ("fgsm-rs", "fgsm-mep")
@@ -61,16 +61,16 @@ def ours(recipe: Recipe, dataset: Dataset, device: torch.device, *, compiled: bo
     """The trainer's loop, set up as `coprobe train` does with the method's defaults."""
 
     def loop(compiled: bool) -> Iterator[object]:
-        method = make_method(recipe.method, {}, epsilon=recipe.eps_train / 255, seed=recipe.seed)
+        method = make_method(recipe.method, {}, epsilon=recipe.eps_train / 255)
         terms = [LogitStability(method.default_logit_weight)] if method.default_logit_weight else []
         loader = Loader(
             dataset, recipe.batch_size, device=device, shuffle=True, augment=True, drop_last=True, channels_last=True
         )
-        setting = Setting(dataset, device, recipe.batch_size, loader.padding, recipe.epochs, recipe.phases)
+        context = TrainingContext(dataset, device, recipe.batch_size, loader.padding, recipe.epochs, recipe.phases)
         model = network(recipe, dataset, device)
         model.precision = recipe.precision
         model.to(memory_format=torch.channels_last)
-        return updates(TrainingLoop(recipe, model, method, terms, loader, setting, compiled=compiled))
+        return updates(TrainingLoop(recipe, model, method, terms, loader, context, compiled=compiled))
 
     counted = loop(compiled=False)  # torch.compile hides the operations from the counter
     flops = count(lambda: next(counted))

@@ -17,7 +17,7 @@ from coprobe.figures import fig04
 from coprobe.figures.style import save_all
 from coprobe.paper.own import FIGURES, OwnModel, draw
 from coprobe.probe import Diagnosis, Masking, Probe, Progress, silent
-from coprobe.training import PRESETS, Listener, Recipe, Run, train
+from coprobe.training import PRESETS, Recipe, Run, TrainingCallback, train
 
 #: FGSM on scikit-learn's digits at a radius where it collapses.
 COLLAPSING = Recipe(**PRESETS["demo"])
@@ -76,7 +76,7 @@ def run(
                 out / name,
                 device=device,
                 overwrite=True,
-                listener=Listener(advance, lambda row, name=name: on_epoch(name, row)),  # type: ignore[misc]
+                callback=TrainingCallback(advance, lambda row, name=name: on_epoch(name, row)),  # type: ignore[misc]
             )
         checkpoint = load_checkpoint(out / name)
         probe = Probe(

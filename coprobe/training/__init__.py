@@ -10,16 +10,16 @@ from coprobe.training.recipe import PRESETS, Recipe
 if TYPE_CHECKING:
     from coprobe.training.methods import METHODS, Method, make_method
     from coprobe.training.run import Run
-    from coprobe.training.trainer import Listener, train
+    from coprobe.training.trainer import TrainingCallback, train
 
-__all__ = ["METHODS", "PRESETS", "Listener", "Method", "Recipe", "Run", "make_method", "train"]
+__all__ = ["METHODS", "PRESETS", "Method", "Recipe", "Run", "TrainingCallback", "make_method", "train"]
 
 _HOMES = {
     "METHODS": "methods",
     "Method": "methods",
     "make_method": "methods",
     "Run": "run",
-    "Listener": "trainer",
+    "TrainingCallback": "trainer",
     "train": "trainer",
 }
 

@@ -1,4 +1,4 @@
-"""From a recipe to everything that a run needs; whatever can't be followed is found here, before the work."""
+"""Build everything that a run needs from its recipe; one that can't be followed is refused here, before any work."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from coprobe.training.monitor import Monitor
 from coprobe.training.parallel import synchronise_batchnorm
 from coprobe.training.recipe import Recipe
 from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability, Regularizer
-from coprobe.training.step import Setting
+from coprobe.training.update import TrainingContext
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of a run: its loop, who measures it, the checkpoint that it will save, and the facts about it."""
+    """The parts of a run: its loop, its monitor, the checkpoint that it will save, and the facts about it."""
 
     loop: TrainingLoop
     monitor: Monitor
@@ -55,7 +55,7 @@ def assemble(
         torch.backends.cudnn.benchmark = True  # batches have few shapes
     checkpoint = _untrained(recipe, training, device)
     loader = _loader(recipe, training, device, processes, layout_of(checkpoint.model))
-    setting = Setting(
+    context = TrainingContext(
         dataset=training,
         device=device,
         batch_size=recipe.batch_size,
@@ -72,7 +72,7 @@ def assemble(
         raise InputError(f"method {recipe.method} needs second derivatives, which --compile can't give; leave it out")
     if compiled and (processes.world_size > 1 or recipe.co_node):
         raise InputError("--compile works in one process and without --co-node only; leave it out")
-    loop = TrainingLoop(recipe, checkpoint.model, method, terms, loader, setting, compiled=compiled)
+    loop = TrainingLoop(recipe, checkpoint.model, method, terms, loader, context, compiled=compiled)
     facts = provenance(
         seed=recipe.seed,
         device=str(device),
@@ -89,7 +89,7 @@ def assemble(
 
 
 def _untrained(recipe: Recipe, training: Dataset, device: torch.device) -> Checkpoint:
-    """The model to begin with, and its description."""
+    """The initial model and its description."""
     arch_args = {**defaults(recipe.arch), "num_classes": training.num_classes, "in_channels": training.image_shape[0]}
     if recipe.width is not None:
         arch_args["width"] = recipe.width
@@ -115,7 +115,6 @@ def _method(recipe: Recipe) -> Method:
         recipe.options,
         epsilon=recipe.eps_train / 255,
         step_size=None if recipe.step_size is None else recipe.step_size / 255,
-        seed=recipe.seed,
     )
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a polite request: the work ends where its state can be saved."""
+"""SIGTERM and SIGINT as requests to stop at a point where the state can be saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interruption:
-    """While the block runs, the first SIGTERM or SIGINT is noted in `signal`; a second one ends the process at once."""
+    """Inside the block, the first SIGTERM or SIGINT is kept in `signal`; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

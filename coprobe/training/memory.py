@@ -1,4 +1,4 @@
-"""One row per training image that lasts from epoch to epoch, as FGSM-MEP and ATAS need."""
+"""A row per training image that is kept from epoch to epoch, as FGSM-MEP and ATAS need."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from coprobe.data import Batch
 class Memory:
     """A tensor per training image, on the device, in half precision.
 
-    Of several processes each holds the images whose index modulo their number is its rank, so that the memory
-    divides among them; a batch is put together from all of them, and what a process reads does not depend on
-    how many there are.
+    Each of several processes holds the images whose index modulo their number is its rank, so that the memory is
+    divided among them. A batch is put together from all of them; what is read does not depend on how many there are.
 
     Args:
         rows: the values to begin with, for every image: (images, …).
-        dtype: in which they are held; float16, whose rounding error is below 1/2000 of a value. Larger than
-            65 504 or smaller than 6e-8 they can't be.
-        processes: who shares it.
+        dtype: in which they are held. float16 rounds to within 1/2000 of a value; magnitudes must lie between 6e-8
+            and 65 504.
+        processes: those that share it.
     """
 
     def __init__(self, rows: Tensor, dtype: torch.dtype = torch.float16, processes: Processes = ALONE) -> None:

@@ -40,7 +40,7 @@ class Monitor:
         """The columns of history.csv.
 
         `clean`, `fgsm`, `pgd10`: accuracies, fractions. `v_act_A` … `v_act_E`: V_act between clean and PGD-10 images.
-        But for `clean` the same with `_16` at the end, say: at the second radius, n of n/255.
+        All but `clean` again with the second radius as a suffix, such as `_16` for 16/255.
         """
         row = self._at(self.epsilon, model, progress)
         if not self.also:

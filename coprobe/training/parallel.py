@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -21,11 +19,11 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(images)
         exact = images.to(torch.promote_types(images.dtype, torch.float32))  # as torch's own does under autocast
         own = torch.cat([exact.sum((0, 2, 3)), exact.new_full((1,), images.numel() // images.shape[1])])
-        whole = cast(Tensor, _Sum.apply(own))
+        whole = all_reduce(own)
         count = whole[-1].detach()
         mean = whole[:-1] / count
         centred = exact - mean[:, None, None]
-        variance = cast(Tensor, _Sum.apply(centred.square().sum((0, 2, 3)))) / count
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
@@ -37,20 +35,6 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
         self.num_batches_tracked.add_(1)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, differentiable as often as one likes."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Sum.apply(gradients[0].contiguous())
 
 
 def synchronise_batchnorm(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Parts of the loss that go with any attacking method, and the noise of Eqs. 11 and 12."""
+"""Terms of the loss that can be added to any method with an attack, and the noise of Eqs. 11 and 12."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coprobe.data import Batch, balanced_prefix
 from coprobe.masking import Selection, count_of_percent, select
 from coprobe.metrics import collect
 from coprobe.nodes import masked
-from coprobe.training.step import Setting, Step, uniform
+from coprobe.training.update import Pass, TrainingContext, UpdateState, uniform
 
 
 class Regularizer(ABC):
@@ -27,19 +27,25 @@ class Regularizer(ABC):
         """The nodes that it looks at."""
         return ()
 
-    def begin_epoch(self, epoch: int, model: nn.Module, setting: Setting) -> None:  # noqa: B027 (most need none)
+    def begin_epoch(self, epoch: int, model: nn.Module, context: TrainingContext) -> None:  # noqa: B027 (most need none)
         """Called before every epoch (from 0)."""
 
     @abstractmethod
-    def __call__(self, step: Step) -> Tensor:
-        """The weighted term (scalar); puts its unweighted parts into `step.measured`."""
+    def __call__(self, update: UpdateState, start: Pass, final: Pass) -> Tensor:
+        """The weighted term (scalar); puts its unweighted parts into `update.measured`.
+
+        Args:
+            update: where in the run it is.
+            start: the attack's pass at x + δ0.
+            final: the update's pass.
+        """
 
     def state(self) -> dict[str, Any]:
         """What must outlast an interruption in the middle of an epoch, as plain values."""
         return {}
 
     def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most need none)
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,11 @@ class FeatureStability(Regularizer):
         """The one node."""
         return (self.node,)
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, update: UpdateState, start: Pass, final: Pass) -> Tensor:
         """The weighted mean squared difference (scalar)."""
-        start = step.start.activations[self.node]
-        value = mse_loss(step.final.activations[self.node], start.detach() if self.detach else start)
-        step.measured["stable"] = value.detach()
+        before = start.activations[self.node]
+        value = mse_loss(final.activations[self.node], before.detach() if self.detach else before)
+        update.measured["stable"] = value.detach()
         return self.weight * value
 
 
@@ -81,10 +87,10 @@ class LogitStability(Regularizer):
 
     weight: float
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, update: UpdateState, start: Pass, final: Pass) -> Tensor:
         """The weighted mean squared difference (scalar)."""
-        value = mse_loss(step.final.logits, step.start.logits)
-        step.measured["logit"] = value.detach()
+        value = mse_loss(final.logits, start.logits)
+        update.measured["logit"] = value.detach()
         return self.weight * value
 
 
@@ -124,25 +130,25 @@ class ChannelDivergence(Regularizer):
         """The one node."""
         return (self.node,)
 
-    def begin_epoch(self, epoch: int, model: nn.Module, setting: Setting) -> None:
+    def begin_epoch(self, epoch: int, model: nn.Module, context: TrainingContext) -> None:
         """Choose the channels."""
         if epoch and not self.each_epoch:
             return
-        chosen = setting.dataset.subset(balanced_prefix(setting.dataset.labels, self.images))
+        chosen = context.dataset.subset(balanced_prefix(context.dataset.labels, self.images))
         attack = parse("pgd:10", self.epsilon)
-        examples = AdversarialExamples(model, chosen, [attack], batch_size=250, device=setting.device, seed=self.seed)
+        examples = AdversarialExamples(model, chosen, [attack], batch_size=250, device=context.device, seed=self.seed)
         statistics = collect(model, examples, [self.node], attack.spec)
         count = count_of_percent(self.percent, len(statistics.node(self.node)))
         (mask,) = select("top" if self.by == "t-act" else self.by, Selection(statistics, self.node, count=count))
-        self.channels = setting.processes.broadcast(mask.channels[self.node])
+        self.channels = context.processes.broadcast(mask.channels[self.node])
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, update: UpdateState, start: Pass, final: Pass) -> Tensor:
         """Masked loss minus weighted difference (scalar)."""
-        with masked(step.model, {self.node: self.channels}):
-            masked_loss = step.loss(step.model(step.images), step.batch.labels)
-        change = step.final.activations[self.node] - step.start.activations[self.node]
+        with masked(update.model, {self.node: self.channels}):
+            masked_loss = update.loss(update.model(final.images), update.batch.labels)
+        change = final.activations[self.node] - start.activations[self.node]
         difference = change[:, list(self.channels)].square().sum() / change.numel()
-        step.measured.update(co_masked_loss=masked_loss.detach(), co_difference=difference.detach())
+        update.measured.update(co_masked_loss=masked_loss.detach(), co_difference=difference.detach())
         return masked_loss - self.weight * difference
 
     def state(self) -> dict[str, Any]:
@@ -150,12 +156,12 @@ class ChannelDivergence(Regularizer):
         return {"channels": list(self.channels)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self.channels = tuple(state["channels"])
 
 
 def noisy_versions(kind: str, images: Tensor, batch: Batch, radius: float, generator: torch.Generator) -> list[Tensor]:
-    """What the update sees, of whose losses it takes the mean.
+    """The inputs of the update, which lowers the mean of their losses.
 
     Args:
         kind: `added`: x + δ + δ0 (Eq. 12); `both`: x + δ0 (Eq. 11) and x + δ + δ0, in two passes.

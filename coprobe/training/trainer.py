@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run
 from coprobe.verdict.rule import collapse_epoch
 
-#: Updates between two looks at whether the numbers are finite; each look waits for the device.
-_LOOK_EVERY = 50
-#: The state is saved after an epoch unless that would take more than this part of the time.
+#: Updates between two checks that the numbers are finite; each check waits for the device.
+_CHECK_EVERY = 50
+#: The state is saved after an epoch unless saving would take more than this fraction of the time.
 _SAVING_SHARE = 0.1
-#: What the bits of a run depend on, besides its recipe and images.
+#: What the weights depend on bit for bit, besides the recipe and the images.
 _SAME_BITS = ("torch", "device", "threads", "processes")
 
 
@@ -38,8 +38,8 @@ def _nothing(*_: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Listener:
-    """Who wants to know how far a run is.
+class TrainingCallback:
+    """Functions that a run calls as it goes on.
 
     Args:
         on_batch: called with the number of images after every update.
@@ -64,7 +64,7 @@ def train(
     resume: bool = False,
     save_minutes: float = 10.0,
     compiled: bool = False,
-    listener: Listener | None = None,
+    callback: TrainingCallback | None = None,
 ) -> Run:
     """Train a checkpoint.
 
@@ -76,11 +76,11 @@ def train(
         data: the training set; None loads `recipe.data`.
         skip_bad: leave out images that can't be read, where any are loaded, instead of refusing them.
         overwrite: replace the files of a run that is there already.
-        resume: go on with a run that was interrupted; one that is finished is left as it is, and a new one begins
-            where there is none.
+        resume: go on with an interrupted run; a finished one is left as it is, and where there is none, a new one
+            begins.
         save_minutes: the longest time between two saves of the state within an epoch.
         compiled: run the passes through torch.compile.
-        listener: hears of batches, epochs and events.
+        callback: what is called after batches, epochs and events.
 
     Raises:
         InputError: a recipe that can't be followed, a run that is there already, another recipe or other images than
@@ -89,31 +89,31 @@ def train(
         RunError: losses or weights are not finite, or a file can't be written; what was saved before is kept.
     """
     run = Run(check_writable_directory(out))
-    listener = listener or Listener()
+    callback = callback or TrainingCallback()
     _refuse(recipe, run, overwrite=overwrite, resume=resume)
     if resume and run.outcome:
         if processes.leads:
-            run.tidy()  # a kill may have come right before
-        listener.on_message(f"{out}: finished already, nothing to resume")
+            run.tidy()  # it may have been killed just before this
+        callback.on_message(f"{out}: finished already, nothing to resume")
         return run
     assembly = assemble(recipe, torch.device(device), processes, data=data, skip_bad=skip_bad, compiled=compiled)
-    job = _Job(recipe, run, assembly, listener, save_minutes)
+    job = _Job(recipe, run, assembly, callback, save_minutes)
     if resume and run.resumable.exists():
-        job.take_up()
+        job.resume()
     elif processes.leads:
         run.begin(recipe, assembly.facts)
     try:
         with Interruption() as job.interruption:
             job.work()
     except OSError as error:
-        if error.filename is None:  # not about a file: whoever listens has hung up
+        if error.filename is None:  # not about a file: stdout or stderr is closed
             raise
         raise RunError(f"{error.filename}: {error.strerror}; once that is mended, {_again(run)}") from error
     return run
 
 
 def _refuse(recipe: Recipe, run: Run, *, overwrite: bool, resume: bool) -> None:
-    """Raise `InputError` if the directory holds a run that this is not to replace, or can't go on with."""
+    """Raise `InputError` if the directory holds a run that must not be replaced or can't be resumed."""
     if resume and run.begun:
         run.refuse_other(recipe, run.recipe)
     if (run.checkpoint.exists() or run.resumable.exists()) and not (overwrite or resume):
@@ -124,18 +124,18 @@ def _again(run: Run) -> str:
     return f"'coprobe train --resume --out {shlex.quote(str(run.directory))}' goes on"
 
 
-class _AskedError(Exception):
-    """The interruption that was noted, on its way out of an evaluation."""
+class _StopError(Exception):
+    """Leaves an evaluation when a signal has asked the run to stop."""
 
 
 @dataclass
 class _Job:
-    """A run in one process."""
+    """This process's part of a run."""
 
     recipe: Recipe
     run: Run
     assembly: Assembly
-    listener: Listener
+    callback: TrainingCallback
     save_minutes: float
     interruption: Interruption = field(default_factory=Interruption)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -150,9 +150,9 @@ class _Job:
 
     @property
     def processes(self) -> Processes:
-        return self.loop.setting.processes
+        return self.loop.context.processes
 
-    def take_up(self) -> None:
+    def resume(self) -> None:
         """Go on from the run's saved state."""
         state = self.run.load_state(self.recipe)
         if state["data_digest"] != self.assembly.facts["data_digest"]:
@@ -161,19 +161,19 @@ class _Job:
         self.rows, self.watched = state["rows"], state["watched"]
         self._compare(self.run.about()["provenance"])
         done = self.loop.epoch + self.loop.number / self.loop.updates
-        self.listener.on_message(f"{self.run.directory}: resumed after {done:.2f} of {self.recipe.epochs} epochs")
+        self.callback.on_message(f"{self.run.directory}: resumed after {done:.2f} of {self.recipe.epochs} epochs")
         images = self.loop.loader.images * self.loop.method.updates_per_batch
-        self.listener.on_batch(round(done * images))
+        self.callback.on_batch(round(done * images))
 
     def _compare(self, begun: dict[str, Any]) -> None:
-        """Say what is not as it was when the run began, and will make the weights differ in their last bits."""
+        """Tell what has changed since the run began and makes the weights differ in their last bits."""
         now = self.assembly.facts
         changed = [f"{key} {now[key]} (not {begun[key]})" for key in _SAME_BITS if begun.get(key, now[key]) != now[key]]
         if changed:
-            self.listener.on_message(f"{self.run.directory}: goes on with {', '.join(changed)}, so not bit for bit")
+            self.callback.on_message(f"{self.run.directory}: goes on with {', '.join(changed)}, so not bit for bit")
 
     def work(self) -> None:
-        """Epoch after epoch, to the end or to an interruption."""
+        """Train until the run ends or is interrupted."""
         ended_by = self._ending() if self.rows else None
         while ended_by is None:
             ended_by = self._epoch()
@@ -181,29 +181,32 @@ class _Job:
             self.run.finish(self._outcome(ended_by))
 
     def _epoch(self) -> str | None:
-        """One epoch; why the run ends with it, if it does."""
+        """Train one epoch; returns why the run ends with it, if it does."""
         for batch in self.loop.run_epoch():
-            self.listener.on_batch(len(batch.whole))
+            self.callback.on_batch(len(batch.whole))
             self._pause()
         epoch = self.loop.epoch
         self._check_finite()
         row = self._measure()
-        if self.recipe.early_stop and self._drops():
-            self.listener.on_message(
-                f"epoch {epoch + 1}: PGD-5 accuracy on training images dropped; the weights before are kept"
-            )
-            return "--early-stop"
+        if self.recipe.early_stop:
+            before, self.watched = self.watched, self._training_accuracy()
+            if self.watched < before - 0.2:
+                self.callback.on_message(
+                    f"epoch {epoch + 1}: PGD-5 accuracy on training images dropped from {100 * before:.1f} % to "
+                    f"{100 * self.watched:.1f} %; the weights before are kept"
+                )
+                return "--early-stop"
         row = (
             {"epoch": epoch + 1, "lr": self.recipe.learning_rate(epoch / self.recipe.epochs)}
             | self.loop.end_epoch()
             | row
         )
-        row["peak_memory_mib"] = peak_memory(self.loop.setting.device)
+        row["peak_memory_mib"] = peak_memory(self.loop.context.device)
         self.rows.append(row)
         if self.processes.leads:
             self.run.save_epoch(self.assembly.checkpoint, self.rows)
             self._announce()
-        self.listener.on_epoch(row)
+        self.callback.on_epoch(row)
         ended_by = self._ending()
         since = time.perf_counter() - self._saved_at
         if ended_by is None and self.processes.broadcast(since >= self._saving_took / _SAVING_SHARE):
@@ -217,17 +220,17 @@ class _Job:
         return "the schedule" if row["epoch"] == self.recipe.epochs else None
 
     def _pause(self) -> None:
-        """Between two updates: heed an interruption, save if it is time, see that the numbers are finite."""
-        look = self.loop.number % _LOOK_EVERY == 0
-        if look:
+        """Between two updates: check that the numbers are finite, save if it is time, and stop if a signal came."""
+        due = self.loop.number % _CHECK_EVERY == 0
+        if due:
             self._check_finite()
-        if self.processes.world_size == 1 or look or self.loop.number == self.loop.updates:
-            asked = self.processes.any(self.interruption.signal is not None, self.loop.setting.device)
+        if self.processes.world_size == 1 or due or self.loop.number == self.loop.updates:
+            stop = self.processes.any(self.interruption.signal is not None, self.loop.context.device)
             overdue = time.perf_counter() - self._saved_at > 60 * self.save_minutes
-            if asked or self.processes.broadcast(overdue):
-                self._check_finite()  # or a lost run would take the place of the state to go back to
+            if stop or self.processes.broadcast(overdue):
+                self._check_finite()  # a diverged state must not replace the one to go back to
                 self._save()
-            if asked:
+            if stop:
                 raise self._interrupted()
 
     def _interrupted(self) -> InterruptedRunError:
@@ -245,7 +248,7 @@ class _Job:
         }
         if self.processes.leads:
             self.run.save_state(self.recipe, state)
-        # The others wait: were one of them gone first, as after an interruption, the file would be cut short.
+        # The others wait for process 0, which would be stopped before the file is complete if one of them left first.
         self._saving_took = self.processes.broadcast(time.perf_counter() - began)
         self._saved_at = time.perf_counter()
 
@@ -268,51 +271,49 @@ class _Job:
         failure = None
         if self.processes.leads:
             try:
-                model.precision = "32"  # what anybody who reads the checkpoint will measure
-                row = self.assembly.monitor.measure(model, self._heed)
-            except _AskedError:
+                model.precision = "32"  # as whoever loads the checkpoint will measure it
+                row = self.assembly.monitor.measure(model, self._check_stop)
+            except _StopError:
                 self._save()
                 raise self._interrupted() from None
             except RunError as error:
-                what, _, _ = str(error).partition(";")  # the remedy is that of a training
+                what, _, _ = str(error).partition(";")  # its remedy is not one for training
                 failure = f"epoch {self.loop.epoch + 1} can't be measured: {what}; {self._kept}; lower --lr"
             finally:
                 model.precision = self.recipe.precision
-        failure = self.processes.broadcast(failure)  # the others would wait for ever
+        failure = self.processes.broadcast(failure)  # or the others would wait forever
         if failure:
             raise DivergedError(failure)
         row["seconds"] = self.loop.seconds + time.perf_counter() - began
         return self.processes.broadcast(row)
 
-    def _heed(self, images: int) -> None:
+    def _check_stop(self, images: int) -> None:
         if self.interruption.signal is not None and self.processes.world_size == 1:
-            raise _AskedError
+            raise _StopError
 
-    def _drops(self) -> bool:
-        """Whether accuracy under PGD-5 in training mode, on the epoch's first batch, fell by more than 0.2.
+    def _training_accuracy(self) -> float:
+        """Accuracy under PGD-5 in training mode on the epoch's first batch, a fraction.
 
-        As in the public code of FGSM-RS; but what the passes do to the running statistics is undone.
+        As in the public code of FGSM-RS, but what the passes do to the running statistics is undone.
         """
         batch = next(self.loop.loader.batches(self.loop.epoch))
         buffers = {name: value.clone() for name, value in self.loop.model.named_buffers()}
         self.loop.model.train()
-        attack = make_method("pgd-at", {"iterations": 5}, epsilon=self.recipe.eps_train / 255, seed=self.recipe.seed)
-        attack.prepare(self.loop.setting)
-        attack.begin_step(self.loop.epoch, 0)
-        images = attack.perturb(self.loop.model, batch, keep_graph=False).images
+        attack = make_method("pgd-at", {"iterations": 5}, epsilon=self.recipe.eps_train / 255)
+        update = replace(self.loop.state_of(batch, 0, {}), keep_graph=False)
+        images = attack.perturb(update).images
         with torch.no_grad():
             correct = (self.loop.model(images).argmax(1) == batch.labels).sum()
             for name, value in self.loop.model.named_buffers():
                 value.copy_(buffers[name])
-        before, self.watched = self.watched, float(self.processes.sum(correct)) / len(batch.whole)
-        return self.watched < before - 0.2
+        return float(self.processes.sum(correct)) / len(batch.whole)
 
     def _announce(self) -> None:
-        """Say when the epochs so far show a collapse that those before did not."""
+        """Report a collapse in the first epoch that shows it."""
         accuracies = [row["pgd10"] for row in self.rows]
         epoch = collapse_epoch(accuracies)
         if epoch is not None and collapse_epoch(accuracies[:-1]) is None:
-            self.listener.on_message(
+            self.callback.on_message(
                 f"catastrophic overfitting in epoch {epoch}: PGD-10 accuracy {100 * accuracies[epoch - 1]:.1f} %, "
                 f"at most {100 * max(accuracies):.1f} % before"
             )
@@ -321,7 +322,7 @@ class _Job:
         accuracies = [row["pgd10"] for row in self.rows]
         learnt = bool(self.rows) and converged(self.rows[-1]["clean"], self.assembly.checkpoint.num_classes)
         if not learnt:
-            self.listener.on_message("did not converge: clean accuracy is no better than guessing; no result")
+            self.callback.on_message("did not converge: clean accuracy is no better than guessing; no result")
         best = max(range(len(accuracies)), key=lambda place: (accuracies[place], place)) + 1
         return {
             "ended_by": ended_by,

@@ -25,7 +25,7 @@ from coprobe.checkpoint import Checkpoint
 from coprobe.core.files import write_json
 from coprobe.errors import InterruptedRunError
 from coprobe.models import Classifier, build
-from coprobe.training import Listener, Recipe, Run, train
+from coprobe.training import Recipe, Run, TrainingCallback, train
 
 #: Networks of a person's own, for `--model nets.py:…`; they take digits, 1×32×32.
 NETS = '''
@@ -363,7 +363,7 @@ def _stop(recipe: Recipe, out: Path) -> None:
             os.kill(os.getpid(), 15)
 
     try:
-        train(recipe, out, listener=Listener(interrupt))
+        train(recipe, out, callback=TrainingCallback(interrupt))
     except InterruptedRunError:
         return
     raise AssertionError("the run was not stopped")

@@ -50,10 +50,16 @@ def limit_files(size: int) -> Callable[[], None]:
     return functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
-def train(out: Path, *arguments: str, hits: tuple[Hit, ...] = (), kill_after: float | None = None) -> Ended:
-    """Run `coprobe train --out OUT ARGUMENTS` to its end, or kill it after so many seconds."""
+def train(
+    out: Path,
+    *arguments: str,
+    hits: tuple[Hit, ...] = (),
+    kill_after: float | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Ended:
+    """Run `coprobe train --out OUT ARGUMENTS`, after `prepare`, to its end, or kill it after so many seconds."""
     reading, writing = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=_work, args=(out, arguments, hits, writing))
+    process = FORKS.Process(target=_work, args=(out, arguments, hits, prepare, writing))
     process.start()
     writing.close()
     try:
@@ -66,7 +72,13 @@ def train(out: Path, *arguments: str, hits: tuple[Hit, ...] = (), kill_after: fl
         return Ended(int(process.exitcode or 0), lines.read().splitlines())
 
 
-def _work(out: Path, arguments: tuple[str, ...], hits: tuple[Hit, ...], stderr: Connection) -> None:
+def _work(
+    out: Path,
+    arguments: tuple[str, ...],
+    hits: tuple[Hit, ...],
+    prepare: Callable[[], None] | None,
+    stderr: Connection,
+) -> None:
     import torch
 
     from coprobe.cli import main
@@ -74,6 +86,8 @@ def _work(out: Path, arguments: tuple[str, ...], hits: tuple[Hit, ...], stderr: 
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     sys.stderr = os.fdopen(stderr.fileno(), "w", encoding="utf-8", buffering=1, closefd=False)
     torch.set_num_threads(1)
+    if prepare:
+        prepare()
     for hit in hits:
         _arm(hit, out)
     sys.exit(main(["train", "--out", str(out), *arguments]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import coprobe
-from coprobe.training import Listener, Recipe
+from coprobe.training import Recipe, TrainingCallback
 
 TINY = Recipe(
     data="digits", limit_train=96, held_out=40, width=4, eps_train=26, epochs=2, batch_size=32, lr=0.05, augment="crop"
@@ -39,9 +39,9 @@ class Told:
     after: list[int] = field(default_factory=list)
 
     @property
-    def listener(self) -> Listener:
+    def callback(self) -> TrainingCallback:
         def hear(message: str) -> None:
             self.messages.append(message)
             self.after.append(len(self.rows))
 
-        return Listener(self.images.append, self.rows.append, hear)
+        return TrainingCallback(self.images.append, self.rows.append, hear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,11 +18,12 @@ from coprobe.core.randomness import generator_for
 from coprobe.data import Dataset, Loader, hold_out
 from coprobe.errors import RunError
 from coprobe.models import build
-from coprobe.training import Listener, Recipe, Run, train
+from coprobe.training import Recipe, Run, TrainingCallback, train
 from coprobe.training.monitor import Monitor
-from coprobe.training.trainer import _Job
 from tests.training.references.common import clip
 from tests.training.runs import MEASURED, QUICK, TINY, Told, same, weights
+
+DROPPED = r"epoch (\d): PGD-5 accuracy on training images dropped from (.*) % to (.*) %; the weights before are kept"
 
 
 def literal_pgd5_accuracy(state: dict[str, Tensor], recipe: Recipe, training: Dataset, epoch: int) -> float:
@@ -45,23 +47,24 @@ def test_early_stopping_keeps_the_weights_before_the_drop(
 ) -> None:
     """A learning rate that ruins the weights from epoch 5 on; up to there, the check leaves no trace."""
     monkeypatch.setattr(Recipe, "learning_rate", lambda recipe, progress: 0.05 if progress < 0.79 else 3.0)
-    drops = _Job._drops
-    watched: list[float] = []
-    monkeypatch.setattr(_Job, "_drops", lambda job: (drops(job), watched.append(job.watched))[0])
     recipe = replace(QUICK, held_out=10, eps_train=4, epochs=5, batch_size=16, augment="none", seed=1)
     kept: list[dict[str, Tensor]] = []
-    unchecked = Listener(on_epoch=lambda row: kept.append(weights(tmp_path / "all" / "checkpoint.pt")))
-    whole = train(recipe, tmp_path / "all", data=digits, listener=unchecked)
+    unchecked = TrainingCallback(on_epoch=lambda row: kept.append(weights(tmp_path / "all" / "checkpoint.pt")))
+    whole = train(recipe, tmp_path / "all", data=digits, callback=unchecked)
     training, _ = hold_out(digits, 64, 10)
     accuracies = [literal_pgd5_accuracy(state, recipe, training, epoch) for epoch, state in enumerate(kept)]
     assert [after < before - 0.2 for before, after in pairwise(accuracies)] == [False, False, False, True]
 
     told = Told()
-    stopped = train(replace(recipe, early_stop=True), tmp_path / "stopped", data=digits, listener=told.listener)
-    assert watched == pytest.approx(accuracies, abs=0.07)  # but for an image at the border
+    stopped = train(replace(recipe, early_stop=True), tmp_path / "stopped", data=digits, callback=told.callback)
     assert stopped.outcome is not None
     assert (stopped.outcome["ended_by"], stopped.outcome["epochs"]) == ("--early-stop", 4)
-    assert sum("epoch 5: PGD-5 accuracy on training images dropped" in message for message in told.messages) == 1
+    (said,) = (re.match(DROPPED, message) for message in told.messages if "dropped" in message)
+    assert said is not None and int(said[1]) == 5
+    assert [float(said[2]), float(said[3])] == pytest.approx(
+        [100 * accuracy for accuracy in accuracies[-2:]],
+        abs=7,  # but for an image of 16 at the border
+    )
     assert same(weights(stopped.checkpoint), kept[3])
     assert coprobe.load(stopped.checkpoint).metrics["epoch"] == 4
     pd.testing.assert_frame_equal(stopped.history.drop(columns=MEASURED), whole.history.iloc[:4].drop(columns=MEASURED))
@@ -88,7 +91,7 @@ def test_a_collapse_is_said_once_when_it_happens(
 ) -> None:
     script(monkeypatch, [0.3, 0.5, 0.24, 0.01, 0.0])
     told = Told()
-    run = train(replace(QUICK, limit_train=32, epochs=5), tmp_path / "run", data=digits, listener=told.listener)
+    run = train(replace(QUICK, limit_train=32, epochs=5), tmp_path / "run", data=digits, callback=told.callback)
     assert told.messages == ["catastrophic overfitting in epoch 3: PGD-10 accuracy 24.0 %, at most 50.0 % before"]
     assert told.after == [2]  # a row is given after what was said of it
     assert run.outcome is not None
@@ -111,7 +114,7 @@ def test_a_run_can_end_with_its_collapse(digits: Dataset, tmp_path: Path, monkey
 
 def test_a_run_that_never_learns_is_no_result(digits: Dataset, tmp_path: Path) -> None:
     told = Told()
-    run = train(replace(QUICK, lr=0.0), tmp_path / "run", data=digits, listener=told.listener)
+    run = train(replace(QUICK, lr=0.0), tmp_path / "run", data=digits, callback=told.callback)
     assert told.messages == ["did not converge: clean accuracy is no better than guessing; no result"]
     assert run.outcome is not None
     assert run.outcome["converged"] is False

@@ -26,6 +26,7 @@ from coprobe.errors import InputError
 from coprobe.training import Recipe, Run
 from coprobe.training import train as train_here
 from tests.training.processes import Hit, limit_files, send, train
+from tests.training.runs import MEASURED
 
 #: Memories that are reset in epoch 3, weights averaged, the logit term by default; 9 updates per epoch.
 RECIPE = Recipe(
@@ -45,8 +46,6 @@ OTHERS = {
                          lr=0.3, schedule="constant", early_stop=True, seed=4)),
     "free": (6, replace(SHORT, method="free", options={"replays": 3}, limit_train=20, noise="added")),
 }  # fmt: skip
-#: What depends on the machine's mood.
-MEASURED = ["seconds", "train_seconds", "images_per_second", "peak_memory_mib"]
 OFTEN = ("--save-minutes", "1e-9")
 KILL = send(signal.SIGKILL)
 
@@ -390,11 +389,3 @@ def test_divergence_keeps_the_epochs_before(decay: float, said: str, tmp_path: P
     assert_readable(out)
     model = torch.load(Run(out).resumable, weights_only=True)["loop"]["model"]
     assert all(tensor.isfinite().all() for tensor in model.values())
-
-
-def test_a_run_that_never_learns_says_so(tmp_path: Path) -> None:
-    ended = train(tmp_path / "run", *knobs(replace(SHORT, lr=0.0, epochs=1)))
-    assert ended.code == 0
-    assert ended.lines[1:] == ["did not converge: clean accuracy is no better than guessing; no result"]
-    outcome = Run(tmp_path / "run").outcome
-    assert outcome is not None and outcome["converged"] is False

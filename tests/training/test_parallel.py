@@ -22,17 +22,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import coprobe
 from coprobe.core.processes import Processes
 from coprobe.core.randomness import generator_for
 from coprobe.data import Batch, Loader, load
 from coprobe.errors import InterruptedRunError, RunError
-from coprobe.training import Listener, Recipe, Run, train
+from coprobe.training import Recipe, Run, TrainingCallback, train
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.memory import Memory
 from coprobe.training.parallel import synchronise_batchnorm
-from coprobe.training.step import Step, uniform
+from coprobe.training.update import AdversarialInputs, Pass, UpdateState, uniform
 from tests.training.group import given_by, in_group
+from tests.training.runs import MEASURED, weights
 
 #: Updates with 32 and with 23 images: of 3 processes, parts of 10, 11, 11 and of 7, 8, 8.
 RECIPE = Recipe(
@@ -84,7 +84,7 @@ def stop(processes: Processes, folder: Path) -> list[str]:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with pytest.raises(InterruptedRunError) as error:
-            train(recipe, run.directory, processes=processes, listener=Listener(on_batch=hear))
+            train(recipe, run.directory, processes=processes, callback=TrainingCallback(on_batch=hear))
         assert run.resumable.stat().st_mtime > seen[-1], "a process was gone before the state was saved"
         stopped.append(f"{error.value.exit_code} {error.value}")
     train(APART, folder / "stopped" / "atas", processes=processes, resume=True)
@@ -187,8 +187,8 @@ def _compute_exactly() -> None:
         checkpoint.model.double().register_forward_pre_hook(lambda model, images: (images[0].double(),))
         return checkpoint
 
-    if trainer._LOOK_EVERY > 1:  # once
-        assembly._untrained, trainer._LOOK_EVERY = exact, 1
+    if trainer._CHECK_EVERY > 1:  # once
+        assembly._untrained, trainer._CHECK_EVERY = exact, 1
         Loader._batch = lambda *given: _widened(cut(*given))  # type: ignore[method-assign]
         Monitor.measure = lambda *given: dict.fromkeys(("clean", "fgsm", "pgd10"), 0.5)  # type: ignore[method-assign]
 
@@ -207,10 +207,10 @@ def _updates(recipe: Recipe, out: Path, processes: Processes) -> list[tuple[Tens
     updates = []
     objective = TrainingLoop.objective
 
-    def listen(loop: TrainingLoop, batch: Batch, seen: dict[str, Tensor]) -> tuple[Step, Tensor]:
-        step, loss = objective(loop, batch, seen)
-        updates.append((step.images.detach(), processes.sum(loss.detach() * batch.fraction).item()))
-        return step, loss
+    def listen(loop: TrainingLoop, update: UpdateState) -> tuple[AdversarialInputs, Pass, Tensor]:
+        inputs, final, loss = objective(loop, update)
+        updates.append((final.images.detach(), processes.sum(loss.detach() * update.batch.fraction).item()))
+        return inputs, final, loss
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingLoop, "objective", listen)
@@ -258,13 +258,9 @@ def groups(folder: Path) -> dict[int, list[dict[str, Any]]]:
     return {count: given_by(count, folder) for count in (1, 2, 3)}
 
 
-def weights(run: Path) -> dict[str, Tensor]:
-    return coprobe.load(run / "checkpoint.pt").model.network.state_dict()
-
-
 def distance(run: Path, other: Path) -> float:
     """The largest difference of any weight or running statistic."""
-    mine, theirs = weights(run), weights(other)
+    mine, theirs = (weights(which / "checkpoint.pt") for which in (run, other))
     return max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine)
 
 
@@ -276,8 +272,7 @@ def test_several_processes_train_as_one_does(groups: Any, folder: Path, count: i
         assert process["learn"][name] == pytest.approx(one["learn"][name], abs=1e-9)
     mine, theirs = folder / f"runs-{count}" / name, folder / "runs-1" / name
     assert distance(mine, theirs) < 1e-6  # saved in float32
-    measured = {"seconds", "train_seconds", "images_per_second", "peak_memory_mib"}
-    left, right = (Run(run).history.drop(columns=measured) for run in (mine, theirs))
+    left, right = (Run(run).history.drop(columns=MEASURED) for run in (mine, theirs))
     pd.testing.assert_frame_equal(left, right, rtol=0, atol=1e-7)
 
 

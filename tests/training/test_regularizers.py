@@ -16,28 +16,29 @@ from coprobe.core.randomness import ImageRandomness, generator_for
 from coprobe.data import Batch, Dataset
 from coprobe.nodes import record
 from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability, Regularizer
-from coprobe.training.step import Setting
+from coprobe.training.update import TrainingContext
 from tests.training.references import REFERENCES
 from tests.training.references.common import (
     CLASSES,
     EPSILON,
+    SEED,
     SHAPE,
+    At,
     Literal,
     Tiny,
     attack_gradient,
     clip,
+    context,
     draw_uniform,
     make,
     make_batch,
-    setting,
     soft_cross_entropy,
     tiny,
     update,
 )
 from tests.training.updates import assert_same_state, literal_update, loop_for, one_update
 
-#: Of the updates: not the first, at whose beginning channels are chosen even when they are to be chosen once.
-EPOCH = 1
+AT = At(1, 0)
 #: The mass of the true class in the loss of each method that the terms are tried on.
 FACTORS = {"fgsm": 1.0, "fgsm-mep": 0.6}
 
@@ -55,17 +56,14 @@ def assert_update(
     """An update with these terms equals one that lowers `loss_of`, which makes the same passes in the same order."""
     model, batch = tiny(), make_batch()
     slow = copy.deepcopy(model)
-    made = make(method, epoch=EPOCH)
     literal_update(slow, loss_of(slow, batch))
-    loop = loop_for(model, made, batch, terms, **knobs)
-    loop.epoch = EPOCH
-    one_update(loop)
+    one_update(loop_for(model, make(method, epoch=AT.epoch), terms, **knobs), batch, AT)
     assert_same_state(model, slow)
 
 
 def reference(name: str, model: Tiny, batch: Batch) -> tuple[Literal, Tensor, Tensor]:
     """The method's own part, and features and logits of its pass at x + δ0."""
-    literal = REFERENCES[name](model, batch, make(name, epoch=EPOCH))
+    literal = REFERENCES[name](model, batch, make(name, epoch=AT.epoch), AT)
     assert literal.start_features is not None
     assert literal.start_logits is not None
     return literal, literal.start_features, literal.start_logits
@@ -147,9 +145,11 @@ def test_the_unweighted_parts_are_measured() -> None:
     model, batch = tiny(), make_batch()
     slow = copy.deepcopy(model)
     terms = [FeatureStability("relu", 20.0), LogitStability(10.0), divergence([0, 1])]
-    with record(model, ["relu"]) as seen:
-        step, _ = loop_for(model, make("fgsm"), batch, terms).objective(batch, seen)
-    literal = REFERENCES["fgsm"](slow, batch, make("fgsm"))
+    with record(model, ["relu"]) as recorded:
+        loop = loop_for(model, make("fgsm"), terms)
+        update = loop.state_of(batch, 0, recorded)
+        loop.objective(update)
+    literal = REFERENCES["fgsm"](slow, batch, make("fgsm"), At())
     assert literal.start_features is not None
     assert literal.start_logits is not None
     expected = {
@@ -158,10 +158,10 @@ def test_the_unweighted_parts_are_measured() -> None:
         "co_masked_loss": masked_loss(slow, literal.images, batch.labels, [0, 1], 1.0),
         "co_difference": difference(literal.features, literal.start_features, [0, 1]),
     }
-    assert {name: float(value) for name, value in step.measured.items()} == pytest.approx(
+    assert {name: float(value) for name, value in update.measured.items()} == pytest.approx(
         {name: float(value.detach()) for name, value in expected.items()}, rel=0, abs=1e-8
     )
-    assert not any(value.requires_grad for value in step.measured.values())
+    assert not any(value.requires_grad for value in update.measured.values())
 
 
 # C_p% of Eq. 9: which channels, and when they are chosen
@@ -199,8 +199,8 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def where(dataset: Dataset) -> Setting:
-    return replace(setting(), dataset=dataset)
+def where(dataset: Dataset) -> TrainingContext:
+    return replace(context(), dataset=dataset)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def trained(dataset: Dataset) -> TenChannels:
     return model
 
 
-def chosen(model: nn.Module, where: Setting, **given: Any) -> tuple[int, ...]:
+def chosen(model: nn.Module, where: TrainingContext, **given: Any) -> tuple[int, ...]:
     term = selecting(**given)
     term.begin_epoch(0, model, where)
     return term.channels
@@ -268,7 +268,7 @@ def largest(scores: list[float], count: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("by", ["t-act", "variance"])
 def test_the_channels_are_the_largest_of_a_literal_computation(
-    by: str, trained: TenChannels, where: Setting, dataset: Dataset
+    by: str, trained: TenChannels, where: TrainingContext, dataset: Dataset
 ) -> None:
     scores = literal_scores(trained, dataset)
     before = copy.deepcopy(trained.state_dict())
@@ -282,13 +282,15 @@ def test_the_channels_are_the_largest_of_a_literal_computation(
 
 @pytest.mark.parametrize(("percent", "count"), [(1, 1), (3, 1), (14, 1), (16, 2), (20, 2), (34, 3), (100, 10)])
 def test_p_percent_are_rounded_but_at_least_one(
-    percent: float, count: int, trained: TenChannels, where: Setting
+    percent: float, count: int, trained: TenChannels, where: TrainingContext
 ) -> None:
     assert len(chosen(trained, where, percent=percent)) == count
 
 
 @pytest.mark.parametrize("each_epoch", [True, False])
-def test_channels_are_chosen_anew_each_epoch_or_once(each_epoch: bool, trained: TenChannels, where: Setting) -> None:
+def test_channels_are_chosen_anew_each_epoch_or_once(
+    each_epoch: bool, trained: TenChannels, where: TrainingContext
+) -> None:
     model = copy.deepcopy(trained)
     term = selecting(each_epoch=each_epoch)
     term.begin_epoch(0, model, where)
@@ -306,9 +308,9 @@ def test_channels_are_chosen_anew_each_epoch_or_once(each_epoch: bool, trained: 
 # Noise (Eqs. 11 and 12)
 
 
-def noise_of(purpose: str, seed: int, batch: Batch) -> Tensor:
-    """What the first update of the epoch draws for this purpose."""
-    return EPSILON * draw_uniform(generator_for(seed, purpose, EPOCH, 0), batch)
+def noise_of(purpose: str, batch: Batch) -> Tensor:
+    """What the update draws for this purpose."""
+    return EPSILON * draw_uniform(generator_for(SEED, purpose, *AT), batch)
 
 
 def literal_fgsm(slow: Tiny, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -319,7 +321,7 @@ def literal_fgsm(slow: Tiny, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def test_equation_11_is_the_loss_at_uniform_noise() -> None:
     def loss(slow: Tiny, batch: Batch) -> Tensor:
-        return update(slow, batch.images + noise_of("perturbation", 1, batch), batch).loss
+        return update(slow, batch.images + noise_of("perturbation", batch), batch).loss
 
     assert_update("noise", [], loss)
 
@@ -327,7 +329,7 @@ def test_equation_11_is_the_loss_at_uniform_noise() -> None:
 def test_equation_12_adds_noise_to_the_perturbed_images_without_a_clamp() -> None:
     def loss(slow: Tiny, batch: Batch) -> Tensor:
         images, start = literal_fgsm(slow, batch)
-        images = images + noise_of("noise", 0, batch)
+        images = images + noise_of("noise", batch)
         assert images.min() < -0.01
         assert images.max() > 1.01
         literal = update(slow, images, batch)
@@ -339,7 +341,7 @@ def test_equation_12_adds_noise_to_the_perturbed_images_without_a_clamp() -> Non
 def test_both_is_the_mean_of_two_losses_in_two_passes_and_the_terms_look_at_the_last() -> None:
     def loss(slow: Tiny, batch: Batch) -> Tensor:
         images, start = literal_fgsm(slow, batch)
-        noise = noise_of("noise", 0, batch)
+        noise = noise_of("noise", batch)
         eleven = update(slow, batch.images + noise, batch).loss
         twelve = update(slow, images + noise, batch)
         masked = masked_loss(slow, images + noise, batch.labels, [1], 1.0)
@@ -351,11 +353,11 @@ def test_both_is_the_mean_of_two_losses_in_two_passes_and_the_terms_look_at_the_
 
 def test_noise_is_fresh_in_every_update() -> None:
     batch = make_batch()
-    loop = loop_for(tiny(), make("clean"), batch, noise="added")
+    loop = loop_for(tiny(), make("clean"), noise="added")
     noises = []
     for loop.epoch, loop.number in ((0, 0), (0, 1), (1, 0)):
-        step, _ = loop.objective(batch, {})
-        noises.append(step.images - batch.images)
+        _, final, _ = loop.objective(loop.state_of(batch, loop.number, {}))
+        noises.append(final.images - batch.images)
     assert all(0.9 * EPSILON < noise.abs().max() <= EPSILON + 1e-9 for noise in noises)
     assert not any(torch.equal(noises[0], noise) for noise in noises[1:])
     assert not torch.equal(noises[1], noises[2])

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coprobe.data import Batch, Loader
+from coprobe.nodes import record
 from coprobe.training import Method, Recipe
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.regularizers import Regularizer
-from tests.training.references.common import setting
+from tests.training.references.common import FIRST, SEED, At
 
 LR, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 
 
-class OneBatch(Loader):
-    """Gives the same batch over and over."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(setting().dataset, 6)
-        self.batch = batch
-
-    def batches(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        return iter([self.batch])
-
-
 def loop_for(
-    model: nn.Module, method: Method, batch: Batch, terms: Sequence[Regularizer] = (), **knobs: Any
+    model: nn.Module, method: Method, terms: Sequence[Regularizer] = (), *, compiled: bool = False, **knobs: Any
 ) -> TrainingLoop:
-    recipe = Recipe(lr=LR, momentum=MOMENTUM, weight_decay=DECAY, epochs=10, schedule="constant", **knobs)
-    return TrainingLoop(recipe, model, method, terms, OneBatch(batch), method.setting)
+    recipe = Recipe(lr=LR, momentum=MOMENTUM, weight_decay=DECAY, epochs=10, schedule="constant", seed=SEED, **knobs)
+    loader = Loader(method.context.dataset, 6)
+    return TrainingLoop(recipe, model, method, terms, loader, method.context, compiled=compiled)
 
 
-def one_update(loop: TrainingLoop) -> None:
-    """The first update of the epoch at which the method stands, without beginning the epoch for the method."""
-    loop.number = 0
-    method_begins = loop.method.begin_epoch
-    loop.method.begin_epoch = lambda epoch: None  # type: ignore[method-assign]
-    next(loop.run_epoch())
-    loop.method.begin_epoch = method_begins  # type: ignore[method-assign]
+def one_update(loop: TrainingLoop, batch: Batch, at: At = FIRST) -> None:
+    """This update alone, of an epoch that the method has begun."""
+    loop.epoch, loop.number = at
+    with record(loop.model, loop.nodes) as recorded:
+        loop.update(batch, recorded)
 
 
 def literal_update(model: nn.Module, loss: Tensor) -> None:

@@ -20,7 +20,7 @@ from coprobe.errors import InputError, unknown
 from coprobe.training.recipe import PRESETS, Recipe, flag
 
 if TYPE_CHECKING:
-    from coprobe.training import Listener, Run
+    from coprobe.training import Run, TrainingCallback
 
 _RUN = "Run"
 #: What click reads for a knob of each annotation; choices and ranges are the recipe's to check, for JSON as well.
@@ -159,7 +159,7 @@ def command(
             resume=resume,
             save_minutes=save_minutes,
             compiled=compiled,
-            listener=_listener(recipe, advance, events) if processes.leads else None,
+            callback=_callback(recipe, advance, events) if processes.leads else None,
         )
     if processes.leads:
         _give(output, run, recipe)
@@ -236,10 +236,10 @@ def _events(directory: Path) -> Callable[[dict[str, Any]], None]:
     return write
 
 
-def _listener(
+def _callback(
     recipe: Recipe, advance: Callable[..., None], events: Callable[[dict[str, Any]], None] | None
-) -> Listener:
-    from coprobe.training import Listener
+) -> TrainingCallback:
+    from coprobe.training import TrainingCallback
 
     def on_epoch(row: dict[str, Any]) -> None:
         accuracies = f"clean {percent(row['clean'])}  FGSM {percent(row['fgsm'])}  PGD-10 {percent(row['pgd10'])}"
@@ -251,7 +251,7 @@ def _listener(
         if events:
             events(row)
 
-    return Listener(advance, on_epoch, message)
+    return TrainingCallback(advance, on_epoch, message)
 
 
 def _give(output: Output, run: Run, recipe: Recipe) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coprobe.attacks import project
 from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method, check_range
-from coprobe.training.modes import evaluating
-from coprobe.training.step import Perturbed
+from coprobe.training.update import AdversarialInputs, UpdateState
 
 
 @METHODS.register(
@@ -52,7 +51,6 @@ class ATAS(Method):
     smallest_step: float = 4.0
     largest_step: float = 14.0
     reset_every: int = 10
-    adaptive: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         check_range("warm_up", self.warm_up, 0)
@@ -62,45 +60,36 @@ class ATAS(Method):
             check_range(option, getattr(self, option), 0, 255)
         check_range("reset_every", self.reset_every, 1)
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Draw the perturbations where they are due; v starts at 0 and is never reset."""
-        super().begin_epoch(epoch)
-        data, device, ordinal = self.setting.dataset, self.setting.device, epoch + 1
+        data, device, ordinal = self.context.dataset, self.context.device, epoch + 1
         if epoch == 0:
             self.kept["gradient"] = self.remember(torch.zeros(len(data), device=device))
-        if epoch == 0 or (ordinal % self.reset_every == 0 and ordinal != self.setting.epochs):
+        if epoch == 0 or (ordinal % self.reset_every == 0 and ordinal != self.context.epochs):
             channels, *sides = data.image_shape
             # Channels innermost, as in the batches: a pixel of a crop is one piece of memory.
-            shape = (len(data), *(side + 2 * self.setting.padding for side in sides), channels)
-            draw = torch.rand(shape, generator=self.generator, device=device)
+            shape = (len(data), *(side + 2 * self.context.padding for side in sides), channels)
+            draw = torch.rand(shape, generator=generator, device=device)
             self.kept["perturbation"] = self.remember(self.epsilon * (2 * draw - 1))
 
-    def begin_step(self, epoch: int, number: int) -> None:
-        """See whether the step adapts to the image in this epoch."""
-        super().begin_step(epoch, number)
-        self.adaptive = epoch >= self.warm_up
-
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """One pass in evaluation mode at the stored perturbation, and a step from there, which is stored."""
+        batch = update.batch
         stored, window = self.memory("perturbation").read(batch), _window(batch)
-        start = (batch.images + stored[window].permute(0, 3, 1, 2)).clamp_(0, 1).requires_grad_()
-        with evaluating(model, keep_graph=keep_graph) as call:
-            logits = call(start)
-            observed = self.observe(logits)
-        # The gradient of the mean over the whole batch, of which this process may have but a part.
-        loss = self.loss(logits, batch.labels) * batch.fraction
-        (gradient,) = torch.autograd.grad(loss, start, retain_graph=keep_graph)
-        size = self._adapted(gradient, batch) if self.adaptive else self.alpha
-        images = project(start.detach() + size * gradient.sign(), batch.images, self.epsilon)
+        images = (batch.images + stored[window].permute(0, 3, 1, 2)).clamp_(0, 1)
+        start = update.forward(images, training=False)
+        gradient = update.input_gradient(start, self.loss(start.logits, batch.labels))
+        size = self._adapted(gradient, batch) if update.epoch >= self.warm_up else self.alpha
+        images = project(images + size * gradient.sign(), batch.images, self.epsilon)
         stored[window] = (images - batch.images).permute(0, 2, 3, 1)
         self.memory("perturbation").write(batch, stored)
-        return Perturbed(images, observed, gradient)
+        return AdversarialInputs(images, start, gradient)
 
     def _adapted(self, gradient: Tensor, batch: Batch) -> Tensor:
         """Update v, and give the step sizes (fractions): (batch, 1, 1, 1)."""
         # Kept is √v times the batch size, the size of the gradient of the image's own loss. v itself is around c²,
         # 1e-4, and falls far below: half precision has no digits left there.
-        scale = self.setting.batch_size
+        scale = self.context.batch_size
         squared = (scale * gradient).square().sum((1, 2, 3))
         before = self.memory("gradient").read(batch)
         root = (self.gradient_decay * before.square() + (1 - self.gradient_decay) * squared).sqrt()

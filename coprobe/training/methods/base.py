@@ -4,48 +4,46 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from coprobe.attacks import project
-from coprobe.core.randomness import generator_for
 from coprobe.core.registry import Registry
 from coprobe.data import Batch
 from coprobe.errors import InputError
 from coprobe.training.memory import Memory
-from coprobe.training.step import Pass, Perturbed, Setting, Step, uniform
+from coprobe.training.update import AdversarialInputs, Pass, TrainingContext, UpdateState, uniform
 
 #: Every training method by name. Facts: `cost`, the work of an epoch relative to FGSM's with the method's defaults. A
 #: forward pass and a backward pass to the images count 1 each, a backward pass to the weights as well 2: FGSM has 5.
 METHODS: Registry[type[Method]] = Registry("training method")
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(kw_only=True)
 class Method(ABC):
     """A training method: how images are perturbed, and the loss of the update.
 
+    Every further field of a subclass is an option, of the type int, float, bool, str or a Literal of words (or None).
+
     Args:
         epsilon: radius of the perturbation, a fraction.
         step_size: of the attack, a fraction; None takes `default_step` × epsilon.
-        seed: of the method's own randomness.
 
     Attributes:
         kept: what must outlast an update, by name: tensors, and memories of the images. An interrupted run gets
             it back; a method keeps no state anywhere else.
-        generator: of this update's random numbers; a new one for every update, on the device.
-        setting: of the run.
-        observe: makes the `start` of a `Perturbed` from the logits of the pass at x + δ0; to be called right after
-            that pass, when the activations seen last are those of it.
+        context: of the run.
     """
 
     epsilon: float
     step_size: float | None = None
-    seed: int = 0
     default_step: ClassVar[float] = 1.0
     default_logit_weight: ClassVar[float] = 0.0
     #: Whether there is an attack, whose pass at x + δ0 the regularizers compare with.
@@ -57,9 +55,7 @@ class Method(ABC):
     #: Whether torch.compile can take its passes (it knows no second derivatives).
     compiles: ClassVar[bool] = True
     kept: dict[str, Tensor | Memory] = field(init=False, repr=False, default_factory=dict)
-    generator: torch.Generator = field(init=False, repr=False)
-    setting: Setting = field(init=False, repr=False)
-    observe: Callable[[Tensor], Pass] = field(init=False, repr=False, default_factory=lambda: _unobserved)
+    context: TrainingContext = field(init=False, repr=False)
 
     def __post_init__(self) -> None:  # noqa: B027 (some have none)
         """Check the options; raises `InputError` for one out of range."""
@@ -79,38 +75,46 @@ class Method(ABC):
         """Whether `objective` takes the pass at x + δ0 with its graph."""
         return False
 
-    def prepare(self, setting: Setting) -> None:
-        """Called once, before the first epoch; raises `InputError` for a setting that the method can't work in."""
-        self.setting = setting
+    def prepare(self, context: TrainingContext) -> None:
+        """Called once, before the first epoch; raises `InputError` for a context that the method can't work in."""
+        self.context = context
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before every epoch (from 0); extend it to make or reset what is kept."""
-        self.generator = generator_for(self.seed, "memory", epoch, device=self.setting.device)
+    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:  # noqa: B027 (most need none)
+        """Make or reset what is kept.
 
-    def begin_step(self, epoch: int, number: int) -> None:
-        """Called before every update with its number in the epoch, both from 0."""
-        self.generator = generator_for(self.seed, "perturbation", epoch, number, device=self.setting.device)
-
-    @abstractmethod
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
-        """The images to train on; the model is in training mode and must be left so.
+        Called before every epoch (from 0), but not again when a run is resumed in the middle of one.
 
         Args:
-            model: images to logits.
-            batch: images in [0, 1], labels, indices into the data set.
-            keep_graph: keep the graph of the pass at x + δ0, because a regulariser reads it.
+            epoch: from 0.
+            generator: of this epoch's random numbers, on the device.
         """
+
+    @abstractmethod
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
+        """The images to train on; the model is in training mode and must be left so."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The classification loss (scalar, mean over the batch) of attack and update."""
         return cross_entropy(logits, labels)
 
-    def objective(self, step: Step) -> Tensor:
-        """What the update lowers, regularizers aside (scalar); may make passes of its own and add to `measured`."""
-        return self.loss(step.final.logits, step.batch.labels)
+    def objective(self, update: UpdateState, inputs: AdversarialInputs, final: Pass) -> Tensor:
+        """What the update lowers, regularizers aside (scalar); may make passes of its own and add to `measured`.
 
-    def after_backward(self, step: Step) -> None:  # noqa: B027 (most methods need none)
+        Args:
+            update: where in the run it is.
+            inputs: what `perturb` returned.
+            final: the update's pass at x + δ, or at its noisy version where Eqs. 11 and 12 are asked for.
+        """
+        return self.loss(final.logits, update.batch.labels)
+
+    def after_backward(self, update: UpdateState, inputs: AdversarialInputs) -> None:  # noqa: B027 (most need none)
         """Called between the update's backward pass and the optimizer's step."""
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor that is kept under this name."""
+        tensor = self.kept[name]
+        assert isinstance(tensor, Tensor)
+        return tensor
 
     def memory(self, name: str) -> Memory:
         """The memory of the images that is kept under this name."""
@@ -120,7 +124,7 @@ class Method(ABC):
 
     def remember(self, rows: Tensor) -> Memory:
         """A memory of every training image, with these values (images, …) to begin with."""
-        return Memory(rows, self.setting.memory_dtype, self.setting.processes)
+        return Memory(rows, self.context.memory_dtype, self.context.processes)
 
     def state(self) -> dict[str, Any]:
         """`kept` as plain tensors, for `load`."""
@@ -129,16 +133,12 @@ class Method(ABC):
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
-        device = self.setting.device
+        """Restore what `state` returned."""
+        device = self.context.device
         self.kept = {
             name: value.to(device) if isinstance(value, Tensor) else self.remember(value["rows"].to(device))
             for name, value in state.items()
         }
-
-
-def _unobserved(logits: Tensor) -> Pass:
-    return Pass(logits, {})
 
 
 class SingleStep(Method):
@@ -149,22 +149,19 @@ class SingleStep(Method):
     """
 
     @abstractmethod
-    def start(self, batch: Batch) -> Tensor:
+    def start(self, update: UpdateState) -> Tensor:
         """δ0, like the images."""
 
     def step(self, delta: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
         """X + δ from δ0 and the gradient there: one sign step, projected to the ball and to [0, 1]."""
         return project(batch.images + delta + self.alpha * gradient.sign(), batch.images, self.epsilon)
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
-        """One pass at x + δ0, its gradient with respect to δ0, and `step`."""
-        delta = self.start(batch).requires_grad_()
-        logits = model(batch.images + delta)
-        start = self.observe(logits)
-        # The gradient of the mean over the whole batch, of which this process may have but a part.
-        loss = self.loss(logits, batch.labels) * batch.fraction
-        (gradient,) = torch.autograd.grad(loss, delta, retain_graph=keep_graph)
-        return Perturbed(self.step(delta.detach(), gradient, batch), start, gradient)
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
+        """One pass at x + δ0, its gradient with respect to the images, and `step`."""
+        batch, delta = update.batch, self.start(update)
+        start = update.forward(batch.images + delta)
+        gradient = update.input_gradient(start, self.loss(start.logits, batch.labels))
+        return AdversarialInputs(self.step(delta, gradient, batch), start, gradient)
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor, factor: float) -> Tensor:
@@ -173,21 +170,10 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor, factor: float) -> Tensor:
     return cross_entropy(logits, labels, label_smoothing=(1 - factor) * classes / (classes - 1))
 
 
-def random_start(batch: Batch, radius: float, generator: torch.Generator) -> Tensor:
+def random_start(update: UpdateState, radius: float) -> Tensor:
     """δ0 ~ U(±radius), like the images, such that x + δ0 stays in [0, 1]."""
-    x = batch.images
-    return (x + radius * uniform(batch, generator)).clamp_(0, 1) - x
-
-
-def _number(method: str, option: str, value: Any, *, whole: bool) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or (whole and number != int(number)):
-        kind = "whole number" if whole else "number"
-        raise InputError(f"method {method}: option {option} takes a {kind}, not '{value}'")
-    return int(number) if whole else number
+    x = update.batch.images
+    return (x + radius * uniform(update.batch, update.generator)).clamp_(0, 1) - x
 
 
 def check_range(option: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:
@@ -198,22 +184,48 @@ def check_range(option: str, value: float, low: float, high: float = math.inf, *
         raise InputError(f"option {option} must be {bounds}, not {value:g}")
 
 
+def _read(value: Any, kind: Any) -> Any:
+    """The value of an option, perhaps given as text, in its field's type; raises `ValueError` with what it takes."""
+    if type(None) in get_args(kind):
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        if str(value) not in get_args(kind):
+            raise ValueError(f"one of {', '.join(get_args(kind))}")
+        return str(value)
+    if kind is str:
+        return str(value)
+    if kind is bool:
+        if str(value).lower() not in _BOOLEANS:
+            raise ValueError("true or false")
+        return _BOOLEANS[str(value).lower()]
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        raise ValueError("a whole number" if kind is int else "a number")
+    return kind(number)
+
+
 def make_method(name: str, options: Mapping[str, Any], **common: Any) -> Method:
-    """The method called `name`, with its own `options` (numbers as text or as numbers).
+    """The method called `name`, with its own `options` (as text, or as what they are).
 
     Raises:
-        InputError: unknown method or option, or an option that is no number or out of range.
+        InputError: unknown method or option, or an option that its type doesn't allow or that is out of range.
     """
     method = METHODS[name]
     shared = {f.name for f in fields(Method)}
-    own = {f.name: f for f in fields(method) if f.name not in shared and f.init}
+    own = [f.name for f in fields(method) if f.name not in shared and f.init]
+    kinds = get_type_hints(method)
     given: dict[str, Any] = {}
     for option, value in options.items():
         key = option.replace("-", "_")
         if key not in own:
-            takes = ", ".join(own) or "none"
-            raise InputError(f"method {name} has no option '{key}'; its options: {takes}")
-        given[key] = _number(name, key, value, whole=own[key].type == "int")
+            raise InputError(f"method {name} has no option '{key}'; its options: {', '.join(own) or 'none'}")
+        try:
+            given[key] = _read(value, kinds[key])
+        except ValueError as error:
+            raise InputError(f"method {name}: option {key} takes {error}, not '{value}'") from None
     try:
         return method(**common, **given)
     except InputError as error:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method
-from coprobe.training.step import Perturbed
+from coprobe.training.update import AdversarialInputs, UpdateState
 
 
 @METHODS.register("clean", summary="no perturbation", source="the paper's Origin", cost=3 / 5)
@@ -19,6 +16,6 @@ class Clean(Method):
 
     attacks: ClassVar[bool] = False
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """The images as they are."""
-        return Perturbed(batch.images, None)
+        return AdversarialInputs(update.batch.images)

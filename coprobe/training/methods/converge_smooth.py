@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method, check_range, soft_cross_entropy
 from coprobe.training.methods.fgsm_mep import FGSMMEP
-from coprobe.training.step import Perturbed, Setting, Step, uniform
+from coprobe.training.update import AdversarialInputs, Pass, TrainingContext, UpdateState, uniform
 
 
 @dataclass(kw_only=True)
@@ -31,7 +30,7 @@ class ConvergeSmooth(Method):
         gamma: the largest tolerated deviation.
         ratio: gamma over the smallest tolerated one; 1 makes gamma the threshold whatever β is.
         weight: of the term.
-        initialize: 1 takes ℓ at the attack's start x + δ0, without a pass of its own; 0 on clean images.
+        initialize: take ℓ at the attack's start x + δ0, without a pass of its own, instead of on clean images.
 
     Raises:
         InputError: an option out of range.
@@ -40,8 +39,7 @@ class ConvergeSmooth(Method):
     gamma: float = 0.03
     ratio: float = 1.0
     weight: float = 1.0
-    initialize: int = 0
-    active: bool = field(init=False, repr=False, default=False)
+    initialize: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,59 +47,49 @@ class ConvergeSmooth(Method):
         check_range("ratio", self.ratio, 0, above=True)
         check_range("weight", self.weight, 0)
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, context: TrainingContext) -> None:
         """Begin with means of 0, which no epoch looks at."""
-        super().prepare(setting)
-        self.kept["clean_totals"] = torch.zeros(2, device=setting.device)
-        self.kept["clean_means"] = torch.zeros(2, device=setting.device)
+        super().prepare(context)
+        # The sum of ℓ over this epoch's images so far, and their number.
+        self.kept["clean_totals"] = torch.zeros(2, device=context.device)
+        # ℓ̄, and that of the epoch before.
+        self.kept["clean_means"] = torch.zeros(2, device=context.device)
 
     @property
     def keeps_graph(self) -> bool:
         """With `initialize`."""
-        return bool(self.initialize)
+        return self.initialize
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Turn the sum of ℓ over the last epoch's images into its mean."""
-        super().begin_epoch(epoch)
-        (total, images), (latest, _) = self._pair("clean_totals"), self._pair("clean_means")
+        super().begin_epoch(epoch, generator)
+        (total, images), (latest, _) = self.tensor("clean_totals"), self.tensor("clean_means")
         self.kept["clean_means"] = torch.stack([total / images.clamp(min=1), latest])
-        self.kept["clean_totals"] = torch.zeros_like(self._pair("clean_totals"))
+        self.kept["clean_totals"] = torch.zeros_like(self.tensor("clean_totals"))
 
-    def begin_step(self, epoch: int, number: int) -> None:
-        """See whether the term may be used in this epoch."""
-        super().begin_step(epoch, number)
-        self.active = any(first + 1 < epoch < end - 1 for first, end in self.setting.phases)
+    def active(self, epoch: int) -> bool:
+        """Whether the term may be used in this epoch."""
+        return any(first + 1 < epoch < end - 1 for first, end in self.context.phases)
 
-    def objective(self, step: Step) -> Tensor:
+    def objective(self, update: UpdateState, inputs: AdversarialInputs, final: Pass) -> Tensor:
         """The method's objective with the convergence term."""
-        batch = step.batch
+        batch = update.batch
         # The public code, too, makes this pass after the update's, in training mode: running statistics see it.
-        logits = step.start.logits if self.initialize else step.model(batch.images)
+        logits = inputs.start.logits if self.initialize and inputs.start else update.model(batch.images)
         loss = self.loss(logits, batch.labels)
-        clean = self.setting.processes.sum(loss.detach() * batch.fraction)
+        clean = self.context.processes.sum(loss.detach() * batch.fraction)
         images = torch.full_like(clean, len(batch.whole))
-        self.kept["clean_totals"] = self._pair("clean_totals") + torch.stack([clean * images, images])
-        direction = self._direction(clean)
-        step.measured.update(clean_loss=clean, smooth_active=direction.abs())
-        return super().objective(step) + self.weight * direction * loss
+        self.kept["clean_totals"] = self.tensor("clean_totals") + torch.stack([clean * images, images])
+        direction = self._direction(clean) if self.active(update.epoch) else torch.zeros_like(clean)
+        update.measured.update(clean_loss=clean, smooth_active=direction.abs())
+        return super().objective(update, inputs, final) + self.weight * direction * loss
 
     def _direction(self, clean: Tensor) -> Tensor:
         """1 to add the term, −1 to subtract it, 0 to leave it out; a tensor, so that nothing waits for the device."""
-        if not self.active:
-            return torch.zeros_like(clean)
-        latest, before = self._pair("clean_means")
+        latest, before = self.tensor("clean_means")
         threshold = (latest - before).clamp(min=self.gamma / self.ratio).clamp(max=self.gamma)
         jump = clean - latest
         return torch.where(jump.abs() > threshold, jump.sign(), 0.0)
-
-    def _pair(self, name: str) -> Tensor:
-        """`clean_totals`: the sum of ℓ over this epoch's images so far, and their number.
-
-        `clean_means`: ℓ̄, and that of the epoch before.
-        """
-        pair = self.kept[name]
-        assert isinstance(pair, Tensor)
-        return pair
 
 
 # Where the term is left out its gradient is multiplied by 0: to skip it one would have to wait for the device.
@@ -116,7 +104,7 @@ class ConvergeSmoothMEP(ConvergeSmooth, FGSMMEP):
     """The perturbation, memory and soft labels of FGSM-MEP, with the convergence term.
 
     Args:
-        gamma, ratio, weight, initialize: of the convergence term; 0.03, 1, 1 and 0.
+        gamma, ratio, weight, initialize: of the convergence term; 0.03, 1, 1 and false.
         mep_momentum, label_factor, reset_every: of FGSM-MEP; 0.3, 0.6 and 40.
     """
 
@@ -131,14 +119,14 @@ class ConvergeSmoothMEP(ConvergeSmooth, FGSMMEP):
 )
 @dataclass(kw_only=True)
 class ConvergeSmoothRS(ConvergeSmooth):
-    """The step that the public code means to take, whose script does not run, with the convergence term.
+    """The step that the public script, which does not run, means to take, with the convergence term.
 
     x' = x + U(±ε), clamped to [0, 1]; g is the gradient of plain cross-entropy there. x + δ = x' + ε · sign g,
     clamped to [0, 1] but not projected: |δ| goes up to 2 ε. The update's loss and the convergence term have soft
     labels.
 
     Args:
-        gamma, ratio, weight, initialize: of the convergence term; 0.03, 1, 1 and 0.
+        gamma, ratio, weight, initialize: of the convergence term; 0.03, 1, 1 and false.
         label_factor: target mass of the true class in the update; the rest is spread evenly over the others.
     """
 
@@ -149,15 +137,13 @@ class ConvergeSmoothRS(ConvergeSmooth):
         super().__post_init__()
         check_range("label_factor", self.label_factor, 0, 1, above=True)
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """One pass at x', and a sign step from there."""
-        start = (batch.images + self.epsilon * uniform(batch, self.generator)).clamp_(0, 1).requires_grad_()
-        logits = model(start)
-        observed = self.observe(logits)
-        # The gradient of the mean over the whole batch, of which this process may have but a part.
-        loss = cross_entropy(logits, batch.labels) * batch.fraction
-        (gradient,) = torch.autograd.grad(loss, start, retain_graph=keep_graph)
-        return Perturbed((start.detach() + self.alpha * gradient.sign()).clamp_(0, 1), observed, gradient)
+        batch = update.batch
+        images = (batch.images + self.epsilon * uniform(batch, update.generator)).clamp_(0, 1)
+        start = update.forward(images)
+        gradient = update.input_gradient(start, cross_entropy(start.logits, batch.labels))
+        return AdversarialInputs((images + self.alpha * gradient.sign()).clamp_(0, 1), start, gradient)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with `label_factor` on the true class."""

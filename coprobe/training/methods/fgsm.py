@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, SingleStep
+from coprobe.training.update import UpdateState
 
 
 @METHODS.register(
@@ -18,6 +18,6 @@ from coprobe.training.methods.base import METHODS, SingleStep
 class FGSM(SingleStep):
     """δ0 = 0; δ = ε · sign ∇ CE(x), and CE at x + δ clamped to [0, 1]."""
 
-    def start(self, batch: Batch) -> Tensor:
+    def start(self, update: UpdateState) -> Tensor:
         """Zero."""
-        return torch.zeros_like(batch.images)
+        return torch.zeros_like(update.batch.images)

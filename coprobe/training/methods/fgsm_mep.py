@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, SingleStep, check_range, soft_cross_entropy
+from coprobe.training.update import UpdateState
 
 
 @METHODS.register(
@@ -46,24 +47,23 @@ class FGSMMEP(SingleStep):
         check_range("label_factor", self.label_factor, 0, 1, above=True)
         check_range("reset_every", self.reset_every, 1)
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Reset the memory in epochs 0, reset_every, 2 · reset_every and so on."""
-        super().begin_epoch(epoch)
         if epoch % self.reset_every == 0:
-            data, device = self.setting.dataset, self.setting.device
-            draw = torch.rand((len(data), *data.image_shape), generator=self.generator, device=device)
+            data = self.context.dataset
+            draw = torch.rand((len(data), *data.image_shape), generator=generator, device=self.context.device)
             self.kept["prior"] = self.remember(self.epsilon * (2 * draw - 1).sign())
             self.kept["momentum"] = self.remember(torch.zeros_like(draw))
 
-    def start(self, batch: Batch) -> Tensor:
+    def start(self, update: UpdateState) -> Tensor:
         """The stored priors."""
-        return self.memory("prior").read(batch)
+        return self.memory("prior").read(update.batch)
 
     def step(self, delta: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
         """Update the memory, then take the sign step."""
-        norm = self.setting.processes.sum(gradient.abs().sum())
+        norm = self.context.processes.sum(gradient.abs().sum())
         # Only the sign of m is used: as many times as large, it fits into half precision.
-        scale = self.setting.batch_size * gradient[0].numel()
+        scale = self.context.batch_size * gradient[0].numel()
         momentum = scale * gradient / norm + self.mep_momentum * self.memory("momentum").read(batch)
         self.memory("momentum").write(batch, momentum)
         self.memory("prior").write(batch, super().step(delta, momentum, batch) - batch.images)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, SingleStep, random_start
+from coprobe.training.update import UpdateState
 
 
 @METHODS.register("fgsm-rs", summary="one step of size 1.25 ε from a random start", source="Wong et al. 2020", cost=1.0)
@@ -18,6 +18,6 @@ class FGSMRS(SingleStep):
 
     default_step: ClassVar[float] = 1.25
 
-    def start(self, batch: Batch) -> Tensor:
+    def start(self, update: UpdateState) -> Tensor:
         """Uniform in the ball, such that the image stays in [0, 1]."""
-        return random_start(batch, self.epsilon, self.generator)
+        return random_start(update, self.epsilon)

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from coprobe.attacks import project
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method, check_range
-from coprobe.training.step import Perturbed, Setting, Step
+from coprobe.training.update import AdversarialInputs, TrainingContext, UpdateState
 
 
 @METHODS.register(
@@ -52,28 +50,23 @@ class Free(Method):
         """The replays."""
         return self.replays
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, context: TrainingContext) -> None:
         """Begin with δ = 0."""
-        super().prepare(setting)
-        shape = (setting.batch_size, *setting.dataset.image_shape)
-        self.kept["delta"] = torch.zeros(shape, device=setting.device)
+        super().prepare(context)
+        shape = (context.batch_size, *context.dataset.image_shape)
+        self.kept["delta"] = torch.zeros(shape, device=context.device)
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """The images plus δ, where the update leaves the gradient for `after_backward`."""
-        return Perturbed((batch.images + self._delta[batch.part]).requires_grad_(), None)
+        batch = update.batch
+        return AdversarialInputs((batch.images + self.tensor("delta")[batch.part]).requires_grad_())
 
-    def after_backward(self, step: Step) -> None:
+    def after_backward(self, update: UpdateState, inputs: AdversarialInputs) -> None:
         """Move δ by the gradient that the update left at the images."""
-        batch, images = step.batch, step.perturbed.images
+        batch, images = update.batch, inputs.images
         assert images.grad is not None
         moved = project(images.detach() + self.alpha * images.grad.sign(), batch.images, self.epsilon)
         rows = batch.images.new_zeros(len(batch.whole), *batch.images.shape[1:])
         rows[batch.part] = moved - batch.images
-        self.kept["delta"] = torch.cat([self.setting.processes.sum(rows), self._delta[len(rows) :]])
-
-    @property
-    def _delta(self) -> Tensor:
-        """δ of the whole batch: (batch size, channels, height, width)."""
-        delta = self.kept["delta"]
-        assert isinstance(delta, Tensor)
-        return delta
+        rest = self.tensor("delta")[len(rows) :]
+        self.kept["delta"] = torch.cat([self.context.processes.sum(rows), rest])

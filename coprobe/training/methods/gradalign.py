@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coprobe.training.methods.base import METHODS, check_range
 from coprobe.training.methods.fgsm import FGSM
-from coprobe.training.step import Step, uniform
+from coprobe.training.update import AdversarialInputs, Pass, UpdateState, uniform
 
 #: A gradient of this norm or less counts as zero: float32 can't hold the squares of its entries.
 _ZERO = 1e-18
@@ -55,21 +55,19 @@ class GradAlign(FGSM):
         """λ in force."""
         return 0.02 * 10 ** (self.epsilon * 255 / 8) if self.weight is None else self.weight
 
-    def objective(self, step: Step) -> Tensor:
+    def objective(self, update: UpdateState, inputs: AdversarialInputs, final: Pass) -> Tensor:
         """CE at x + δ plus the weighted penalty (scalar); makes the pass at x + η."""
-        assert step.perturbed.gradient is not None
-        images = step.batch.images + self.epsilon * uniform(step.batch, self.generator)
-        images.requires_grad_()
-        # The gradient of the mean over the whole batch, of which this process may have but a part.
-        loss = self.loss(step.model(images), step.batch.labels) * step.batch.fraction
-        (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
-        penalty = misalignment(step.perturbed.gradient, gradient)
-        step.measured["alignment"] = 1 - penalty.detach()
-        return super().objective(step) + self.penalty_weight * penalty
+        assert inputs.gradient is not None
+        batch = update.batch
+        near = update.forward(batch.images + self.epsilon * uniform(batch, update.generator))
+        gradient = update.input_gradient(near, self.loss(near.logits, batch.labels), create_graph=True)
+        penalty = misalignment(inputs.gradient, gradient)
+        update.measured["alignment"] = 1 - penalty.detach()
+        return super().objective(update, inputs, final) + self.penalty_weight * penalty
 
 
 def misalignment(first: Tensor, second: Tensor) -> Tensor:
-    """1 − cosine of the angle between two gradients of each image, meaned over the images where neither is zero.
+    """1 − cosine of the angle between two gradients of each image, averaged over the images where neither is zero.
 
     Args:
         first: batch × …

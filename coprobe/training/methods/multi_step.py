@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from coprobe.attacks import project
-from coprobe.data import Batch
 from coprobe.training.methods.base import Method, check_range
-from coprobe.training.step import Perturbed
+from coprobe.training.update import AdversarialInputs, UpdateState
 
 
 @dataclass(kw_only=True)
@@ -36,29 +34,20 @@ class MultiStep(Method):
         return 2 / 255 if self.step_size is None else self.step_size
 
     def ascend(
-        self,
-        model: Callable[[Tensor], Tensor],
-        batch: Batch,
-        start: Tensor,
-        loss: Callable[[Tensor], Tensor],
-        *,
-        keep_graph: bool,
-    ) -> Perturbed:
+        self, update: UpdateState, images: Tensor, loss: Callable[[Tensor], Tensor], *, training: bool = True
+    ) -> AdversarialInputs:
         """Follow the sign of the gradient from x + δ0.
 
         Args:
-            model: images to logits.
-            batch: with x.
-            start: x + δ0, like the images.
+            update: in whose passes the gradients are taken.
+            images: x + δ0, like the batch's images.
             loss: logits to the scalar that the steps raise.
-            keep_graph: keep the graph of the first pass.
+            training: False makes the passes in evaluation mode.
         """
-        images = start
+        start = None
         for number in range(self.iterations):
-            images = images.detach().requires_grad_()
-            logits = model(images)
-            if number == 0:
-                observed = self.observe(logits)
-            (gradient,) = torch.autograd.grad(loss(logits), images, retain_graph=keep_graph and number == 0)
-            images = project(images.detach() + self.alpha * gradient.sign(), batch.images, self.epsilon)
-        return Perturbed(images, observed)
+            at = update.forward(images, training=training)
+            start = start or at
+            gradient = update.input_gradient(at, loss(at.logits), compared=number == 0)
+            images = project(images + self.alpha * gradient.sign(), update.batch.images, self.epsilon)
+        return AdversarialInputs(images, start)

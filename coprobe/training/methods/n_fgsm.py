@@ -9,6 +9,7 @@ from torch import Tensor
 
 from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, SingleStep, check_range, random_start
+from coprobe.training.update import UpdateState
 
 
 @METHODS.register(
@@ -38,9 +39,9 @@ class NFGSM(SingleStep):
     def __post_init__(self) -> None:
         check_range("k", self.k, 0)
 
-    def start(self, batch: Batch) -> Tensor:
+    def start(self, update: UpdateState) -> Tensor:
         """Uniform noise, such that the image stays in [0, 1]."""
-        return random_start(batch, self.k * self.epsilon, self.generator)
+        return random_start(update, self.k * self.epsilon)
 
     def step(self, delta: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
         """X + δ from η and the gradient there: one sign step, clamped to [0, 1]."""

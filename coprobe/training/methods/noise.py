@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method
-from coprobe.training.step import Perturbed, uniform
+from coprobe.training.update import AdversarialInputs, UpdateState, uniform
 
 
 @METHODS.register("noise", summary="uniform noise of size ε, no attack", source="Eq. 11", cost=3 / 5)
@@ -20,6 +17,7 @@ class Noise(Method):
     attacks: ClassVar[bool] = False
     clamped: ClassVar[bool] = False
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """The images with the noise."""
-        return Perturbed(batch.images + self.epsilon * uniform(batch, self.generator), None)
+        noise = self.epsilon * uniform(update.batch, update.generator)
+        return AdversarialInputs(update.batch.images + noise)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coprobe.attacks import project
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method, check_range
-from coprobe.training.modes import evaluating
-from coprobe.training.step import Perturbed, Step, uniform
+from coprobe.training.update import AdversarialInputs, Pass, UpdateState, uniform
 
 
 @METHODS.register(
@@ -62,44 +60,38 @@ class NuAT(Method):
     nuclear_weight: float = 4.5
     noise: float = 0.5
     ramp: float = 0.9
-    #: λ of this update, and of its attack.
-    weight: float = field(init=False, repr=False)
-    attack_weight: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_range("ramp", self.ramp, 0, 1)
         check_range("nuclear_weight", self.nuclear_weight, 0)
         check_range("noise", self.noise, 0, 1)
 
-    def begin_step(self, epoch: int, number: int) -> None:
-        """Set λ."""
-        super().begin_step(epoch, number)
-        end = self.ramp * self.setting.epochs
-        self.weight = self.nuclear_weight * (epoch / end if epoch < end else 1.0)
-        self.attack_weight = self.weight if number % 2 else 0.0
+    def weight(self, epoch: int) -> float:
+        """λ in this epoch."""
+        end = self.ramp * self.context.epochs
+        return self.nuclear_weight * (epoch / end if epoch < end else 1.0)
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """Steps 1 to 3; `start` is in evaluation mode."""
-        x = batch.images
+        x = update.batch.images
         with torch.no_grad():
-            clean = model(x)
-        corners = self.noise * self.epsilon * uniform(batch, self.generator).sign()
-        start = (x + corners).clamp_(0, 1).requires_grad_()
-        with evaluating(model, keep_graph=keep_graph) as call:
-            logits = call(start)
-            observed = self.observe(logits)
-            loss = self.loss(logits, batch.labels)
-            if self.attack_weight:
-                loss = loss + self.attack_weight * nuclear_norm(logits - clean)
-            (gradient,) = torch.autograd.grad(loss * batch.fraction, start, retain_graph=keep_graph)
-        return Perturbed(project(start.detach() + self.alpha * gradient.sign(), x, self.epsilon), observed, gradient)
+            clean = update.model(x)
+        corners = self.noise * self.epsilon * uniform(update.batch, update.generator).sign()
+        start = update.forward((x + corners).clamp_(0, 1), training=False)
+        loss = self.loss(start.logits, update.batch.labels)
+        weight = self.weight(update.epoch) if update.number % 2 else 0.0
+        if weight:
+            loss = loss + weight * nuclear_norm(start.logits - clean)
+        gradient = update.input_gradient(start, loss)
+        images = project(start.images.detach() + self.alpha * gradient.sign(), x, self.epsilon)
+        return AdversarialInputs(images, start, gradient)
 
-    def objective(self, step: Step) -> Tensor:
+    def objective(self, update: UpdateState, inputs: AdversarialInputs, final: Pass) -> Tensor:
         """Step 4 (scalar)."""
-        clean = step.model(step.batch.images)
-        nuclear = nuclear_norm(clean - step.final.logits)
-        step.measured["nuclear"] = nuclear.detach()
-        return self.loss(clean, step.batch.labels) + self.weight * nuclear
+        clean = update.model(update.batch.images)
+        nuclear = nuclear_norm(clean - final.logits)
+        update.measured["nuclear"] = nuclear.detach()
+        return self.loss(clean, update.batch.labels) + self.weight(update.epoch) * nuclear
 
 
 def nuclear_norm(change: Tensor) -> Tensor:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, random_start
 from coprobe.training.methods.multi_step import MultiStep
-from coprobe.training.step import Perturbed
+from coprobe.training.update import AdversarialInputs, UpdateState
 
 
 @METHODS.register(
@@ -31,13 +28,7 @@ class PGDAT(MultiStep):
 
     iterations: int = 7
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """All the steps; `start` is the first pass, at x + δ0."""
-        start = batch.images + random_start(batch, self.epsilon, self.generator)
-        return self.ascend(
-            model,
-            batch,
-            start,
-            lambda logits: self.loss(logits, batch.labels) * batch.fraction,
-            keep_graph=keep_graph,
-        )
+        start = update.batch.images + random_start(update, self.epsilon)
+        return self.ascend(update, start, lambda logits: self.loss(logits, update.batch.labels))

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, check_range
 from coprobe.training.methods.multi_step import MultiStep
-from coprobe.training.modes import evaluating
-from coprobe.training.step import Perturbed, Step
+from coprobe.training.update import AdversarialInputs, Pass, UpdateState
 
 
 @METHODS.register(
@@ -47,24 +45,23 @@ class TRADES(MultiStep):
         super().__post_init__()
         check_range("beta", self.beta, 0)
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """All the steps, in evaluation mode; `start` is the pass of the first of them."""
-        x = batch.images
+        batch, x = update.batch, update.batch.images
         # For the whole batch, so that it doesn't depend on the number of processes.
-        draw = torch.randn((len(batch.whole), *x.shape[1:]), generator=self.generator, device=x.device)[batch.part]
-        with evaluating(model, keep_graph=keep_graph) as call:
-            with torch.no_grad():
-                clean = call(x)
-            return self.ascend(
-                call, batch, x + 0.001 * draw, lambda logits: _divergence(clean, logits).sum(), keep_graph=keep_graph
-            )
+        shape = (len(batch.whole), *x.shape[1:])
+        draw = torch.randn(shape, generator=update.generator, device=x.device)[batch.part]
+        with torch.no_grad():
+            clean = update.forward(x, training=False).logits
+        # The sum instead of the mean: only the gradient's sign counts.
+        return self.ascend(update, x + 0.001 * draw, lambda logits: _divergence(clean, logits).sum(), training=False)
 
-    def objective(self, step: Step) -> Tensor:
+    def objective(self, update: UpdateState, inputs: AdversarialInputs, final: Pass) -> Tensor:
         """Cross-entropy at x plus β times the divergence (scalar)."""
-        clean = step.model(step.batch.images)
-        divergence = _divergence(clean, step.final.logits).mean()
-        step.measured["kl"] = divergence.detach()
-        return self.loss(clean, step.batch.labels) + self.beta * divergence
+        clean = update.model(update.batch.images)
+        divergence = _divergence(clean, final.logits).mean()
+        update.measured["kl"] = divergence.detach()
+        return self.loss(clean, update.batch.labels) + self.beta * divergence
 
 
 def _divergence(clean: Tensor, other: Tensor) -> Tensor:

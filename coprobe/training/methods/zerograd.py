@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coprobe.attacks import project
 from coprobe.data import Batch
 from coprobe.training.methods.base import METHODS, Method, SingleStep, check_range, random_start
-from coprobe.training.step import Perturbed
+from coprobe.training.update import AdversarialInputs, UpdateState
 
 
 @METHODS.register(
@@ -41,9 +41,9 @@ class ZeroGrad(SingleStep):
     def __post_init__(self) -> None:
         check_range("q", self.q, 0, 1)
 
-    def start(self, batch: Batch) -> Tensor:
+    def start(self, update: UpdateState) -> Tensor:
         """Uniform in the ball, such that the image stays in [0, 1]."""
-        return random_start(batch, self.epsilon, self.generator)
+        return random_start(update, self.epsilon)
 
     def step(self, delta: Tensor, gradient: Tensor, batch: Batch) -> Tensor:
         """The sign step, without the entries whose gradient is small."""
@@ -79,15 +79,14 @@ class MultiGrad(Method):
     def __post_init__(self) -> None:
         check_range("samples", self.samples, 1)
 
-    def perturb(self, model: nn.Module, batch: Batch, *, keep_graph: bool) -> Perturbed:
+    def perturb(self, update: UpdateState) -> AdversarialInputs:
         """One pass per δ0, then the step from zero; `start` is the pass at the last δ0."""
-        votes = torch.zeros_like(batch.images)
+        x = update.batch.images
+        votes = torch.zeros_like(x)
         for left in reversed(range(self.samples)):
-            delta = random_start(batch, self.epsilon, self.generator).requires_grad_()
-            logits = model(batch.images + delta)
-            # The gradient of the mean over the whole batch, of which this process may have but a part.
-            loss = self.loss(logits, batch.labels) * batch.fraction
-            (gradient,) = torch.autograd.grad(loss, delta, retain_graph=keep_graph and left == 0)
-            votes += gradient.sign()
+            start = update.forward(x + random_start(update, self.epsilon))
+            votes += update.input_gradient(
+                start, self.loss(start.logits, update.batch.labels), compared=left == 0
+            ).sign()
         agreed = torch.where(votes.abs() == self.samples, votes.sign(), 0)
-        return Perturbed(project(batch.images + self.alpha * agreed, batch.images, self.epsilon), self.observe(logits))
+        return AdversarialInputs(project(x + self.alpha * agreed, x, self.epsilon), start)

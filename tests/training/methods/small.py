@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coprobe.data import Batch
 from coprobe.training.methods import Method
-from coprobe.training.step import Pass, Step
-from tests.training.references import REFERENCES
-from tests.training.references.common import Literal, Tiny, tiny
+from coprobe.training.update import AdversarialInputs, Pass, UpdateState
+from tests.training.references.common import FIRST, At, state
 
 
-def step_of(method: Method, model: Tiny, batch: Batch) -> tuple[Step, Tensor]:
-    """The update in the making and the objective."""
-    perturbed = method.perturb(model, batch, keep_graph=False)
-    final = Pass(model(perturbed.images), {})
-    step = Step(model, batch, perturbed, perturbed.images, final, method.loss)
-    return step, method.objective(step)
+class Made(NamedTuple):
+    """An update before its backward pass."""
+
+    update: UpdateState
+    inputs: AdversarialInputs
+    final: Pass
+    objective: Tensor
+
+
+def made(method: Method, model: nn.Module, batch: Batch, at: At = FIRST) -> Made:
+    """Attack, the update's pass, and what it lowers."""
+    update = state(method, model, batch, at, keep_graph=method.keeps_graph)
+    inputs = method.perturb(update)
+    final = Pass(inputs.images, model(inputs.images), {})
+    return Made(update, inputs, final, method.objective(update, inputs, final))
+
+
+def perturbed(method: Method, model: nn.Module, batch: Batch, at: At = FIRST) -> Tensor:
+    """The images to train on."""
+    return method.perturb(state(method, model, batch, at)).images
 
 
 def parts(batch: Batch, first: int) -> list[Batch]:
@@ -35,22 +49,5 @@ def shorter(batch: Batch, images: int) -> Batch:
     return replace(parts(batch, images)[0], whole=batch.whole[:images])
 
 
-def assert_follows_reference(name: str, method: Method, batch: Batch) -> Literal:
-    """Images, loss, gradients and running statistics are those of the reference, to 1e-8."""
-    model, literal_model = tiny(), tiny()
-    literal = REFERENCES[name](literal_model, batch, method)
-    step, loss = step_of(method, model, batch)
-    literal.loss.backward()
-    loss.backward()
-    close(step.images, literal.images)
-    close(loss, literal.loss)
-    for (key, own), expected in zip(model.named_parameters(), literal_model.parameters(), strict=True):
-        assert own.grad is not None, key
-        close(own.grad, expected.grad)
-    for own, expected in zip(model.state_dict().values(), literal_model.state_dict().values(), strict=True):
-        close(own, expected)
-    return literal
-
-
-def close(own: Tensor, expected: Tensor | None) -> None:
+def close(own: Tensor | None, expected: Tensor | None) -> None:
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-8)

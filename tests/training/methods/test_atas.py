@@ -13,10 +13,10 @@ from coprobe.data import Batch, draw_augmentation
 from coprobe.errors import InputError
 from coprobe.training import make_method
 from coprobe.training.methods.atas import ATAS
-from coprobe.training.step import Setting
+from tests.training.methods.small import perturbed
 from tests.training.references.atas import atas as reference
-from tests.training.references.atas import crop_and_flip, pass_in_evaluation_mode, step_sizes
-from tests.training.references.common import EPSILON, IMAGES, PADDING, SHAPE, make, make_batch, setting, tiny
+from tests.training.references.atas import crop_and_flip, step_sizes
+from tests.training.references.common import EPSILON, IMAGES, PADDING, SHAPE, At, begin, context, make, make_batch, tiny
 
 C, H, W = SHAPE
 
@@ -37,16 +37,15 @@ def without_augmentation(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("augmented", [True, False])
 def test_the_perturbation_goes_back_to_where_the_crop_was(augmented: bool) -> None:
-    method, batch = make_method("atas", {}, epsilon=EPSILON, seed=1), make_batch()
-    method.prepare(setting() if augmented else replace(setting(), padding=0))
-    method.begin_epoch(0)
-    method.begin_step(0, 0)
+    method, batch = make_method("atas", {}, epsilon=EPSILON), make_batch()
+    method.prepare(context() if augmented else replace(context(), padding=0))
+    begin(method, 0)
     batch = batch if augmented else without_augmentation(batch)
     border = PADDING if augmented else 0
     before = stored(method)
     assert before.shape == (IMAGES, H + 2 * border, W + 2 * border, C)
     assert 0.9 * EPSILON < before.abs().max() <= EPSILON
-    delta = method.perturb(tiny(), batch, keep_graph=False).images - batch.images
+    delta = perturbed(method, tiny(), batch) - batch.images
 
     expected = before.clone()
     for image, index in enumerate(batch.indices.tolist()):
@@ -69,7 +68,7 @@ def test_the_same_pixels_of_the_image_meet_the_same_perturbation_again() -> None
     batch = replace(make_batch(), images=torch.zeros(6, *SHAPE).double(), offsets=offsets, mirrored=mirrored)
     seen: list[Tensor] = []
     model.conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    method.perturb(model, batch, keep_graph=False)
+    perturbed(method, model, batch)
     for image, (_, left) in enumerate(offsets.tolist()):
         columns = [left + column for column in range(W)]
         columns = columns[::-1] if mirrored[image] else columns
@@ -81,22 +80,20 @@ def test_the_same_pixels_of_the_image_meet_the_same_perturbation_again() -> None
 
 def test_two_adaptive_steps_equal_the_reference() -> None:
     method, model, batch = method_at(5), tiny(), make_batch()
-    assert method.adaptive
     with torch.no_grad():
         model.linear.weight *= torch.linspace(0.05, 2, model.linear.weight.shape[1])
     sizes: list[float] = []
     for number in range(2):
-        method.begin_step(5, number)
-        slow = copy.deepcopy(model)
-        expected = reference(slow, batch, method)
+        at = At(5, number)
+        expected = reference(copy.deepcopy(model), batch, method, at)
         _, gradient = start_gradient(slow_start(method, batch), model, batch)
         now, v = step_sizes(method, gradient, batch)
         sizes += now
-        perturbed = method.perturb(model, batch, keep_graph=False)
-        torch.testing.assert_close(perturbed.images, expected.images, rtol=0, atol=1e-10)
+        images = perturbed(method, model, batch, at)
+        torch.testing.assert_close(images, expected.images, rtol=0, atol=1e-10)
         kept = method.memory("gradient").gather()[batch.indices] / 6
         torch.testing.assert_close(kept.square(), torch.tensor(v, dtype=torch.float64), rtol=1e-10, atol=0)
-        model(perturbed.images)
+        model(images)
     assert len({size for size in sizes if 4.01 / 255 < size < 13.99 / 255}) > 6  # not all of them clipped
 
 
@@ -113,14 +110,10 @@ def start_gradient(start: Tensor, model: nn.Module, batch: Batch) -> tuple[Tenso
 
 
 def test_the_step_is_epsilon_during_the_warm_up() -> None:
-    adaptive = []
     method = method_at()
     for epoch in range(8):
-        method.begin_step(epoch, 0)
-        adaptive.append(method.adaptive)
-        method.perturb(tiny(), make_batch(), keep_graph=False)
-        assert (method.memory("gradient").gather().max() > 0) == method.adaptive
-    assert adaptive == [False] * 5 + [True] * 3
+        perturbed(method, tiny(), make_batch(), At(epoch))
+        assert (method.memory("gradient").gather().max() > 0) == (epoch >= 5)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +123,12 @@ def test_the_step_is_epsilon_during_the_warm_up() -> None:
 def test_the_perturbations_are_drawn_anew_but_not_before_the_last_epoch(
     epochs: int, every: int, drawn: list[int]
 ) -> None:
-    method = make_method("atas", {"reset-every": every}, epsilon=EPSILON, seed=1)
-    method.prepare(setting(epochs))
+    method = make_method("atas", {"reset-every": every}, epsilon=EPSILON)
+    method.prepare(context(epochs))
     seen: list[Tensor] = []
     when = []
     for epoch in range(epochs):
-        method.begin_epoch(epoch)
+        begin(method, epoch)
         rows = stored(method)  # type: ignore[arg-type]
         if not seen or not torch.equal(rows, seen[-1]):
             when.append(epoch + 1)
@@ -143,37 +136,6 @@ def test_the_perturbations_are_drawn_anew_but_not_before_the_last_epoch(
         method.memory("gradient").write(make_batch(), torch.ones(6))
     assert when == drawn
     assert method.memory("gradient").gather().sum() == 6
-
-
-def test_the_pass_is_in_evaluation_mode_and_leaves_every_mode_as_it_was() -> None:
-    method, model, batch = method_at(), tiny(), make_batch()
-    model.relu.eval()
-    modes = [module.training for module in model.modules()]
-    before = copy.deepcopy(model.state_dict())
-    logits, _ = start_gradient(slow_start(method, batch), model, batch)
-    perturbed = method.perturb(model, batch, keep_graph=False)
-    assert perturbed.start is not None
-    torch.testing.assert_close(perturbed.start.logits, logits, rtol=0, atol=1e-12)
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    with pytest.raises(RuntimeError):
-        method.perturb(model, replace(batch, images=torch.zeros(6, 3, H, W).double()), keep_graph=False)
-    assert [module.training for module in model.modules()] == modes
-
-
-def test_the_graph_keeps_the_statistics_of_its_pass() -> None:
-    """The update's pass changes the running statistics, which batch norm reads again in the backward pass."""
-    method, model, batch = method_at(), tiny(), make_batch()
-    slow = copy.deepcopy(model)
-    _, expected = pass_in_evaluation_mode(slow, slow_start(method, batch))
-    expected.square().mean().backward()
-    perturbed = method.perturb(model, batch, keep_graph=True)
-    model(perturbed.images)
-    assert perturbed.start is not None
-    perturbed.start.logits.square().mean().backward()
-    for fast, literal in zip(model.parameters(), slow.parameters(), strict=True):
-        assert fast.grad is not None and literal.grad is not None
-        torch.testing.assert_close(fast.grad, literal.grad, rtol=0, atol=1e-12)
 
 
 class Faint(nn.Module):
@@ -185,15 +147,13 @@ class Faint(nn.Module):
 
 
 def test_faint_gradients_survive_half_precision() -> None:
-    method, batch = make_method("atas", {}, epsilon=EPSILON, seed=1), make_batch()
-    half: Setting = replace(setting(), memory_dtype=torch.float16)
-    method.prepare(half)
-    method.begin_epoch(0)
-    method.begin_step(5, 0)
+    method, batch = make_method("atas", {}, epsilon=EPSILON), make_batch()
+    method.prepare(replace(context(), memory_dtype=torch.float16))
+    begin(method, 0)
     _, gradient = start_gradient(batch.images, Faint(), batch)
     root = (0.5 * gradient.square().sum((1, 2, 3))).sqrt()
     assert root.max() ** 2 < 6e-8  # v itself would be 0
-    method.perturb(Faint(), batch, keep_graph=False)
+    perturbed(method, Faint(), batch, At(5))
     kept = method.memory("gradient").gather()[batch.indices].double() / 6
     torch.testing.assert_close(kept, root, rtol=2e-3, atol=0)
 

@@ -13,11 +13,20 @@ from coprobe.core.processes import Processes
 from coprobe.data import Batch
 from coprobe.errors import InputError
 from coprobe.training import make_method
-from coprobe.training.methods import Method
 from coprobe.training.methods.converge_smooth import ConvergeSmooth
-from coprobe.training.step import Pass, Step
+from tests.training.methods.small import made, perturbed
 from tests.training.references import REFERENCES
-from tests.training.references.common import EPSILON, Tiny, make, make_batch, setting, soft_cross_entropy, tiny
+from tests.training.references.common import (
+    EPSILON,
+    At,
+    Tiny,
+    begin,
+    context,
+    make,
+    make_batch,
+    soft_cross_entropy,
+    tiny,
+)
 from tests.training.references.converge_smooth import factor
 
 NAMES = ("cs-mep", "cs-rs")
@@ -27,12 +36,6 @@ def smooth(name: str, **how: object) -> ConvergeSmooth:
     method = make(name, **how)  # type: ignore[arg-type]
     assert isinstance(method, ConvergeSmooth)
     return method
-
-
-def objective(method: Method, model: Tiny, batch: Batch) -> tuple[Step, Tensor]:
-    perturbed = method.perturb(model, batch, keep_graph=method.keeps_graph)
-    step = Step(model, batch, perturbed, perturbed.images, Pass(model(perturbed.images), {}), method.loss)
-    return step, method.objective(step)
 
 
 def descend(model: Tiny, loss: Tensor) -> None:
@@ -55,13 +58,9 @@ def batches(epoch: int) -> list[Batch]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_term_is_used_strictly_inside_each_phase(name: str) -> None:
-    method = make_method(name, {}, epsilon=EPSILON)
-    method.prepare(replace(setting(110), phases=((0, 100), (100, 105), (105, 110))))
-    active = []
-    for epoch in range(110):
-        method.begin_step(epoch, 0)
-        active += [epoch] if method.active else []  # type: ignore[attr-defined]
-    assert active == [*range(2, 99), 102, 103, 107, 108]
+    method = smooth(name)
+    method.prepare(replace(context(110), phases=((0, 100), (100, 105), (105, 110))))
+    assert [epoch for epoch in range(110) if method.active(epoch)] == [*range(2, 99), 102, 103, 107, 108]
 
 
 @pytest.mark.parametrize("initialize", [0, 1])
@@ -70,17 +69,16 @@ def test_several_epochs_equal_the_reference(name: str, initialize: int) -> None:
     method, model = smooth(name, options={"ratio": 3, "initialize": initialize}), tiny()
     sums, factors = [], []
     for epoch in range(5):
-        method.begin_epoch(epoch) if epoch else None
+        begin(method, epoch) if epoch else None
         sums.append(0.0)
         for number, batch in enumerate(batches(epoch)):
-            method.begin_step(epoch, number)
-            slow = copy.deepcopy(model)
-            expected = REFERENCES[name](slow, batch, method).loss
-            step, loss = objective(method, model, batch)
+            at, slow = At(epoch, number), copy.deepcopy(model)
+            expected = REFERENCES[name](slow, batch, method, at).loss
+            update, _, _, loss = made(method, model, batch, at)
             torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
-            factors.append((epoch, factor(method, step.measured["clean_loss"].item())))
-            assert step.measured["smooth_active"].item() == abs(factors[-1][1])
-            sums[-1] += step.measured["clean_loss"].item() * len(batch.labels)
+            factors.append((epoch, factor(method, at, update.measured["clean_loss"].item())))
+            assert update.measured["smooth_active"].item() == abs(factors[-1][1])
+            sums[-1] += update.measured["clean_loss"].item() * len(batch.labels)
             descend(model, loss)
             descend(slow, expected)
             for key, value in slow.state_dict().items():
@@ -116,11 +114,11 @@ def test_the_threshold(name: str, ratio: float, change: float, jump: float, sign
     clean = soft_cross_entropy(copy.deepcopy(model)(batch.images), batch.labels, 0.6)
     last = clean.detach() - jump
     method.kept["clean_means"] = torch.stack([last, last - change])
-    step, loss = objective(method, model, batch)
-    alone = soft_cross_entropy(step.final.logits, batch.labels, 0.6)
+    update, _, final, loss = made(method, model, batch, At(3))
+    alone = soft_cross_entropy(final.logits, batch.labels, 0.6)
     torch.testing.assert_close(loss, alone + 2.0 * sign * clean, rtol=0, atol=1e-10)
-    torch.testing.assert_close(step.measured["clean_loss"], clean.detach(), rtol=0, atol=1e-10)
-    assert step.measured["smooth_active"].item() == abs(sign)
+    torch.testing.assert_close(update.measured["clean_loss"], clean.detach(), rtol=0, atol=1e-10)
+    assert update.measured["smooth_active"].item() == abs(sign)
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -129,18 +127,16 @@ def test_an_interrupted_run_goes_on_with_the_same_means(name: str, after: int) -
     """After the first update of epoch 3, and at its end."""
     method, model = smooth(name, epoch=3), tiny()
     for batch in batches(3)[:after]:
-        descend(model, objective(method, model, batch)[1])
-    again = make_method(name, {}, epsilon=EPSILON, seed=1)
-    again.prepare(setting())
+        descend(model, made(method, model, batch, At(3)).objective)
+    again = make_method(name, {}, epsilon=EPSILON)
+    again.prepare(context())
     again.load(copy.deepcopy(method.state()))
     other = copy.deepcopy(model)
     for each, its in ((method, model), (again, other)):
         for number, batch in list(enumerate(batches(3)))[after:]:
-            each.begin_step(3, number)
-            descend(its, objective(each, its, batch)[1])
-        each.begin_epoch(4)
-        each.begin_step(4, 0)
-        descend(its, objective(each, its, batches(4)[0])[1])
+            descend(its, made(each, its, batch, At(3, number)).objective)
+        begin(each, 4)
+        descend(its, made(each, its, batches(4)[0], At(4)).objective)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     for key in ("clean_means", "clean_totals"):
         assert torch.equal(method.kept[key], again.kept[key])  # type: ignore[arg-type]
@@ -156,11 +152,11 @@ class Twin(Processes):
 
 def test_means_are_over_all_processes() -> None:
     method, model, whole = smooth("cs-rs"), tiny(), make_batch()
-    method.setting = replace(setting(), processes=Twin())
+    method.prepare(replace(context(), processes=Twin()))
     half = Batch(whole.images[:3], whole.labels[:3], whole.indices[:3], whole.whole)
     clean = soft_cross_entropy(copy.deepcopy(model)(half.images), half.labels, 0.6).detach()
-    step, _ = objective(method, model, half)
-    torch.testing.assert_close(step.measured["clean_loss"], clean, rtol=0, atol=1e-10)
+    update = made(method, model, half).update
+    torch.testing.assert_close(update.measured["clean_loss"], clean, rtol=0, atol=1e-10)
     six = torch.tensor(6.0, dtype=torch.float64)
     torch.testing.assert_close(method.kept["clean_totals"], torch.stack([6 * clean, six]), rtol=0, atol=1e-9)
 
@@ -170,13 +166,13 @@ def test_the_loss_at_the_start_needs_no_pass(name: str) -> None:
     for initialize, passes in ((0, 3), (1, 2)):
         method, model, seen = smooth(name, options={"initialize": initialize}), tiny(), []
         model.register_forward_hook(lambda *call, seen=seen: seen.append(call))
-        objective(method, model, make_batch())
+        made(method, model, make_batch())
         assert len(seen) == passes
 
 
 def test_the_step_of_rs_leaves_the_ball_but_not_the_range() -> None:
     method, batch = smooth("cs-rs"), make_batch()
-    images = method.perturb(tiny(), batch, keep_graph=False).images
+    images = perturbed(method, tiny(), batch)
     size = (images - batch.images).abs()
     assert not method.bounded
     assert 1.5 * EPSILON < size.max() <= 2 * EPSILON
@@ -192,4 +188,4 @@ def test_the_logit_term_is_off_by_default() -> None:
 @pytest.mark.parametrize(("option", "value"), [("gamma", -0.1), ("gamma", float("nan")), ("ratio", 0.0)])
 def test_a_threshold_without_sense_is_refused(name: str, option: str, value: float) -> None:
     with pytest.raises(InputError, match=f"method .*: option {option} (must be|takes)"):
-        make_method(name, {option: value}, epsilon=EPSILON).prepare(setting())
+        make_method(name, {option: value}, epsilon=EPSILON).prepare(context())

@@ -5,7 +5,17 @@ import copy
 import torch
 
 from coprobe.training.memory import Memory
-from tests.training.references.common import EPSILON, attack_gradient, clip, make, make_batch, setting, tiny
+from tests.training.references.common import (
+    EPSILON,
+    attack_gradient,
+    begin,
+    clip,
+    context,
+    make,
+    make_batch,
+    state,
+    tiny,
+)
 
 
 def test_the_memory_follows_the_formula() -> None:
@@ -19,7 +29,7 @@ def test_the_memory_follows_the_formula() -> None:
 
     delta0 = prior[batch.indices]
     gradient, _, _ = attack_gradient(copy.deepcopy(model), batch.images + delta0, batch.labels, 0.6)
-    method.perturb(model, batch, keep_graph=False)
+    method.perturb(state(method, model, batch))
 
     expected_momentum, expected_prior = momentum.clone(), prior.clone()
     norm = sum(abs(float(value)) for value in gradient.flatten())
@@ -34,9 +44,9 @@ def test_the_memory_follows_the_formula() -> None:
 def test_the_memory_is_reset_every_reset_every_epochs() -> None:
     method = make("fgsm-mep", options={"reset-every": 3})
     first = method.memory("prior").gather().clone()
-    method.memory("momentum").write(make_batch(), torch.ones(6, *setting().dataset.image_shape))
-    method.begin_epoch(1)
+    method.memory("momentum").write(make_batch(), torch.ones(6, *context().dataset.image_shape))
+    begin(method, 1)
     assert method.memory("momentum").gather().sum() == 6 * 2 * 4 * 5
-    method.begin_epoch(3)
+    begin(method, 3)
     assert method.memory("momentum").gather().sum() == 0
     assert not torch.equal(method.memory("prior").gather(), first)

@@ -10,16 +10,17 @@ from coprobe.core.processes import Processes
 from coprobe.data import Batch
 from coprobe.errors import InputError
 from coprobe.training.methods import Method
-from tests.training.methods.small import assert_follows_reference, close, parts, shorter, step_of
+from tests.training.methods.small import close, made, parts, shorter
 from tests.training.references.common import (
     EPSILON,
     SHAPE,
     Tiny,
     clip,
+    context,
     make,
     make_batch,
-    setting,
     soft_cross_entropy,
+    state,
     tiny,
 )
 
@@ -30,15 +31,11 @@ def updated(method: Method, model: Tiny, batch: Batch) -> Tensor:
     """The images that one whole update saw."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.zero_grad()
-    step, loss = step_of(method, model, batch)
-    loss.backward()
-    method.after_backward(step)
+    update, inputs, _, objective = made(method, model, batch)
+    objective.backward()
+    method.after_backward(update, inputs)
     optimizer.step()
-    return step.images.detach()
-
-
-def test_an_update_is_the_literal_one() -> None:
-    assert_follows_reference("free", make("free"), make_batch())
+    return inputs.images.detach()
 
 
 def test_delta_goes_on_over_replays_and_batches() -> None:
@@ -90,14 +87,14 @@ class Overheard(Processes):
 def test_two_processes_keep_the_same_delta_as_one(batch: Batch) -> None:
     alone = make("free")
     updated(alone, tiny(), BATCHES[0])
-    state = alone.state()
+    kept = alone.state()
     updated(alone, tiny().eval(), batch)  # in evaluation mode the gradient of an image is its own
     given: list[Tensor] = []
     for rank, part in [(0, parts(batch, 3)[0]), (1, parts(batch, 3)[1]), (0, parts(batch, 3)[0])]:
         method = make("free")
         processes = Overheard(rank, 2, other=given[-1:])
-        method.prepare(replace(setting(), processes=processes))
-        method.load(state)
+        method.prepare(replace(context(), processes=processes))
+        method.load(kept)
         updated(method, tiny().eval(), part)
         given += processes.given
     close(method.kept["delta"], alone.kept["delta"])
@@ -109,7 +106,7 @@ def test_a_run_begins_with_zero_and_has_no_attack_to_compare_with() -> None:
     assert not method.kept["delta"].any()
     assert method.updates_per_batch == 8
     assert not method.attacks
-    assert method.perturb(tiny(), make_batch(), keep_graph=False).start is None
+    assert method.perturb(state(method, tiny(), make_batch())).start is None
 
 
 def test_no_replay_is_refused() -> None:

@@ -9,16 +9,9 @@ from torch import Tensor, nn
 from coprobe.data import Batch
 from coprobe.errors import InputError
 from coprobe.training import make_method
-from coprobe.training.methods import Method
 from coprobe.training.methods.gradalign import misalignment
-from coprobe.training.step import Pass, Step
+from tests.training.methods.small import made, perturbed
 from tests.training.references.common import CLASSES, EPSILON, make, make_batch, tiny
-
-
-def step_of(method: Method, model: nn.Module, batch: Batch) -> Step:
-    perturbed = method.perturb(model, batch, keep_graph=False)
-    final = Pass(model(perturbed.images), {})
-    return Step(model, batch, perturbed, perturbed.images, final, method.loss)
 
 
 @pytest.mark.parametrize(("n", "weight"), [(8, 0.2), (10, 0.356), (12, 0.632), (14, 1.125), (16, 2.0)])
@@ -31,16 +24,16 @@ def test_a_weight_that_is_given_takes_the_place_of_the_formula() -> None:
     batch, terms = make_batch(), []
     for weight in ("0", "0.5", "1"):
         method, model = make("gradalign", options={"weight": weight}), tiny()
-        step = step_of(method, model, batch)
-        terms.append(method.objective(step) - method.loss(step.final.logits, batch.labels))
-        penalty = 1 - step.measured["alignment"]
+        update, _, final, objective = made(method, model, batch)
+        terms.append(objective - method.loss(final.logits, batch.labels))
+        penalty = 1 - update.measured["alignment"]
         torch.testing.assert_close(terms[-1].detach(), float(weight) * penalty)
         assert penalty > 1e-3
 
 
 def test_the_step_reaches_the_border_of_the_ball() -> None:
     batch = make_batch()
-    images = make("gradalign").perturb(tiny(), batch, keep_graph=False).images
+    images = perturbed(make("gradalign"), tiny(), batch)
     inside = (images > 0) & (images < 1)
     torch.testing.assert_close((images - batch.images).abs()[inside], torch.full_like(images, EPSILON)[inside])
 
@@ -51,10 +44,9 @@ def test_a_linear_model_of_two_classes_has_no_penalty() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 4 * 5, 2).double())
     batch = make_batch()
     batch = Batch(batch.images, batch.labels % 2, batch.indices, batch.whole)
-    step = step_of(method := make("gradalign"), model, batch)
-    objective = method.objective(step)
-    assert (objective - method.loss(step.final.logits, batch.labels)).abs() < 1e-12
-    assert step.measured["alignment"].item() == pytest.approx(1, abs=1e-12)
+    update, _, final, objective = made(method := make("gradalign"), model, batch)
+    assert (objective - method.loss(final.logits, batch.labels)).abs() < 1e-12
+    assert update.measured["alignment"].item() == pytest.approx(1, abs=1e-12)
 
 
 class Bright(nn.Module):
@@ -72,10 +64,10 @@ class Bright(nn.Module):
 def test_images_without_a_gradient_are_left_out() -> None:
     batch, model, method = make_batch(), Bright(), make("gradalign")
     batch.images[2], batch.images[4] = 0.0, 0.1
-    step = step_of(method, model, batch)
-    assert step.perturbed.gradient is not None
-    assert (step.perturbed.gradient.flatten(1).norm(dim=1) > 0).tolist() == [True, True, False, True, False, True]
-    penalty = method.objective(step) - method.loss(step.final.logits, batch.labels)
+    _, inputs, final, objective = made(method, model, batch)
+    assert inputs.gradient is not None
+    assert (inputs.gradient.flatten(1).norm(dim=1) > 0).tolist() == [True, True, False, True, False, True]
+    penalty = objective - method.loss(final.logits, batch.labels)
     gradients = torch.autograd.grad(penalty, list(model.parameters()))
     assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
 

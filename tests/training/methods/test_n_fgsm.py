@@ -7,12 +7,13 @@ import torch
 
 from coprobe.errors import InputError
 from coprobe.training import make_method
-from tests.training.references.common import EPSILON, make, make_batch, tiny
+from tests.training.methods.small import perturbed
+from tests.training.references.common import EPSILON, make, make_batch, state, tiny
 
 
 def test_it_leaves_the_ball_but_not_the_pixel_range() -> None:
     method, batch = make("n-fgsm"), make_batch()
-    images = method.perturb(tiny(), batch, keep_graph=False).images
+    images = perturbed(method, tiny(), batch)
     size = (images - batch.images).abs().max()
     assert not method.bounded
     assert 2.5 * EPSILON < size <= 3 * EPSILON
@@ -22,7 +23,7 @@ def test_it_leaves_the_ball_but_not_the_pixel_range() -> None:
 
 def test_it_starts_from_a_clamped_image() -> None:
     method, batch = make("n-fgsm"), make_batch()
-    start = method.start(batch)  # type: ignore[attr-defined]
+    start = method.start(state(method, tiny(), batch))  # type: ignore[attr-defined]
     assert (batch.images + start).min() >= 0.0
     assert (batch.images + start).max() <= 1.0
     assert start.abs().max() > 1.9 * EPSILON
@@ -32,8 +33,8 @@ def test_it_starts_from_a_clamped_image() -> None:
 
 def test_without_noise_it_is_fgsm() -> None:
     batch = make_batch()
-    quiet = make("n-fgsm", options={"k": 0}).perturb(tiny(), batch, keep_graph=False).images
-    torch.testing.assert_close(quiet, make("fgsm").perturb(tiny(), batch, keep_graph=False).images)
+    quiet = perturbed(make("n-fgsm", options={"k": 0}), tiny(), batch)
+    torch.testing.assert_close(quiet, perturbed(make("fgsm"), tiny(), batch))
 
 
 @pytest.mark.parametrize("k", ["-1", "nan", "inf"])

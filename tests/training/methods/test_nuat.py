@@ -4,37 +4,24 @@ import pytest
 import torch
 
 from coprobe.errors import InputError
-from coprobe.training.methods.nuat import nuclear_norm
-from tests.training.methods.small import assert_follows_reference, close, parts, step_of
-from tests.training.references import REFERENCES
-from tests.training.references.common import make, make_batch, tiny
+from coprobe.training.methods.nuat import NuAT, nuclear_norm
+from tests.training.methods.small import close, made, parts, perturbed
+from tests.training.references.common import At, Tiny, make, make_batch, tiny
 
 
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("epoch", [0, 5, 9])
-def test_an_update_is_the_literal_one(epoch: int, number: int) -> None:
-    assert_follows_reference("nuat", make("nuat", epoch=epoch, number=number), make_batch())
+def test_the_attacks_nuclear_norm_changes_where_it_goes_in_every_other_update() -> None:
+    without, with_it = (make("nuat", options={"nuclear-weight": weight}) for weight in (0, 100))
+    for number in range(4):
+        images = [perturbed(method, tiny(), make_batch(), At(9, number)) for method in (without, with_it)]
+        assert torch.equal(*images) == (number % 2 == 0)
 
 
-def test_the_attacks_nuclear_norm_changes_where_it_goes() -> None:
-    images = [
-        make("nuat", epoch=9, number=1, options={"nuclear-weight": weight})
-        .perturb(tiny(), make_batch(), keep_graph=False)
-        .images
-        for weight in (0, 100)
-    ]
-    assert not torch.equal(*images)
-
-
-def test_lambda_rises_to_90_percent_of_the_run_and_every_other_attack_leaves_it_out() -> None:
+def test_lambda_rises_to_90_percent_of_the_run() -> None:
     # 10 epochs: 4.5 after the ninth; with 4.5 / 9 that is half a unit per epoch.
-    rise = [make("nuat", epoch=epoch, number=1).weight for epoch in range(10)]
-    assert rise == pytest.approx([0.5 * epoch for epoch in range(10)])
-    assert make("nuat", options={"ramp": 0}).weight == 4.5
-    assert make("nuat", epoch=4, number=7).attack_weight == pytest.approx(2.0)
-    even = make("nuat", epoch=4, number=6)
-    assert even.attack_weight == 0
-    assert even.weight == pytest.approx(2.0)
+    method, ready = make("nuat"), make("nuat", options={"ramp": 0})
+    assert isinstance(method, NuAT) and isinstance(ready, NuAT)
+    assert [method.weight(epoch) for epoch in range(10)] == pytest.approx([0.5 * epoch for epoch in range(10)])
+    assert ready.weight(0) == 4.5
 
 
 def test_the_norm_is_the_sum_of_singular_values_over_the_batch_also_in_half_precision() -> None:
@@ -45,42 +32,27 @@ def test_the_norm_is_the_sum_of_singular_values_over_the_batch_also_in_half_prec
 
 
 def test_the_norm_is_measured_without_its_weight() -> None:
-    batch = make_batch()
-    (light, loss), (heavy, heavier) = (
-        step_of(make("nuat", epoch=9, options={"nuclear-weight": weight}), tiny(), batch) for weight in (0.5, 2.5)
+    light, heavy = (
+        made(make("nuat", options={"nuclear-weight": weight}), tiny(), make_batch(), At(9)) for weight in (0.5, 2.5)
     )
-    close(light.measured["nuclear"], heavy.measured["nuclear"])
-    close(heavier - loss, 2 * light.measured["nuclear"])
-    assert light.measured["nuclear"] > 1e-3
-    assert not light.measured["nuclear"].requires_grad
+    norm = light.update.measured["nuclear"]
+    close(norm, heavy.update.measured["nuclear"])
+    close(heavy.objective - light.objective, 2 * norm)
+    assert norm > 1e-3
+    assert not norm.requires_grad
 
 
 def test_two_processes_attack_as_one_does_without_the_norm() -> None:
-    batch, method = make_batch(), make("nuat", epoch=5, number=0)
-    divided = []
-    for part in parts(batch, 4):
-        model = tiny()
-        model.bn.momentum = 0.0  # the statistics of the parts differ; the attack shall not see it
-        method.begin_step(5, 0)
-        divided.append(method.perturb(model, part, keep_graph=False).images)
+    batch, method = make_batch(), make("nuat")
+    divided = [perturbed(method, forgetful(), part, At(5)) for part in parts(batch, 4)]
+    close(torch.cat(divided), perturbed(method, forgetful(), batch, At(5)))
+
+
+def forgetful() -> Tiny:
+    """The batch statistics of the parts differ; the running ones, which the attack uses, must not."""
     model = tiny()
     model.bn.momentum = 0.0
-    method.begin_step(5, 0)
-    close(torch.cat(divided), method.perturb(model, batch, keep_graph=False).images)
-
-
-def test_the_attack_leaves_the_modes_and_the_graph_where_asked_for() -> None:
-    model, literal_model, batch, method = tiny(), tiny(), make_batch(), make("nuat")
-    literal = REFERENCES["nuat"](literal_model, batch, method)
-    model.relu.eval()
-    perturbed = method.perturb(model, batch, keep_graph=True)
-    assert [name for name, module in model.named_modules() if not module.training] == ["relu"]
-    assert perturbed.start is not None
-    assert literal.start_logits is not None
-    model(batch.images)  # changes the running statistics, which the kept graph must not see
-    perturbed.start.logits.square().sum().backward()
-    (expected,) = torch.autograd.grad(literal.start_logits.square().sum(), literal_model.conv.weight)
-    close(model.conv.weight.grad, expected)
+    return model
 
 
 def test_a_ramp_longer_than_the_run_is_refused() -> None:

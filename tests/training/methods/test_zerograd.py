@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from coprobe.data import Batch
 from coprobe.errors import InputError
 from coprobe.training import make_method
-from tests.training.references.common import EPSILON, SHAPE, draw_uniform, make, make_batch, same_draws, tiny
+from tests.training.methods.small import perturbed
+from tests.training.references.common import EPSILON, SHAPE, At, draw_uniform, draws, make
 
 ENTRIES = 2 * 4 * 5
 
@@ -56,26 +57,14 @@ class HalfFolded(nn.Module):
 def test_multigrad_moves_only_where_all_starts_agree(samples: int) -> None:
     method = make("multigrad", options={"samples": samples})
     batch = grey_batch()
-    generator = same_draws(method)
+    generator = draws(At())
     above = torch.stack([draw_uniform(generator, batch)[:, 1] > 0 for _ in range(samples)])
-    images = method.perturb(HalfFolded(), batch, keep_graph=False).images
-    delta = images - batch.images
+    delta = perturbed(method, HalfFolded(), batch) - batch.images
     # The label is 0, so the loss falls with s: up is against the gradient.
     torch.testing.assert_close(delta[:, 0], torch.full_like(delta[:, 0], -EPSILON))
     expected = torch.where(above.all(0), -EPSILON, torch.where(above.any(0), 0.0, EPSILON))
     torch.testing.assert_close(delta[:, 1], expected.double())
     assert bool((delta[:, 1] == 0).any()) == (samples > 1)
-
-
-def test_regularizers_of_multigrad_compare_with_its_last_pass() -> None:
-    method, model, seen = make("multigrad"), tiny(), []
-    model.register_forward_hook(lambda *call: seen.append(call[2]))
-    start = method.perturb(model, make_batch(), keep_graph=True).start
-    assert len(seen) == 3
-    assert start is not None
-    assert start.logits is seen[2]
-    start.logits.square().mean().backward()  # the graph is still there
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_multigrad_needs_a_sample() -> None:

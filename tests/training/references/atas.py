@@ -6,7 +6,7 @@ from torch import Tensor
 from coprobe.data import Batch
 from coprobe.training.methods import Method
 from coprobe.training.methods.atas import ATAS
-from tests.training.references.common import EPSILON, SHAPE, Literal, Tiny, clip, soft_cross_entropy, update
+from tests.training.references.common import EPSILON, SHAPE, At, Literal, Tiny, clip, soft_cross_entropy, update
 
 
 def crop_and_flip(stored: Tensor, batch: Batch) -> Tensor:
@@ -34,20 +34,20 @@ def step_sizes(method: ATAS, gradient: Tensor, batch: Batch) -> tuple[list[float
     sizes, norms = [], []
     kept = method.memory("gradient").gather()
     for image, index in enumerate(batch.indices.tolist()):
-        before = (kept[index].item() / method.setting.batch_size) ** 2
+        before = (kept[index].item() / method.context.batch_size) ** 2
         v = 0.5 * before + 0.5 * sum(value**2 for value in gradient[image].flatten().tolist())
         sizes.append(min(max(2 * 8 / 255 / (1 + v**0.5 / 0.01), 4 / 255), 14 / 255))
         norms.append(v)
     return sizes, norms
 
 
-def atas(model: Tiny, batch: Batch, method: Method) -> Literal:
+def atas(model: Tiny, batch: Batch, method: Method, at: At) -> Literal:
     assert isinstance(method, ATAS)
     stored = method.memory("perturbation").gather()
     start = clip(batch.images + crop_and_flip(stored, batch), 0, 1).requires_grad_()
     features, logits = pass_in_evaluation_mode(model, start)
     (gradient,) = torch.autograd.grad(soft_cross_entropy(logits, batch.labels), start, retain_graph=True)
-    sizes = step_sizes(method, gradient, batch)[0] if method.adaptive else [EPSILON] * len(batch.images)
+    sizes = step_sizes(method, gradient, batch)[0] if at.epoch >= 5 else [EPSILON] * len(batch.images)
     images = torch.stack(
         [
             clip(clip(from_ + size * g.sign(), x - EPSILON, x + EPSILON), 0, 1)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from coprobe.core.randomness import generator_for
 from coprobe.data import Batch, Dataset
 from coprobe.training import make_method
 from coprobe.training.methods import Method
-from coprobe.training.step import Setting
+from coprobe.training.update import TrainingContext, UpdateState
 
 EPSILON = 16 / 255
+SEED = 1
 CLASSES = 5
 SHAPE = (2, 4, 5)
 IMAGES = 8
@@ -54,9 +57,18 @@ class Literal:
     start_logits: Tensor | None = None
 
 
-#: Computes literally what the method does in its next update: the same passes through the (training) model in the
-#: same order, so that the running statistics come out equal as well. It must not change the method.
-Reference = Callable[[Tiny, Batch, Method], Literal]
+class At(NamedTuple):
+    """Which update of a run."""
+
+    epoch: int = 0
+    number: int = 0
+
+
+FIRST = At()
+
+#: Computes literally what the method does in this update: the same passes through the (training) model in the same
+#: order, so that the running statistics come out equal as well. It must not change the method.
+Reference = Callable[[Tiny, Batch, Method, At], Literal]
 
 
 def tiny() -> Tiny:
@@ -76,28 +88,35 @@ def make_batch(seed: int = 4) -> Batch:
     return Batch(images, torch.tensor([0, 1, 2, 3, 4, 0]), indices, indices, 0, offsets, mirrored)
 
 
-def setting(epochs: int = 10) -> Setting:
+def context(epochs: int = 10) -> TrainingContext:
     """Memories in float64, so that nothing is rounded."""
     images = torch.zeros(IMAGES, *SHAPE, dtype=torch.uint8)
     dataset = Dataset(images, torch.arange(IMAGES) % CLASSES, tuple("abcde"), "made", "train")
-    return Setting(dataset, torch.device("cpu"), 6, PADDING, epochs, ((0, epochs),), memory_dtype=torch.float64)
+    return TrainingContext(dataset, torch.device("cpu"), 6, PADDING, epochs, ((0, epochs),), memory_dtype=torch.float64)
 
 
-def make(
-    name: str, *, epoch: int = 0, number: int = 0, options: dict[str, float] | None = None, **common: float
-) -> Method:
-    """The method, ready for the update `number` of the epoch (earlier ones left out)."""
-    method = make_method(name, options or {}, epsilon=EPSILON, seed=1, **common)
-    method.prepare(setting())
+def make(name: str, *, epoch: int = 0, options: dict[str, float] | None = None, **common: float) -> Method:
+    """The method at the beginning of the epoch (updates before it left out)."""
+    method = make_method(name, options or {}, epsilon=EPSILON, **common)
+    method.prepare(context())
     for each in range(epoch + 1):
-        method.begin_epoch(each)
-    method.begin_step(epoch, number)
+        begin(method, each)
     return method
 
 
-def same_draws(method: Method) -> torch.Generator:
-    """A generator that will draw what the method will draw."""
-    return torch.Generator().set_state(method.generator.get_state())
+def begin(method: Method, epoch: int) -> None:
+    """Begin an epoch as the loop does."""
+    method.begin_epoch(epoch, generator_for(SEED, "memory", epoch))
+
+
+def draws(at: At) -> torch.Generator:
+    """A generator that will draw what the method will draw in this update."""
+    return generator_for(SEED, "perturbation", *at)
+
+
+def state(method: Method, model: nn.Module, batch: Batch, at: At = FIRST, *, keep_graph: bool = False) -> UpdateState:
+    """What the loop gives to the method for this update."""
+    return UpdateState(model, batch, *at, draws(at), method.loss, keep_graph)
 
 
 def draw_uniform(generator: torch.Generator, batch: Batch) -> Tensor:

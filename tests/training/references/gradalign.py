@@ -6,19 +6,20 @@ from coprobe.data import Batch
 from coprobe.training.methods import Method
 from tests.training.references.common import (
     EPSILON,
+    At,
     Literal,
     Tiny,
     attack_gradient,
     clip,
     draw_uniform,
-    same_draws,
+    draws,
     soft_cross_entropy,
     update,
 )
 
 
-def gradalign(model: Tiny, batch: Batch, method: Method) -> Literal:
-    draw = draw_uniform(same_draws(method), batch)
+def gradalign(model: Tiny, batch: Batch, method: Method, at: At) -> Literal:
+    draw = draw_uniform(draws(at), batch)
     at_x, start_features, start_logits = attack_gradient(model, batch.images, batch.labels)
     delta = clip(1.25 * EPSILON * at_x.sign(), -EPSILON, EPSILON)
     literal = update(model, clip(batch.images + delta, 0, 1), batch, 1.0, start_features, start_logits)

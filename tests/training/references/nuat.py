@@ -5,8 +5,9 @@ from torch import Tensor
 
 from coprobe.data import Batch
 from coprobe.training.methods import Method
+from coprobe.training.methods.nuat import NuAT
 from tests.training.references.atas import pass_in_evaluation_mode
-from tests.training.references.common import EPSILON, Literal, Tiny, clip, draw_uniform, same_draws, soft_cross_entropy
+from tests.training.references.common import EPSILON, At, Literal, Tiny, clip, draw_uniform, draws, soft_cross_entropy
 
 
 def nuclear_norm(matrix: Tensor) -> Tensor:
@@ -14,15 +15,17 @@ def nuclear_norm(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix.T @ matrix).sqrt().sum()
 
 
-def nuat(model: Tiny, batch: Batch, method: Method) -> Literal:
-    """With the method's own λ of this update; tests/training/methods/test_nuat.py says which they are."""
+def nuat(model: Tiny, batch: Batch, method: Method, at: At) -> Literal:
+    """With the method's own λ of this epoch; tests/training/methods/test_nuat.py says which it is."""
+    assert isinstance(method, NuAT)
     x, images = batch.images, len(batch.images)
+    weight = method.weight(at.epoch)
     clean = model(x).detach()
-    bernoulli = draw_uniform(same_draws(method), batch) >= 0
+    bernoulli = draw_uniform(draws(at), batch) >= 0
     start = clip(x + EPSILON / 2 * (2.0 * bernoulli - 1), 0, 1).requires_grad_()
     start_features, start_logits = pass_in_evaluation_mode(model, start)
     attacked = soft_cross_entropy(start_logits, batch.labels)
-    attacked = attacked + method.attack_weight * nuclear_norm(start_logits - clean) / images  # type: ignore[attr-defined]
+    attacked = attacked + (at.number % 2) * weight * nuclear_norm(start_logits - clean) / images
     (gradient,) = torch.autograd.grad(attacked, start, retain_graph=True)
     delta = clip(clip(start.detach() + EPSILON * gradient.sign(), 0, 1) - x, -EPSILON, EPSILON)
     moved = clip(x + delta, 0, 1)
@@ -30,7 +33,7 @@ def nuat(model: Tiny, batch: Batch, method: Method) -> Literal:
     logits = model.linear(features.flatten(1))
     clean = model(x)
     nuclear = nuclear_norm(logits - clean) / images
-    loss = soft_cross_entropy(clean, batch.labels) + method.weight * nuclear  # type: ignore[attr-defined]
+    loss = soft_cross_entropy(clean, batch.labels) + weight * nuclear
     return Literal(moved, loss, features, logits, start_features, start_logits)
 
 

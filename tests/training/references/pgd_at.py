@@ -4,19 +4,20 @@ from coprobe.data import Batch
 from coprobe.training.methods import Method
 from tests.training.references.common import (
     EPSILON,
+    At,
     Literal,
     Tiny,
     attack_gradient,
     clip,
     draw_uniform,
-    same_draws,
+    draws,
     update,
 )
 
 
-def pgd_at(model: Tiny, batch: Batch, method: Method) -> Literal:
+def pgd_at(model: Tiny, batch: Batch, method: Method, at: At) -> Literal:
     x = batch.images
-    delta = clip(x + draw_uniform(same_draws(method), batch) * EPSILON, 0, 1) - x
+    delta = clip(x + draw_uniform(draws(at), batch) * EPSILON, 0, 1) - x
     passes = []
     for _ in range(7):
         gradient, features, logits = attack_gradient(model, x + delta, batch.labels)

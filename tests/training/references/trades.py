@@ -6,7 +6,7 @@ from torch import Tensor
 from coprobe.data import Batch
 from coprobe.training.methods import Method
 from tests.training.references.atas import pass_in_evaluation_mode
-from tests.training.references.common import CLASSES, EPSILON, Literal, Tiny, clip, same_draws, soft_cross_entropy
+from tests.training.references.common import CLASSES, EPSILON, At, Literal, Tiny, clip, draws, soft_cross_entropy
 
 
 def divergence(clean: Tensor, other: Tensor) -> Tensor:
@@ -19,9 +19,9 @@ def divergence(clean: Tensor, other: Tensor) -> Tensor:
     return total
 
 
-def trades(model: Tiny, batch: Batch, method: Method) -> Literal:
+def trades(model: Tiny, batch: Batch, method: Method, at: At) -> Literal:
     x = batch.images
-    moving = x + 0.001 * torch.randn(x.shape, generator=same_draws(method))
+    moving = x + 0.001 * torch.randn(x.shape, generator=draws(at))
     passes = []
     clean = pass_in_evaluation_mode(model, x)[1].detach()
     for _ in range(10):

@@ -9,12 +9,13 @@ from coprobe.data import Batch
 from coprobe.training.methods import Method
 from tests.training.references.common import (
     EPSILON,
+    At,
     Literal,
     Tiny,
     attack_gradient,
     clip,
     draw_uniform,
-    same_draws,
+    draws,
     update,
 )
 
@@ -27,8 +28,8 @@ def quantile(values: Tensor, q: float) -> float:
     return low + (place - math.floor(place)) * (high - low)
 
 
-def zerograd(model: Tiny, batch: Batch, method: Method) -> Literal:
-    draw = draw_uniform(same_draws(method), batch)
+def zerograd(model: Tiny, batch: Batch, method: Method, at: At) -> Literal:
+    draw = draw_uniform(draws(at), batch)
     delta0 = clip(batch.images + draw * EPSILON, 0, 1) - batch.images
     gradient, features, logits = attack_gradient(model, batch.images + delta0, batch.labels)
     for image in gradient:
@@ -41,8 +42,8 @@ def zerograd(model: Tiny, batch: Batch, method: Method) -> Literal:
     return update(model, clip(batch.images + delta, 0, 1), batch, 1.0, features, logits)
 
 
-def multigrad(model: Tiny, batch: Batch, method: Method) -> Literal:
-    generator = same_draws(method)
+def multigrad(model: Tiny, batch: Batch, method: Method, at: At) -> Literal:
+    generator = draws(at)
     signs = []
     for _ in range(3):
         delta0 = clip(batch.images + draw_uniform(generator, batch) * EPSILON, 0, 1) - batch.images
