@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from coprobe.cli.output import message
 from coprobe.core.files import write_json
 from coprobe.errors import InputError
 
@@ -37,17 +38,19 @@ def remember(checkpoint: Path) -> None:
         return
 
 
-def recall() -> tuple[Path, str]:
-    """The checkpoint probed last from this directory, else that of the newest run below it, and which of the two.
+def recall() -> Path:
+    """The checkpoint probed last from this directory, else that of the newest run below it; says which it is.
 
     Raises:
         InputError: there is neither.
     """
     last = Path(_read().get(str(Path.cwd()), ""))
     if last.is_file():
-        return last, "probed last"
+        message(f"{last} (probed last)")
+        return last
     runs = [*Path.cwd().glob("*/checkpoint.pt"), *Path.cwd().glob("*/*/checkpoint.pt")]
     if not runs:
         raise InputError("no checkpoint named, none probed from here before, no run below this directory; name one")
     newest = max(runs, key=lambda path: path.stat().st_mtime)
-    return newest, "newest run"
+    message(f"{newest} (newest run)")
+    return newest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,22 +47,13 @@ class Budget(click.ParamType):
         return number
 
 
-class Number(click.ParamType):
-    """A number for which `holds` is true, which `rule` says in words; NaN never is such a number."""
-
-    name = "NUMBER"
-
-    def __init__(self, rule: str, holds: Callable[[float], bool]) -> None:
-        self.rule = rule
-        self.holds = holds
+class Number(click.FloatRange):
+    """A number in a range; NaN, which click takes for one in any range, is none."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not self.holds(number):
-            raise InputError(f"{param.opts[0] if param else 'number'} {value}: must be {self.rule}")
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
         return number
 
 
@@ -185,8 +177,12 @@ probing_options = _stack(
     click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True),
     click.option("--limit", type=Limit(), default=1000, show_default=True, help="Class-balanced images."),
     skip_bad_option,
-    click.option("--eps", type=Budget(), default=EPS, show_default=True, help="Attack radius, n of n/255."),
-    click.option("--batch-size", type=int, help="Images at once. Default: found by itself."),
+    click.option(
+        "--eps",
+        type=Budget(),
+        help=f"Attack radius, n of n/255.  [default: {EPS:g}; 'diagnose' prefers what the checkpoint was trained at]",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), help="Images at once. Default: found by itself."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
     click.option(
         "--devices",
@@ -275,7 +271,7 @@ class ProbingOptions(ReadingOptions):
     split: str
     limit: int | None
     skip_bad: bool
-    eps: float
+    eps: float | None
     batch_size: int | None
     device: str
     devices: int
@@ -284,75 +280,49 @@ class ProbingOptions(ReadingOptions):
     plain: bool
     seed: int
 
-    def probe(self, path: str | Path, *, cache: bool = False) -> Probe:
+    def probe(self, path: str | Path, *, at_training_eps: bool = False, cache: bool = False) -> Probe:
         """Load the checkpoint and its images; remembered as the checkpoint probed last.
 
-        With `cache`, results are kept in `stats/` of the run directory that holds the checkpoint.
+        Args:
+            path: see `read`.
+            at_training_eps: without --eps, attack at the radius that the checkpoint was trained at, where it says so.
+            cache: keep results in `stats/` of the run directory that `path` is.
         """
-        from coprobe.checkpoint.normalisation import odd_outputs
         from coprobe.core.engine import choose_device
         from coprobe.fast.classifier import check_precision
         from coprobe.probe import Probe
 
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"--batch-size {self.batch_size}: must be at least 1")
         device = choose_device(self.device)
         check_precision(self.precision, device)
-        if self.plain and self.compiled:
-            raise InputError("--plain switches --compile off; leave one of them out")
         processes, device = share(self.devices, device)
         checkpoint = self.read(path)
         data = self.data or checkpoint.recipe.get("data")
         if not data:
             raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
-        dataset = read_images(
-            str(data),
-            self.split,
-            limit=self.limit,
-            skip_bad=self.skip_bad,
-            cache=not self.plain,
-        )
-        run = Path(path) if Path(path).is_dir() else None
+        dataset = read_images(str(data), self.split, limit=self.limit, skip_bad=self.skip_bad, cache=not self.plain)
+        eps = self.eps
+        if eps is None:
+            eps = float((at_training_eps and checkpoint.recipe.get("eps_train")) or EPS)
         probe = Probe(
             checkpoint,
             dataset,
-            epsilon=self.eps / 255,
+            epsilon=eps / 255,
             device=device,
             batch_size=self.batch_size,
             precision=self.precision,
             seed=self.seed,
-            cache=run / "stats" if cache and run else None,
+            cache=Path(path) / "stats" if cache and Path(path).is_dir() else None,
             plain=self.plain,
             compiled=self.compiled,
             processes=processes,
             progress=output.progress,
             say=lambda text: output.message(f"{path}: {text}"),
         )
-        if not processes.leads:
-            return probe
-        if difference := checkpoint.class_difference(dataset.classes):
-            output.message(f"{path}: {difference}")
-        if odd := odd_outputs(checkpoint, dataset, device=device, batch_size=self.batch_size):
-            output.message(f"{path}: {odd}")
-        if checkpoint.path:
-            memory.remember(checkpoint.path)
-        if checkpoint.normalised_by in ("", "--mean/--std") and dataset.image_shape[0] == 3:
-            self._check_normalisation(str(path), probe)
+        if processes.leads:
+            _warn(path, probe)
+            if checkpoint.path:
+                memory.remember(checkpoint.path)
         return probe
-
-    def _check_normalisation(self, path: str, probe: Probe) -> None:
-        """Say so if another normalisation than the one that nobody or the person gave is clearly better."""
-        from coprobe.checkpoint.normalisation import normalisations
-
-        verdict = normalisations(
-            probe.checkpoint,
-            probe.dataset,
-            device=probe.device,
-            batch_size=self.batch_size,
-            progress=output.progress,
-        )
-        if warning := verdict.warning(probe.checkpoint.normalised_by):
-            output.message(f"{path}: {warning}")
 
 
 @dataclass(frozen=True)
@@ -373,6 +343,20 @@ class PaperOptions:
         data = {"cifar10": self.cifar10, "cifar100": self.cifar100}
         given = {name: spec for name, spec in data.items() if spec}
         return Results(self.runs or Path("runs/paper") / scale.name, scale, given, self.seeds)
+
+
+def _warn(path: str | Path, probe: Probe) -> None:
+    """Say what makes a result doubtful: other classes, outputs that are none, a normalisation that fits badly."""
+    from coprobe.checkpoint.normalisation import normalisations, odd_outputs
+
+    checkpoint, dataset = probe.checkpoint, probe.dataset
+    how: dict[str, Any] = {"device": probe.device, "batch_size": probe.batch_size}
+    found = [checkpoint.class_difference(dataset.classes), odd_outputs(checkpoint, dataset, **how)]
+    if checkpoint.normalised_by in ("", "--mean/--std") and dataset.image_shape[0] == 3:
+        verdict = normalisations(checkpoint, dataset, progress=output.progress, **how)
+        found.append(verdict.warning(checkpoint.normalised_by))
+    for warning in filter(None, found):
+        output.message(f"{path}: {warning}")
 
 
 def read_images(

@@ -91,18 +91,16 @@ class Output:
 
             check_writable(self.plot, PLOT_SUFFIXES)
 
-    def give(
-        self,
-        frame: pd.DataFrame,
-        show: Callable[[], None],
-        draw: Callable[[], Figure],
-        **extra: Any,
-    ) -> None:
-        """Give a result in every form that was asked for.
+    @property
+    def for_people(self) -> bool:
+        """Whether tables are to be printed."""
+        return not (self.as_json or _silent)
+
+    def write(self, frame: pd.DataFrame, draw: Callable[[], Figure], **extra: Any) -> None:
+        """Print a result as JSON and write it into files, as was asked for.
 
         Args:
-            frame: all of it, for --out and --json; its attrs are the provenance.
-            show: prints the table for people.
+            frame: all of it; its attrs are the provenance.
             draw: makes the picture.
             extra: more values for --json.
         """
@@ -111,8 +109,6 @@ class Output:
         if self.as_json:
             about = {"provenance": frame.attrs, **extra, "rows": records(frame)}
             click.echo(json.dumps(about, indent=2, allow_nan=False, default=str))
-        else:
-            show()
         if self.out:
             write_table(frame, self.out)
             message(f"wrote {self.out}")

@@ -24,7 +24,7 @@ from coprobe.core.text import storable
 @attack_option
 @click.option(
     "--alpha",
-    type=Number("a finite number above 0", lambda number: 0 < number < math.inf),
+    type=Number(0, math.inf, min_open=True, max_open=True),
     default=ALPHA,
     show_default=True,
     help="Factor inside tanh of Eq. 6.",
@@ -55,38 +55,29 @@ def command(
     Example:
       coprobe activations runs/co/checkpoint.pt --node A --limit 256 --plot channels.png
     """
+    from coprobe.figures import fig03
     from coprobe.nodes import describe_shape
 
     output = Output(as_json, out, plot)
     probe = ProbingOptions(**probing).probe(checkpoint)
     statistics = probe.activations(nodes, attack)
     table = statistics.table(alpha=alpha, reading=reading)
-    names = list(table["node"].unique())
-    v_act = {name: statistics.v_act(name) for name in names}
-
-    def show() -> None:
-        rows = []
-        for name in names:
-            for row in table[table["node"] == name].head(top).to_dict("records"):
-                rows.append(
-                    [
-                        name,
-                        str(row["channel"]),
-                        f"{row['t_act']:.3f}",
-                        f"{row['v_act']:.3g}",
-                        f"{row['mean_change']:+.3f}",
-                    ]
-                )
+    v_act = {node: statistics.v_act(node) for node in table["node"].unique()}
+    if output.for_people:
+        rows = [
+            [
+                row["node"],
+                str(row["channel"]),
+                f"{row['t_act']:.3f}",
+                f"{row['v_act']:.3g}",
+                f"{row['mean_change']:+.3f}",
+            ]
+            for row in table.groupby("node", sort=False).head(top).to_dict("records")
+        ]
         title = f"{table.attrs['attack']}, {probe.caption}"
         header = ["node", "channel", "T_act", "V_act", "mean change"]
-        shapes = {name: f" ({describe_shape(shape)})" for name, shape in table.attrs.get("shapes", {}).items()}
-        summary = ", ".join(f"{name} {value:.3g}{shapes.get(name, '')}" for name, value in v_act.items())
+        shapes = {node: f" ({describe_shape(shape)})" for node, shape in table.attrs.get("shapes", {}).items()}
+        summary = ", ".join(f"{node} {value:.3g}{shapes.get(node, '')}" for node, value in v_act.items())
         print_table(title, header, rows, f"V_act of the whole node (Eq. 5): {summary}")
-
-    def draw() -> Any:
-        from coprobe.figures import fig03
-
-        label = storable(probe.checkpoint.path.name) if probe.checkpoint.path else "model"
-        return fig03.draw(table.assign(run=label, kind=""), about=probe.caption)
-
-    output.give(table, show, draw, v_act=v_act)
+    label = storable(probe.checkpoint.path.name) if probe.checkpoint.path else "model"
+    output.write(table, lambda: fig03.draw(table.assign(run=label, kind=""), about=probe.caption), v_act=v_act)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from coprobe.cli.options import ProbingOptions, attack_option, debug_option, probing_options
 from coprobe.cli.output import Output, output_options, percent, print_table, print_text
-from coprobe.core.defaults import EPS, SALIENT
+from coprobe.core.defaults import SALIENT
 
 
 @click.command(short_help="Is a checkpoint CO-affected? A verdict in a sentence.")
@@ -18,10 +17,7 @@ from coprobe.core.defaults import EPS, SALIENT
 @probing_options
 @output_options
 @debug_option
-@click.pass_context
-def command(
-    ctx: click.Context, /, checkpoint: str, attack: str, as_json: bool, out: Any, plot: Any, **probing: Any
-) -> None:
+def command(checkpoint: str, attack: str, as_json: bool, out: Any, plot: Any, **probing: Any) -> None:
     """Is this checkpoint CO-affected? FGSM against PGD accuracy, salient channels, a verdict in a sentence.
 
     CO is a matter of the training budget, so without --eps the budget that the checkpoint was trained at is
@@ -31,15 +27,13 @@ def command(
     Example:
       coprobe diagnose runs/co/checkpoint.pt
     """
+    from coprobe.figures import fig03
+
     output = Output(as_json, out, plot)
-    options = ProbingOptions(**probing)
-    if ctx.get_parameter_source("eps") is click.core.ParameterSource.DEFAULT:
-        options = replace(options, eps=float(options.read(checkpoint).recipe.get("eps_train") or EPS))
-    probe = options.probe(checkpoint)
+    probe = ProbingOptions(**probing).probe(checkpoint, at_training_eps=True)
     diagnosis = probe.diagnose(attack)
     frame = diagnosis.evaluation.table()
-
-    def show() -> None:
+    if output.for_people:
         rows = [
             [row["attack"], percent(row["accuracy"]), f"{percent(row['low'])} – {percent(row['high'])}"]
             for row in frame.to_dict("records")
@@ -56,11 +50,11 @@ def command(
         ]
         print_table(f"channels with T_act > {SALIENT}", ["node", "of", "salient", "which"], salient)
         print_text(diagnosis.sentence)
-
-    def draw() -> Any:
-        from coprobe.figures import fig03
-
-        table = diagnosis.statistics.table().assign(run=diagnosis.verdict, kind=diagnosis.verdict)
-        return fig03.draw(table, about=probe.caption)
-
-    output.give(frame, show, draw, verdict=diagnosis.verdict, sentence=diagnosis.sentence, salient=diagnosis.salient)
+    drawn = diagnosis.statistics.table().assign(run=diagnosis.verdict, kind=diagnosis.verdict)
+    output.write(
+        frame,
+        lambda: fig03.draw(drawn, about=probe.caption),
+        verdict=diagnosis.verdict,
+        sentence=diagnosis.sentence,
+        salient=diagnosis.salient,
+    )

@@ -46,6 +46,8 @@ def command(
     """
     import pandas as pd
 
+    from coprobe.figures.overview import draw_accuracies
+
     output = Output(as_json, out, plot)
     attacks = with_members(attacks, aa_members)
     drawn_from = parse_noises(noises)
@@ -58,20 +60,13 @@ def command(
         stages += [{"model": path, **stage} for stage in parts[-1].attrs.pop("stages")]
     frame = pd.concat(parts, ignore_index=True)
     frame.attrs = {**_merged([part.attrs for part in parts]), "stages": stages}
-
-    def show() -> None:
+    if output.for_people:
         for path, probe in probes.items():
             print_accuracies(f"{path}: accuracy (%), {probe.caption}", frame[frame["model"] == path])
             print_stages(path, [row for row in stages if row["model"] == path])
-
-    def draw() -> Any:
-        from coprobe.figures.overview import draw_accuracies
-
-        first = next(iter(probes))
-        about = f"{first}, n = {frame['n'].iloc[0]}, ε = {options.eps:g}/255, seed {options.seed}"
-        return draw_accuracies(frame[frame["model"] == first], about=about)
-
-    output.give(frame, show, draw, stages=stages)
+    first, probe = next(iter(probes.items()))
+    drawn, about = frame[frame["model"] == first], f"{first}: {probe.caption}"
+    output.write(frame, lambda: draw_accuracies(drawn, about=about), stages=stages)
 
 
 def _merged(provenances: list[dict[str, Any]]) -> dict[str, Any]:

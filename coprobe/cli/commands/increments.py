@@ -41,12 +41,13 @@ def command(
     Example:
       coprobe increments runs/co --node A --node B --limit 256 --plot increments.png
     """
+    from coprobe.figures import fig10
+
     output = Output(as_json, out, plot)
     probe = ProbingOptions(**probing).probe(checkpoint)
     increments = probe.increments(nodes or ("A",), attack)
     table = increments.table()
-
-    def show() -> None:
+    if output.for_people:
         rows = []
         for node in table["node"].unique():
             moved, stepped = increments.s(node), increments.s_step(node)
@@ -56,11 +57,6 @@ def command(
                 rows.append([node, str(step), f"{s.sum():.3g}", last, f"{s.max():.3g}", str(channels[s.argmax()])])
         header = ["node", "step", "sum of S_k", "since step before", "largest S_k", "channel"]
         print_table(f"{table.attrs['attack']}, {probe.caption}", header, rows)
-
-    def draw() -> Any:
-        from coprobe.figures import fig10
-
-        label = storable(probe.checkpoint.path.name) if probe.checkpoint.path else "model"
-        return fig10.draw(table[table["step"] > 0].assign(model=label, kind=""), about=probe.caption)
-
-    output.give(table, show, draw)
+    label = storable(probe.checkpoint.path.name) if probe.checkpoint.path else "model"
+    drawn = table[table["step"] > 0].assign(model=label, kind="")
+    output.write(table, lambda: fig10.draw(drawn, about=probe.caption))

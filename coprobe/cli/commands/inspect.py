@@ -45,6 +45,7 @@ def command(
     import pandas as pd
 
     from coprobe.core.provenance import provenance
+    from coprobe.figures.overview import draw_weights
 
     output = Output(as_json, out, plot)
     options = ReadingOptions(**reading)
@@ -54,19 +55,14 @@ def command(
     frame = pd.DataFrame({"weight": storable(n), "shape": list(t.shape), "rms": _rms(t)} for n, t in weights.items())
     frame.attrs.update(provenance(**loaded.facts()))
     examined = _examine(options, checkpoint, loaded, data, skip_bad) if data else None
-
-    def show() -> None:
+    if output.for_people:
         print_table(str(checkpoint), ["", ""], [[key, _shown(value)] for key, value in facts.items()], left=2)
         if examined is not None:
             examined.show()
-
-    def draw() -> Any:
-        from coprobe.figures.overview import draw_weights
-
-        scales = dict(zip(frame["weight"], frame["rms"], strict=True))
-        return draw_weights(scales, title=loaded.path.name if loaded.path else loaded.arch)
-
-    output.give(frame, show, draw, facts=facts, **({"normalisations": examined.plain()} if examined else {}))
+    scales = dict(zip(frame["weight"], frame["rms"], strict=True))
+    title = loaded.path.name if loaded.path else loaded.arch
+    tried = {"normalisations": examined.plain()} if examined else {}
+    output.write(frame, lambda: draw_weights(scales, title=title), facts=facts, **tried)
     if examined is not None and examined.warning:
         message(f"{checkpoint}: {examined.warning}")
 

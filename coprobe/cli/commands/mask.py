@@ -9,7 +9,7 @@ import click
 
 from coprobe.cli import memory
 from coprobe.cli.options import Number, ProbingOptions, attack_option, comma_separated, debug_option, probing_options
-from coprobe.cli.output import Output, message, output_options, percent, print_table
+from coprobe.cli.output import Output, output_options, percent, print_table
 from coprobe.core.defaults import ATTACKS, COMPARED, SALIENT
 
 
@@ -23,14 +23,14 @@ from coprobe.core.defaults import ATTACKS, COMPARED, SALIENT
 )
 @click.option(
     "--alpha2",
-    type=Number("between 0 and 1", lambda number: 0 <= number <= 1),
+    type=Number(0, 1),
     multiple=True,
     help=f"Mask channels with T_act above this; repeatable.  [default: {SALIENT}]",
 )
 @click.option(
     "--percent",
     "share",
-    type=Number("above 0 and at most 100", lambda number: 0 < number <= 100),
+    type=Number(0, 100, min_open=True),
     help="Mask this share of the channels instead, by T_act.",
 )
 @click.option(
@@ -70,12 +70,10 @@ def command(
       coprobe mask --alpha2 0.5
       coprobe mask ckpt.pt --data cifar10 --alpha2 0.99 --alpha2 0.5 --alpha2 0.1 --plot fig4.png
     """
+    from coprobe.figures import fig04
+
     output = Output(as_json, out, plot)
-    if checkpoint is None:
-        found, why = memory.recall()
-        message(f"{found} ({why})")
-        checkpoint = str(found)
-    probe = ProbingOptions(**probing).probe(checkpoint)
+    probe = ProbingOptions(**probing).probe(checkpoint or memory.recall())
     masking = probe.mask(
         node,
         alpha2 or None,
@@ -86,8 +84,7 @@ def command(
     )
     frame = masking.evaluation.table()
     chosen = {mask.reason: [*chain(*mask.channels.values())] for mask in masking.masks if mask.draw == 0}
-
-    def show() -> None:
+    if output.for_people:
         wide = frame.pivot_table("accuracy", ["mask", "masked"], "attack", sort=False)
         rows = []
         for (reason, count), values in wide.iterrows():
@@ -98,13 +95,7 @@ def command(
         nothing = not share and not any(mask.count for mask in masking.masks)
         note = _advice(node, masking.statistics.t_act(node).max()) if nothing else ""
         print_table(title, ["mask", "channels", *wide.columns, "which"], rows, note)
-
-    def draw() -> Any:
-        from coprobe.figures import fig04
-
-        return fig04.draw(frame, about=probe.caption)
-
-    output.give(frame, show, draw, masks=chosen)
+    output.write(frame, lambda: fig04.draw(frame, about=probe.caption), masks=chosen)
 
 
 def _advice(node: str, largest: float) -> str:

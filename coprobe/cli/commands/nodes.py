@@ -31,6 +31,7 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
 
     from coprobe.core.provenance import provenance
     from coprobe.errors import InputError
+    from coprobe.figures.overview import draw_places
     from coprobe.nodes import describe_shape, is_guessed, places
 
     output = Output(as_json, out, plot)
@@ -43,16 +44,9 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     guessed = is_guessed(loaded.model)
     frame = pd.DataFrame({**asdict(place), "shape": list(place.shape)} for place in found)
     frame.attrs.update(provenance(**loaded.facts(), guessed=guessed))
-
-    def show() -> None:
+    if output.for_people:
         rows = [[place.path, place.letter, place.function, describe_shape(place.shape)] for place in found]
         note = "A…E are a guess: the first place, and the last one of each resolution" if guessed else ""
         note = note if rows else "no activation function is called; name module paths"
         print_table(f"{loaded.arch}, {side}×{side} pixels", ["place", "node", "after", "shape"], rows, note, left=3)
-
-    def draw() -> Any:
-        from coprobe.figures.overview import draw_places
-
-        return draw_places(found, title=loaded.arch)
-
-    output.give(frame, show, draw)
+    output.write(frame, lambda: draw_places(found, title=loaded.arch))

@@ -86,7 +86,7 @@ def _knobs(function: Any) -> Any:
     "--compile/--no-compile", "compiled", cls=Grouped, group=_RUN, default=False, help="Run through torch.compile."
 )
 @click.option(
-    "--save-minutes", cls=Grouped, group=_RUN, type=Number("a number above 0", lambda n: n > 0), default=10.0,
+    "--save-minutes", cls=Grouped, group=_RUN, type=Number(0, min_open=True), default=10.0,
     show_default=True, help="Longest time between two saves of the state.",
 )  # fmt: skip
 @click.option(
@@ -162,7 +162,7 @@ def command(
             callback=_callback(recipe, advance, events) if processes.leads else None,
         )
     if processes.leads:
-        _give(output, run, recipe)
+        _tell(output, run, recipe)
 
 
 @contextmanager
@@ -254,15 +254,16 @@ def _callback(
     return TrainingCallback(advance, on_epoch, message)
 
 
-def _give(output: Output, run: Run, recipe: Recipe) -> None:
+def _tell(output: Output, run: Run, recipe: Recipe) -> None:
+    """The end of a run: its last epochs as a table, its history in full where that was asked for."""
     from coprobe.checkpoint import load as load_checkpoint
+    from coprobe.figures import fig01
 
     history = run.history
     about = run.about()
     outcome = about["outcome"]
     history.attrs.update({**about["provenance"], **load_checkpoint(run.checkpoint).facts()})
-
-    def show() -> None:
+    if output.for_people:
         rows = [
             [
                 str(row["epoch"]),
@@ -273,13 +274,8 @@ def _give(output: Output, run: Run, recipe: Recipe) -> None:
         ]
         header = ["epoch", "loss", "train %", "clean %", "FGSM %", "PGD-10 %"]
         print_table(f"{run.directory}: the last epochs", header, rows, _note(about["provenance"], outcome))
-
-    def draw() -> Any:
-        from coprobe.figures import fig01
-
-        return fig01.draw(history.assign(run=storable(run.directory.name)))
-
-    output.give(history, show, draw, run=str(run.directory), recipe=recipe.to_dict(), outcome=outcome)
+    drawn = history.assign(run=storable(run.directory.name))
+    output.write(history, lambda: fig01.draw(drawn), run=str(run.directory), recipe=recipe.to_dict(), outcome=outcome)
 
 
 def _note(made: dict[str, Any], outcome: dict[str, Any]) -> str:

@@ -45,6 +45,8 @@ def command(
     Example:
       coprobe transfer runs/stable runs/co --attacks fgsm,pgd:50 --noise none --noise uniform:16
     """
+    from coprobe.figures.overview import draw_accuracies
+
     output = Output(as_json, out, plot)
     attacks = with_members(attacks, aa_members)
     drawn_from = parse_noises(noises)
@@ -58,16 +60,10 @@ def command(
     frame["target"] = frame["target"].map(shown)
     frame.attrs["targets"] = {shown[path]: digest for path, digest in frame.attrs["targets"].items()}
     stages = frame.attrs["stages"] = [{"model": own, **stage} for stage in frame.attrs["stages"]]
-
-    def show() -> None:
+    if output.for_people:
         for path in shown.values():
             how = "itself, white box" if path == own else f"on images crafted on {own}"
             print_accuracies(f"{path}: accuracy (%) {how}, {probe.caption}", frame[frame["target"] == path])
         print_stages(own, stages)
-
-    def draw() -> Any:
-        from coprobe.figures.overview import draw_accuracies
-
-        return draw_accuracies(frame[frame["target"] == first], about=f"{own} → {first}: {probe.caption}")
-
-    output.give(frame, show, draw, stages=stages)
+    drawn, about = frame[frame["target"] == first], f"{own} → {first}: {probe.caption}"
+    output.write(frame, lambda: draw_accuracies(drawn, about=about), stages=stages)
