@@ -16,12 +16,12 @@ from coprobe.data import DATASETS
 from coprobe.masking import SELECTORS
 from coprobe.models import ARCHITECTURES
 from coprobe.paper.claims import VERDICTS
-from coprobe.paper.pictures import FIGURES as PICTURES
+from coprobe.paper.figures import FIGURES
 from coprobe.training import METHODS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-FIGURES = README.parent / "figures"
-PAIR = FIGURES / "pair"
+DRAWN = README.parent / "figures"
+PAIR = DRAWN / "pair"
 RESULTS = README.parent / "benchmarks" / "results"
 
 
@@ -91,7 +91,7 @@ def claims() -> str:
     scales = ["demo", "small", "paper"]
     counts = {}
     for scale in scales:
-        path = FIGURES / scale / "claims.csv"
+        path = DRAWN / scale / "claims.csv"
         counts[scale] = pd.read_csv(path)["verdict"].value_counts() if path.exists() else {}
     lines = ["| scale | " + " | ".join(VERDICTS) + " |", "|---|" + "--:|" * len(VERDICTS)]
     for scale in scales:
@@ -118,8 +118,8 @@ def _rows_below(header: str, path: Path) -> list[str]:
 def gallery() -> str:
     """The figures of the demo scale, two in a row."""
     cells = [
-        f"**Fig. {number}.** {picture.title}<br>![Figure {number}](figures/demo/{picture.name}.png)"
-        for number, picture in PICTURES.items()
+        f"**Fig. {number}.** {figure.title}<br>![Figure {number}](figures/demo/{figure.name}.png)"
+        for number, figure in FIGURES.items()
     ]
     rows = [f"| {left} | {right} |" for left, right in zip(cells[::2], cells[1::2], strict=True)]
     return "\n".join(["| | |", "|---|---|", *rows])

@@ -169,15 +169,15 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
-def draw_with_change(accuracies: pd.DataFrame, *, noise: str, about: str) -> Figure:
+def draw_with_change(accuracies: pd.DataFrame, *, about: str) -> Figure:
     """Two panels of bars: (a) accuracy, (b) by how many percentage points noise changes it.
 
     Args:
-        accuracies: as for `by_model`, with columns kind, change, change_low and change_high (fractions).
-        noise: the noise of panel (b), as its axis names it.
+        accuracies: as for `by_model`, with columns kind, change, change_low, change_high (fractions) and noise
+            (of panel (b), as its axis names it).
         about: what the models were made from, shown small.
     """
-    attacks = list(dict.fromkeys(accuracies["attack"]))
+    attacks, noise = list(dict.fromkeys(accuracies["attack"])), accuracies["noise"].iloc[0]
     changes = accuracies.assign(**{to: accuracies[of] for of, to in _CHANGE.items()})
     colours = model_colours(accuracies)
     series = by_model(accuracies, colours)

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(accuracies: pd.DataFrame, *, noise: str = "noise", about: str = "") -> Figure:
+def draw(accuracies: pd.DataFrame, *, about: str = "") -> Figure:
     """Accuracy (a) and its change when noise is added (b): a group per attack, a bar per model and budget.
 
     Args:
         accuracies: columns model (as people read it), kind (colours it), epsilon (n of n/255; missing where there is
             none, then the row counts for every budget), attack, accuracy, low, high, change (accuracy with noise minus
-            without), change_low, change_high (fractions); the order of the rows is the order of the bars.
-        noise: the noise that is added, as people read it: U(±16/255).
+            without), change_low, change_high (fractions), noise (the one that is added, as people read it: U(±16/255));
+            the order of the rows is the order of the bars.
         about: what the models were made from, shown small.
     """
     levels = accuracies["epsilon"].map(budget_label, na_action="ignore")
-    return draw_with_change(accuracies.assign(level=levels), noise=noise, about=about)
+    return draw_with_change(accuracies.assign(level=levels), about=about)

@@ -16,9 +16,9 @@ from coprobe.errors import unknown
 from coprobe.figures.style import save_all
 from coprobe.figures.tables import save_table
 from coprobe.paper import claims, tables
+from coprobe.paper.figures import FIGURES, caption
 from coprobe.paper.jobs import Job, Order, plan_jobs
 from coprobe.paper.needs import Need, merged
-from coprobe.paper.pictures import FIGURES, caption
 from coprobe.paper.results import MissingResultError, Results
 from coprobe.paper.runs import RUNS
 
@@ -54,12 +54,12 @@ def items() -> dict[str, Item]:
     """Everything that the paper shows, by name."""
     found = [
         Item(
-            picture.name,
-            picture.title,
-            (*picture.needs, *(Need(run, "history") for run in picture.runs)),
+            figure.name,
+            figure.title,
+            (*figure.needs, *(Need(run, "history") for run in figure.runs)),
             partial(_render_figure, number),
         )
-        for number, picture in FIGURES.items()
+        for number, figure in FIGURES.items()
     ]
     found += [
         Item(
@@ -168,11 +168,11 @@ def minutes(jobs: Sequence[Job], per_pass: float, at_once: int) -> float:
 
 
 def _render_figure(number: int, results: Results, out: Path) -> list[Path]:
-    picture = FIGURES[number]
-    frame = picture.content(results)
-    about = caption(results, picture)
-    facts = {"title": picture.title, "about": about, **_provenance(results, picture.runs, picture.needs)}
-    return save_all(picture.draw(frame, about), frame, out, picture.name, facts)
+    figure = FIGURES[number]
+    frame = figure.content(results)
+    about = caption(results, figure)
+    facts = {"title": figure.title, "about": about, **_provenance(results, figure.runs, figure.needs)}
+    return save_all(figure.draw(frame, about=about), frame, out, figure.name, facts)
 
 
 def _render_table(number: int, results: Results, out: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from coprobe.data import title as data_title
 from coprobe.errors import unknown
 from coprobe.paper.measure import DRAWS
 from coprobe.paper.needs import COLUMNS, NOISE, XI, Need, merged
-from coprobe.paper.printed import value
+from coprobe.paper.published import published_value
 from coprobe.paper.results import MissingResultError, Results
 from coprobe.paper.runs import RUNS
 
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """What the paper's row is found by in `printed`."""
+        """What the paper's row is found by in `published`."""
         run = RUNS[self.run]
         return {
             "dataset": _DATA[run.data],
@@ -261,7 +261,7 @@ def _lines(number: int, results: Results) -> Iterator[dict[str, Any]]:
                 yield {
                     **row.keys, **here, "metric": metric, "label": _LABELS.get(metric) or results.label(metric),
                     "run": row.run, "which": which, "main": main, **_NOTHING, **cells.get(metric, {}),
-                    "seeds": results.seeds, "paper": _printed(number, row, metric) if main else nan,
+                    "seeds": results.seeds, "paper": _published(number, row, metric) if main else nan,
                 }  # fmt: skip
 
 
@@ -278,11 +278,11 @@ def _checkpoints(row: Row, results: Results) -> tuple[str, ...]:
     return (row.which,) if same else (row.which, row.other)
 
 
-def _printed(number: int, row: Row, metric: str) -> float:
+def _published(number: int, row: Row, metric: str) -> float:
     if row.xi_eval != XI:
         return nan
     noise = {} if metric in _LABELS else {"noise": row.noise}
-    found = value(number, **row.keys, **noise, metric=metric)
+    found = published_value(number, **row.keys, **noise, metric=metric)
     return nan if found is None else found
 
 

@@ -93,7 +93,7 @@ def test_json_for_programs_and_the_same_in_files(here, coprobe, line):
 
 
 @pytest.mark.parametrize("line", TABLES)
-def test_pictures(here, coprobe, line):
+def test_plots(here, coprobe, line):
     kinds = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
     suffixes = kinds if line == "nodes tiny.pt" else [".png"]
     for suffix in suffixes:

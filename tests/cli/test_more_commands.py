@@ -58,7 +58,7 @@ def test_a_table_for_people_and_json_and_files_for_programs(two: Path, coprobe: 
 
 
 @pytest.mark.parametrize("line", TABLES)
-def test_pictures(two: Path, coprobe: Any, line: str) -> None:
+def test_plots(two: Path, coprobe: Any, line: str) -> None:
     result = coprobe(f"{line} --json --plot picture.png")
     assert (result.code, result.err) == (0, "wrote picture.png\n")
     content = (two / "picture.png").read_bytes()

@@ -15,9 +15,9 @@ import pytest
 from rich.cells import cell_len
 
 from coprobe.paper import engines
+from coprobe.paper.figures import FIGURES
 from coprobe.paper.jobs import Job, Order
 from coprobe.paper.needs import Need
-from coprobe.paper.pictures import FIGURES
 from coprobe.paper.results import Results
 from coprobe.paper.runs import SCALES
 from coprobe.training.run import Run

@@ -29,7 +29,8 @@ def measured(**columns: list[object]) -> pd.DataFrame:
     accuracy = np.linspace(0.9, 0.1, len(frame)) * (np.arange(len(frame)) % 9 != 5)
     change = np.linspace(-0.1, 0.25, len(frame))
     frame = frame.assign(n=100, accuracy=accuracy, low=accuracy * 0.9, high=accuracy * 1.05 + 0.01)
-    return frame.assign(change=change, change_low=change - 0.03, change_high=change + 0.02)
+    frame = frame.assign(change=change, change_low=change - 0.03, change_high=change + 0.02)
+    return frame if "noise" in frame else frame.assign(noise=NOISE)
 
 
 def models(kinds: dict[str, str], **columns: list[object]) -> pd.DataFrame:
@@ -101,7 +102,7 @@ ACCURACY, CHANGE = ("accuracy", "low", "high"), ("change", "change_low", "change
 
 def test_figure_8() -> None:
     frame = for_figure_8()
-    figure = fig08.draw(frame, noise=NOISE, about=ABOUT)
+    figure = fig08.draw(frame, about=ABOUT)
     top, bottom = figure.axes
     place = 0
     for model in ("with Eq. 10", "without Eq. 10"):
@@ -173,7 +174,7 @@ def test_noise_is_not_spoken_of_where_there_is_none() -> None:
 
 def test_figure_11() -> None:
     frame = for_figure_11()
-    figure = fig11.draw(frame, noise=NOISE)
+    figure = fig11.draw(frame)
     names = ["δ₀", "δ+δ₀", "{δ₀; δ+δ₀}", "collapsed"]
     assert legend(figure) == names
     for axis, columns in zip(figure.axes, (ACCURACY, CHANGE), strict=True):
@@ -232,7 +233,7 @@ def test_bars_of_nothing_say_so_and_missing_ones_do_not() -> None:
     frame.loc[1, ["accuracy", "low"]] = 0.0
     frame = frame.drop(index=2)
     frame.loc[4, ["accuracy", "low", "high"]] = np.nan
-    top = fig11.draw(frame, noise=NOISE).axes[0]
+    top = fig11.draw(frame).axes[0]
     first, second, *_ = drawn(top).values()
     (zero,) = top.texts
     assert zero.get_text() == "0" and zero.xy == pytest.approx((first.patches[1].get_center()[0], 60))

@@ -10,7 +10,7 @@ import pytest
 
 from coprobe.paper import Results, scale_of
 from coprobe.paper.claims import judged, markdown
-from coprobe.paper.pictures import FIGURES
+from coprobe.paper.figures import FIGURES
 from coprobe.paper.tables import TABLES, content
 
 ROOT = Path(__file__).resolve().parents[2]

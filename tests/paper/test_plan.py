@@ -10,9 +10,9 @@ from PIL import Image
 
 from coprobe.errors import InputError
 from coprobe.paper import claims, tables
+from coprobe.paper.figures import FIGURES
 from coprobe.paper.jobs import plan_jobs
 from coprobe.paper.needs import Need
-from coprobe.paper.pictures import FIGURES
 from coprobe.paper.plan import chosen, items, minutes, order_of, overview, render, seconds_per_pass
 from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, SCALES

@@ -13,7 +13,7 @@ from coprobe.attacks.examples import CLEAN
 from coprobe.core.files import write_json
 from coprobe.errors import InputError
 from coprobe.paper.needs import Need
-from coprobe.paper.printed import printed
+from coprobe.paper.published import published
 from coprobe.paper.results import MissingResultError, Results
 from coprobe.paper.runs import RUNS, SCALES, Scale
 from coprobe.paper.tables import TABLES, about, content, needs
@@ -67,7 +67,7 @@ def test_every_printed_number_has_its_place(number: int) -> None:
         if row.xi_eval == 16
         for metric in table.metrics
     ]
-    frame = printed(number).astype(object)
+    frame = published(number).astype(object)
     frame["noise"] = frame["noise"].fillna("none")
     frame = frame.where(frame.notna(), None)
     assert places and len(places) == len(set(places))
@@ -252,7 +252,7 @@ def test_complete_results_leave_no_cell_empty(tmp_path: Path) -> None:
         frame = content(number, made)
         assert frame["ours"].notna().all()
         compared = frame[frame["paper"].notna()]
-        assert len(compared) == len(printed(number)), number
+        assert len(compared) == len(published(number)), number
         np.testing.assert_allclose(compared["difference"], compared["ours"] - compared["paper"])
 
 

@@ -52,7 +52,7 @@ def command(number: int, runs_to_draw: tuple[str, ...], out: Path, as_json: bool
 
 
 def _of_paper(number: int, out: Path, options: PaperOptions) -> tuple[list[Path], Any]:
-    from coprobe.paper.pictures import FIGURES
+    from coprobe.paper.figures import FIGURES
     from coprobe.paper.plan import chosen
 
     if number not in FIGURES:

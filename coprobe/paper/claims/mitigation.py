@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from coprobe.attacks.examples import CLEAN
-from coprobe.paper import printed
 from coprobe.paper.claims.reading import (
     COLLAPSED,
     LABELS,
@@ -29,6 +28,7 @@ from coprobe.paper.claims.record import (
     shown,
 )
 from coprobe.paper.needs import COLUMNS, NOISE, STRONG, Need
+from coprobe.paper.published import published, published_value
 from coprobe.paper.results import Results
 
 BASELINE, FD, SMOOTH = "mep-12", "fd-b200-12", "cs-12"
@@ -54,16 +54,18 @@ _RIVALS = (
 )
 
 
-def _printed(mark: int) -> str:
+def _published(mark: int) -> str:
     """The settings with this mark in the paper's Table 1."""
-    rows = printed.printed(1).query("metric == 'co' and value == @mark")
+    rows = published(1).query("metric == 'co' and value == @mark")
     return ", ".join(f"{node}/{alpha3:g}" for node, alpha3 in rows[["node", "alpha3"]].itertuples(index=False))
 
 
-def _printed_minutes(method: str, alpha3: float | None = None) -> float:
+def _published_minutes(method: str, alpha3: float | None = None) -> float:
     """The paper's training time of a method over that of the baseline."""
     keys: dict[str, str | float] = {"dataset": "CIFAR-10", "xi_train": 12, "metric": "minutes"}
-    ours, base = printed.value(2, method=method, alpha3=alpha3, **keys), printed.value(2, method="FGSM-MEP", **keys)
+    ours, base = (
+        published_value(2, **one, **keys) for one in ({"method": method, "alpha3": alpha3}, {"method": "FGSM-MEP"})
+    )
     assert ours is not None
     assert base is not None
     return ours / base
@@ -73,7 +75,7 @@ def _printed_minutes(method: str, alpha3: float | None = None) -> float:
     "C15",
     "Only at node B does L_stable remove CO.",
     "Table 1: CO marks of five nodes × four α3 at 12/255.",
-    paper=lambda: f"Table 1: without CO {_printed(STABLE)}",
+    paper=lambda: f"Table 1: without CO {_published(STABLE)}",
 )
 def c15(results: Results) -> Finding:
     """Some setting of B converges without CO and none of another node does."""
@@ -93,7 +95,7 @@ def c15(results: Results) -> Finding:
     "C16",
     "At node B α3 = 200 is enough to remove CO and 100 is not.",
     "Table 1: CO marks of node B.",
-    paper=lambda: f"Table 1: without CO {_printed(STABLE)}",
+    paper=lambda: f"Table 1: without CO {_published(STABLE)}",
 )
 def c16(results: Results) -> Finding:
     """CO, none, none, none."""
@@ -109,7 +111,7 @@ def c16(results: Results) -> Finding:
     "C17",
     "Three settings of L_stable do not converge: A/400, A/1000, E/1000.",
     "Table 1: final clean accuracy at most 1.5 times that of guessing.",
-    paper=lambda: f"Table 1: not converged {_printed(NOT_CONVERGED)}",
+    paper=lambda: f"Table 1: not converged {_published(NOT_CONVERGED)}",
 )
 def c17(results: Results) -> Finding:
     """These three and no other."""
@@ -215,7 +217,7 @@ def c20(results: Results) -> Finding:
     "L_stable costs about 1 % more time than the baseline; C.Smooth costs 13 %.",
     "Median seconds per epoch of training, with quartiles over the epochs; runs that shared a machine don't compare.",
     paper=lambda: (
-        f"Table 2, ratios of minutes: {_printed_minutes('Ours-FD', 200):.3f} and {_printed_minutes('C.Smooth'):.3f}"
+        f"Table 2, ratios of minutes: {_published_minutes('Ours-FD', 200):.3f} and {_published_minutes('C.Smooth'):.3f}"
     ),
 )
 def c21(results: Results) -> Finding:

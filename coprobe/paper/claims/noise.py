@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 from coprobe.attacks.examples import CLEAN
-from coprobe.paper import printed
 from coprobe.paper.claims.reading import (
     COLLAPSED,
     LABELS,
@@ -19,6 +18,7 @@ from coprobe.paper.claims.reading import (
 )
 from coprobe.paper.claims.record import Check, Finding, UnmetError, at_least, at_most, claim, conclude, shown
 from coprobe.paper.needs import ATTACKS, COLUMNS, NOISE, STRONG, Need
+from coprobe.paper.published import published
 from coprobe.paper.results import Results
 
 CO, CO_16, FD, WITH_EQ10, ORIGIN = "mep-12", "mep-16", "fd-b200-12", "mep-eq10-12", "origin"
@@ -155,9 +155,9 @@ def c31(results: Results) -> Finding:
     return conclude(checks, value)
 
 
-def _printed_first() -> int:
+def _published_first() -> int:
     """In how many cells (ξ_T, column) of the paper's Table 5 its collapsed model is first."""
-    wide = printed.printed(5).pivot(index=["xi_train", "metric"], columns="method", values="value")
+    wide = published(5).pivot(index=["xi_train", "metric"], columns="method", values="value")
     return int((wide["Ours-CO"] >= wide.max(axis=1)).sum())
 
 
@@ -165,7 +165,7 @@ def _printed_first() -> int:
     "C32",
     "A CO-affected model with noise is best in clean and in robust accuracy.",
     "Table 5: collapsed baseline against ATAS, ZeroGrad, C.Smooth and L_stable, all with U(16), every column and ξ_T.",
-    paper=lambda: f"Table 5: first in {_printed_first()} of 32 cells",
+    paper=lambda: f"Table 5: first in {_published_first()} of 32 cells",
     needs=[*_TABLE5_CO.values(), *(need for others in _TABLE5_OTHERS.values() for need in others)],
 )
 def c32(results: Results) -> Finding:

@@ -1,4 +1,4 @@
-"""What the claims read from results: how runs ended, accuracies with intervals, masked accuracies, printed numbers."""
+"""What the claims read: how runs ended, accuracies with intervals, masked accuracies, published numbers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from coprobe.attacks.examples import CLEAN
-from coprobe.paper import printed
 from coprobe.paper.claims.record import Estimate, UnmetError
 from coprobe.paper.needs import NOISE, Need
+from coprobe.paper.published import published_value
 from coprobe.paper.results import Results, summary
 
 LABELS = {
@@ -121,5 +121,5 @@ def at_hand(results: Results, runs: Iterable[str]) -> list[str]:
 
 def cells(table: int, metrics: Iterable[str], **keys: str | float | None) -> str:
     """What a table of the paper prints for these metrics, in its order of columns: `58.48 / 61.65`."""
-    values = [printed.value(table, metric=metric, **keys) for metric in metrics]
+    values = [published_value(table, metric=metric, **keys) for metric in metrics]
     return " / ".join("–" if value is None else f"{value:.2f}" for value in values)

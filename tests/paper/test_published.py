@@ -1,4 +1,4 @@
-"""The paper's printed numbers: complete, as typed from the paper, and found by their keys."""
+"""The paper's published numbers: complete, as typed from the paper, and found by their keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coprobe.errors import InputError
-from coprobe.paper.printed import TABLES, printed, value
+from coprobe.paper.published import TABLES, published, published_value
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "paper"
 PACKAGED = Path(__file__).resolve().parents[2] / "coprobe" / "paper" / "numbers"
@@ -28,35 +28,35 @@ PACKAGED = Path(__file__).resolve().parents[2] / "coprobe" / "paper" / "numbers"
     ],
 )
 def test_numbers_read_off_the_paper(table: int, keys: dict[str, str | float | None], number: float) -> None:
-    assert value(table, **keys) == number
+    assert published_value(table, **keys) == number
 
 
 def test_there_are_as_many_numbers_as_the_paper_prints() -> None:
-    assert {table: len(printed(table)) for table in TABLES} == {1: 120, 2: 90, 3: 6, 4: 32, 5: 160, 6: 20, 7: 32}
+    assert {table: len(published(table)) for table in TABLES} == {1: 120, 2: 90, 3: 6, 4: 32, 5: 160, 6: 20, 7: 32}
 
 
 def test_what_the_paper_does_not_print() -> None:
-    assert value(5, method="Ours-CO", xi_train=8, metric="aa") is None
-    assert value(4, method="Ours-CO", node="B", metric="aa") is None
+    assert published_value(5, method="Ours-CO", xi_train=8, metric="aa") is None
+    assert published_value(4, method="Ours-CO", node="B", metric="aa") is None
 
 
 def test_a_reader_cannot_change_the_numbers() -> None:
-    frame = printed(3)
+    frame = published(3)
     frame["value"] = 0.0
-    assert set(printed(3)["value"]) == {94.40, 80.63, 89.81, 89.64, 72.84, 72.06}
+    assert set(published(3)["value"]) == {94.40, 80.63, 89.81, 89.64, 72.84, 72.06}
 
 
 @pytest.mark.parametrize(
     ("table", "keys", "message"),
     [
         (8, {}, "unknown table '8'; choose from 1, 2, 3, 4, 5, 6, 7"),
-        (3, {"metrics": "clean"}, "unknown column of a printed table 'metrics'; did you mean metric"),
+        (3, {"metrics": "clean"}, "unknown column of a published table 'metrics'; did you mean metric"),
         (3, {"method": "CO"}, "table 3 has 2 numbers for .*method.*CO"),
     ],
 )
 def test_questions_without_an_answer(table: int, keys: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        value(table, **keys)
+        published_value(table, **keys)
 
 
 @pytest.mark.real

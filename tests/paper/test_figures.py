@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from coprobe.data import title
 from coprobe.metrics.accuracy import wilson
 from coprobe.paper import store
+from coprobe.paper.figures import FIGURES, PaperFigure, baseline, caption
 from coprobe.paper.needs import ATTACKS
-from coprobe.paper.pictures import FIGURES, Picture, baseline, caption
 from coprobe.paper.results import MissingResultError, Results
 from coprobe.paper.runs import SCALES
 from tests.paper.made import make_results
@@ -49,9 +49,9 @@ COLUMNS = {
 SCHEMATICS = {2: {"node", "path", "stage", "channels", "height", "width"}, 7: set()}
 
 
-def runs_of(picture: Picture) -> list[str]:
-    """The runs that a picture declares, in the order of the plan."""
-    named = {*picture.runs, *(name for need in picture.needs for name in (need.run, *need.sources))}
+def runs_of(figure: PaperFigure) -> list[str]:
+    """The runs that a figure declares, in the order of the plan."""
+    named = {*figure.runs, *(name for need in figure.needs for name in (need.run, *need.sources))}
     return sorted(named)
 
 
@@ -62,10 +62,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def declared(folder: Path, number: int) -> Results:
     """Results in which there is what a figure declares, and nothing else."""
-    picture, directory = FIGURES[number], folder / str(number)
+    figure, directory = FIGURES[number], folder / str(number)
     if directory.exists():
         return Results(directory, MADE)
-    return make_results(directory, MADE, runs_of(picture), picture.needs)
+    return make_results(directory, MADE, runs_of(figure), figure.needs)
 
 
 @pytest.fixture
@@ -77,42 +77,42 @@ def drawn() -> Iterator[list[Figure]]:
 
 def test_there_are_twelve_of_which_two_are_schematics() -> None:
     assert sorted([*COLUMNS, *SCHEMATICS]) == list(FIGURES) == list(range(1, 13))
-    assert {number for number, picture in FIGURES.items() if picture.is_schematic} == set(SCHEMATICS)
+    assert {number for number, figure in FIGURES.items() if figure.is_schematic} == set(SCHEMATICS)
     assert [FIGURES[number].name for number in (1, 12)] == ["fig01", "fig12"]
 
 
 @pytest.mark.parametrize("number", FIGURES)
 def test_what_is_declared_is_enough_to_draw(folder: Path, drawn: list[Figure], number: int) -> None:
-    picture, results = FIGURES[number], declared(folder, number)
-    frame = picture.content(results)
+    figure, results = FIGURES[number], declared(folder, number)
+    frame = figure.content(results)
     assert set(frame) >= (COLUMNS | SCHEMATICS)[number] and len(frame) > 3
     if number in COLUMNS:
         assert set(frame) == COLUMNS[number]
-    about = caption(results, picture)
-    drawn.append(picture.draw(frame, about))
+    about = caption(results, figure)
+    drawn.append(figure.draw(frame, about=about))
     assert any(text.get_text() == about for text in drawn[0].findobj(lambda artist: hasattr(artist, "get_text")))
 
 
 @pytest.mark.parametrize("number", COLUMNS)
 def test_what_is_declared_is_needed(folder: Path, tmp_path: Path, number: int) -> None:
-    picture = FIGURES[number]
+    figure = FIGURES[number]
     declared(folder, number)
     results = Results(Path(shutil.copytree(folder / str(number), tmp_path / "runs")), MADE)
-    for need in picture.needs:
+    for need in figure.needs:
         here = need.on(results.which(need.run, need.which))
         facts = store.about(results.path(here))
         text = facts.read_text()
         facts.unlink()
         with pytest.raises(MissingResultError, match=f"{need.kind} of run {need.run} .*'coprobe paper --scale demo "):
-            picture.content(results)
+            figure.content(results)
         facts.write_text(text)
-    for name in picture.runs:
+    for name in figure.runs:
         directory = results.run(name).directory
         directory.rename(tmp_path / "away")
         with pytest.raises(MissingResultError, match=f"run {name} is not trained; 'coprobe paper --scale demo "):
-            picture.content(results)
+            figure.content(results)
         (tmp_path / "away").rename(directory)
-    picture.content(results)
+    figure.content(results)
 
 
 def test_schematics_need_no_runs(tmp_path: Path) -> None:
@@ -196,18 +196,18 @@ def test_figure_3_shows_the_best_checkpoint_only_if_it_is_another_one(tmp_path: 
 
 def test_figures_of_several_seeds(tmp_path: Path) -> None:
     for number in (1, 6, 9):
-        picture = FIGURES[number]
-        results = make_results(tmp_path / str(number), MADE, runs_of(picture), picture.needs, seeds=2)
-        frame = picture.content(results)
+        figure = FIGURES[number]
+        results = make_results(tmp_path / str(number), MADE, runs_of(figure), figure.needs, seeds=2)
+        frame = figure.content(results)
         if number == 1:
             assert frame["run"].nunique() == 4 and set(frame["seed"]) == {0, 1}
         assert np.isfinite(frame.drop(columns="spread", errors="ignore").select_dtypes("number")).all(axis=None)
-        picture.draw(frame, caption(results, picture))
+        figure.draw(frame, about=caption(results, figure))
     plt.close("all")
 
 
 def test_a_run_that_did_not_converge_is_shown_as_such(tmp_path: Path) -> None:
-    picture = FIGURES[6]
-    frame = picture.content(make_results(tmp_path, MADE, picture.runs, fates={"co-var10-8": "failed"}))
+    figure = FIGURES[6]
+    frame = figure.content(make_results(tmp_path, MADE, figure.runs, fates={"co-var10-8": "failed"}))
     found = frame.groupby("series")["outcome"].unique().map(list).to_dict()
     assert found == {"by T_act (2 channels)": ["CO-affected"], "by variance (2 channels)": ["did not converge"]}

@@ -18,7 +18,7 @@ TABLES = range(1, 8)
 _DIRECTORY = Path(__file__).parent / "numbers"
 
 
-def printed(table: int) -> pd.DataFrame:
+def published(table: int) -> pd.DataFrame:
     """Every number of a table of the paper, a row each.
 
     Columns: dataset, network, method, xi_train and xi_eval (n of n/255), node, alpha3, noise, noise_a (its amount),
@@ -31,7 +31,7 @@ def printed(table: int) -> pd.DataFrame:
     return _read(table).copy()
 
 
-def value(table: int, **keys: str | float | None) -> float | None:
+def published_value(table: int, **keys: str | float | None) -> float | None:
     """The one number of a table that has these values in these columns; None where the paper prints none.
 
     A key that is None asks for rows in which that column is empty.
@@ -43,7 +43,7 @@ def value(table: int, **keys: str | float | None) -> float | None:
     fits = np.ones(len(frame), dtype=bool)
     for column, wanted in keys.items():
         if column not in frame:
-            raise unknown("column of a printed table", column, list(frame.columns))
+            raise unknown("column of a published table", column, list(frame.columns))
         fits &= (frame[column].isna() if wanted is None else frame[column] == wanted).to_numpy(dtype=bool)
     if fits.sum() > 1:
         raise InputError(f"table {table} has {fits.sum()} numbers for {keys}; say more")

@@ -20,14 +20,14 @@ Model = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Picture:
+class PaperFigure:
     """A figure of the paper.
 
     Attributes:
         number: its number.
         title: what it shows, in a line.
         content: the numbers that are drawn, from results; raises `MissingResultError` while any is missing.
-        draw: draws them; the text goes small into a corner.
+        draw: draws them; what they are of goes as `about` small into a corner.
         runs: the runs whose histories it needs.
         needs: the measurements that it needs.
     """
@@ -35,7 +35,7 @@ class Picture:
     number: int
     title: str
     content: Callable[[Results], pd.DataFrame]
-    draw: Callable[[pd.DataFrame, str], Figure]
+    draw: Callable[..., Figure]
     runs: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
 
@@ -55,16 +55,16 @@ def baseline(scale: Scale) -> str:
     return "FGSM-MEP without Eq. 10" if scale.baseline == "fgsm-mep" else "FGSM"
 
 
-def caption(results: Results, picture: Picture) -> str:
+def caption(results: Results, figure: PaperFigure) -> str:
     """The scale, the images and the seeds of a figure, for its corner."""
     scale = results.scale
-    if picture.is_schematic:
+    if figure.is_schematic:
         return f"scale {scale.name}"
-    names = dict.fromkeys([*picture.runs, *(need.run for need in picture.needs)])
+    names = dict.fromkeys([*figure.runs, *(need.run for need in figure.needs)])
     shown = ", ".join(dict.fromkeys(title(results.recipe(name).data) for name in names))
-    images = f", n = {scale.images or 'all test images'}" if picture.needs else ""
+    images = f", n = {scale.images or 'all test images'}" if figure.needs else ""
     recipe = results.recipe(next(iter(names)))
-    held_out = f", {recipe.held_out} held-out images" if picture.runs and not picture.needs else ""
+    held_out = f", {recipe.held_out} held-out images" if figure.runs and not figure.needs else ""
     seeds = "seed 0" if results.seeds == 1 else f"{results.seeds} seeds"
     trained = f"{recipe.limit_train or 'all'} training images, {recipe.epochs} epochs"
     return f"scale {scale.name}: {shown}, {trained}{images}{held_out}, {seeds}"
@@ -278,60 +278,44 @@ def _accuracy_needs(models: Sequence[tuple[str, str]], xi: float, attacks: tuple
     return [Need(run, "accuracy", which, xi, attacks, ("none", NOISE)) for run, which in models]
 
 
-FIGURES: dict[int, Picture] = {
-    picture.number: picture
-    for picture in (
-        Picture(
-            1, "V_act jumps when a run falls into CO", _histories,
-            lambda frame, about: fig01.draw(frame, about=about), runs=("mep-12", "fd-b200-12"),
+FIGURES: dict[int, PaperFigure] = {
+    figure.number: figure
+    for figure in (
+        PaperFigure(1, "V_act jumps when a run falls into CO", _histories, fig01.draw, runs=("mep-12", "fd-b200-12")),
+        PaperFigure(2, "The nodes A to E of ResNet-18", _places, fig02.draw),
+        PaperFigure(
+            3, "T_act of every channel at node A", _salient, fig03.draw,
+            needs=(Need("mep-12", "channels", "best"), Need("mep-12", "channels"), Need("fd-b200-12", "channels")),
         ),
-        Picture(2, "The nodes A to E of ResNet-18", _places, lambda frame, about: fig02.draw(frame, about=about)),
-        Picture(
-            3, "T_act of every channel at node A", _salient, lambda frame, about: fig03.draw(frame, about=about),
-            needs=tuple(Need(run, "channels", which)
-                        for run, which in (("mep-12", "best"), ("mep-12", "last"), ("fd-b200-12", "last"))),
-        ),
-        Picture(
-            4, "Accuracy with channels masked", _masked, lambda frame, about: fig04.draw(frame, about=about),
-            needs=(_MASKING,),
-        ),
-        Picture(
-            5, "L_co and the share of channels that it drives", _shares,
-            lambda frame, about: fig05.draw(frame, about=about),
+        PaperFigure(4, "Accuracy with channels masked", _masked, fig04.draw, needs=(_MASKING,)),
+        PaperFigure(
+            5, "L_co and the share of channels that it drives", _shares, fig05.draw,
             runs=("mep-8", "co-1-8", "co-3-8", "co-10-8", "co-20-8"),
         ),
-        Picture(
-            6, "L_co on channels by T_act and by variance", _selections,
-            lambda frame, about: fig06.draw(frame, about=about), runs=("co-10-8", "co-var10-8"),
+        PaperFigure(
+            6, "L_co on channels by T_act and by variance", _selections, fig06.draw, runs=("co-10-8", "co-var10-8")
         ),
-        Picture(
-            7, "Data branch and adversarial branch", lambda results: fig07.arrows(),
-            lambda frame, about: fig07.draw(frame, about=about),
-        ),
-        Picture(
-            8, "The logit term of Eq. 10, and noise", _logit_term,
-            lambda frame, about: fig08.draw(frame, noise=frame["noise"].iloc[0], about=about),
+        PaperFigure(7, "Data branch and adversarial branch", lambda results: fig07.arrows(), fig07.draw),
+        PaperFigure(
+            8, "The logit term of Eq. 10, and noise", _logit_term, fig08.draw,
             needs=tuple(need for xi in (12, 16)
                         for need in _accuracy_needs([("mep-12", "last"), ("mep-eq10-12", "best")], xi, COLUMNS)),
         ),
-        Picture(
-            9, "Accuracy with and without noise", _robustness, lambda frame, about: fig09.draw(frame, about=about),
+        PaperFigure(
+            9, "Accuracy with and without noise", _robustness, fig09.draw,
             needs=tuple(_accuracy_needs([(run, which) for run, which, _ in _FIG9], XI, COLUMNS)),
         ),
-        Picture(
-            10, "Activation increments of every PGD step", _increments,
-            lambda frame, about: fig10.draw(frame, about=about),
+        PaperFigure(
+            10, "Activation increments of every PGD step", _increments, fig10.draw,
             needs=tuple(Need(run, "increments") for run in ("mep-16", *(run for run, _ in _NOISE_TRAINED))),
         ),
-        Picture(
-            11, "Models trained on noise", _augmented,
-            lambda frame, about: fig11.draw(frame, noise=frame["noise"].iloc[0], about=about),
+        PaperFigure(
+            11, "Models trained on noise", _augmented, fig11.draw,
             needs=tuple(_accuracy_needs(
                 [("mep-16", "last"), *((run, "last") for run, _ in _NOISE_TRAINED)], XI, COLUMNS)),
         ),
-        Picture(
-            12, "Adversarial examples transferred to the baseline", _transferred,
-            lambda frame, about: fig12.draw(frame, about=about),
+        PaperFigure(
+            12, "Adversarial examples transferred to the baseline", _transferred, fig12.draw,
             needs=tuple(
                 need for xi in (8, 12, 16) for need in (
                     *_accuracy_needs([("mep-12", "last")], xi, ATTACKS),
