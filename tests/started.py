@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Seconds until a test gives up.
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 #: Two processes of coprobe, started by torch.
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 -m coprobe"

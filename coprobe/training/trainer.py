@@ -103,7 +103,7 @@ def train(
     elif processes.leads:
         run.begin(recipe, assembly.facts)
     try:
-        with Interruption() as job.interruption:
+        with job.interruption:
             job.work()
     except OSError as error:
         if error.filename is None:  # not about a file: stdout or stderr is closed

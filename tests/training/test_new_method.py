@@ -19,7 +19,7 @@ from coprobe.core.files import write_json
 from coprobe.data import Batch
 from coprobe.training import METHODS, Run
 from coprobe.training.methods.base import check_range
-from coprobe.training.methods.fgsm import FGSM
+from coprobe.training.methods.fgsm import FGSMTraining
 from coprobe.training.update import AdversarialInputs, Pass, UpdateState
 from tests.training.processes import Hit, train
 from tests.training.references.common import EPSILON, At, Tiny, clip, context, make_batch, soft_cross_entropy, tiny
@@ -29,7 +29,7 @@ from tests.training.updates import assert_same_state, literal_update, loop_for, 
 
 
 @dataclass(kw_only=True)
-class FadingDropout(FGSM):
+class FadingDropout(FGSMTraining):
     """FGSM with dropout before the last layer, less of it from epoch to epoch, and a penalty on that layer's weights.
 
     Args:

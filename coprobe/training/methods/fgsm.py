@@ -15,7 +15,7 @@ from coprobe.training.update import UpdateState
     "fgsm", summary="one step of size ε from a zero start", source="Goodfellow et al. 2015; Eq. 3", cost=1.0
 )
 @dataclass(kw_only=True)
-class FGSM(SingleStep):
+class FGSMTraining(SingleStep):
     """δ0 = 0; δ = ε · sign ∇ CE(x), and CE at x + δ clamped to [0, 1]."""
 
     def start(self, update: UpdateState) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coprobe.training.methods.base import METHODS, check_range
-from coprobe.training.methods.fgsm import FGSM
+from coprobe.training.methods.fgsm import FGSMTraining
 from coprobe.training.update import AdversarialInputs, Pass, UpdateState, uniform
 
 #: A gradient of this norm or less counts as zero: float32 can't hold the squares of its entries.
@@ -24,7 +24,7 @@ _ZERO = 1e-18
     cost=(5 + 6) / 5,
 )
 @dataclass(kw_only=True)
-class GradAlign(FGSM):
+class GradAlign(FGSMTraining):
     """GradAlign as in its public code, but for one pass.
 
     δ = clip_ε(1.25 ε · sign g(x)) with g the input gradient of CE, x + δ clamped to [0, 1]; CE at x + δ, plus

@@ -11,7 +11,7 @@ from coprobe.training.update import AdversarialInputs, UpdateState, uniform
 
 @METHODS.register("noise", summary="uniform noise of size ε, no attack", source="Eq. 11", cost=3 / 5)
 @dataclass(kw_only=True)
-class Noise(Method):
+class NoiseTraining(Method):
     """Cross-entropy at x + δ0 with δ0 ~ U(±ε), fresh in every update and not clamped to [0, 1]."""
 
     attacks: ClassVar[bool] = False
