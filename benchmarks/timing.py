@@ -6,10 +6,8 @@ each. FLOPs are those of the convolutions and matrix products, by the formulas o
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import math
-import platform
 import re
 import shlex
 import statistics
@@ -26,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from coprobe.core.engine import products_in
+from coprobe.fast.choice import processor
 
 
 @dataclass
@@ -233,15 +232,6 @@ def absent(package: str) -> str:
 def version(package: str) -> str:
     """Name and version of a package, or that it is not installed."""
     return f"{package} {absent(package) or importlib.metadata.version(package)}"
-
-
-def processor() -> str:
-    """The processor's name, where the system says it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def machine(device: torch.device) -> str:

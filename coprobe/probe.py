@@ -131,6 +131,7 @@ class Probe:
                 nodes=nodes,
                 precision=self.precision,
                 compiled=self.compiled,
+                processes=self.processes,
                 say=self.say if self.processes.leads else lambda text: None,
             )
             self._ready = nodes, model

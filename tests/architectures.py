@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import pytest
 import torch
 from torch import nn
 
 from coprobe.data import Dataset
-from coprobe.fast import winograd
 from coprobe.fast.classifier import fast
+from coprobe.fast.form import Form
+from coprobe.fast.winograd import Winograd
 from coprobe.models import Classifier, build
 
 CLASSES = 4
@@ -46,8 +46,7 @@ def subject(arch: str, form: str) -> tuple[Classifier, Dataset]:
     labels[::9] = (labels[::9] + 1) % CLASSES  # these are done before they begin
     data = Dataset(images, labels, tuple("abcd"), "random", "test")
     if form == "fast":
-        with pytest.MonkeyPatch.context() as patch:  # so that these narrow networks have both kinds of convolutions
-            patch.setattr(winograd, "CHANNELS", 16)
-            model = fast(model, images=x[:8])
-        assert any(isinstance(module, winograd.Winograd) for module in model.modules())
+        # so that these narrow networks have both kinds of convolutions
+        model = fast(model, images=x[:8], form=Form(winograd=16))
+        assert any(isinstance(module, Winograd) for module in model.modules())
     return model, data

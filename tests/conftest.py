@@ -29,6 +29,14 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _default_forms() -> Iterator[None]:
+    """No fast form is chosen by the clock: where the choice can't be kept, it is the default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COPROBE_CACHE", os.devnull)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Data sets, and what is kept of them, stay inside the tests."""
     with pytest.MonkeyPatch.context() as patch:

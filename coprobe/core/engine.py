@@ -94,21 +94,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def layout_of(network: nn.Module) -> torch.memory_format:
-    """The memory layout in which a network of convolutions is fast: channels-last, but for very narrow networks.
-
-    On processors with AVX2 and no AVX-512, oneDNN's backward pass to the input of a strided 1×1 convolution with fewer
-    than 8 input channels writes beyond its memory when the layout is channels-last (torch 2.14.1: the process aborts
-    or hangs). ResNets of width below 8 have such convolutions in their shortcuts.
-    """
-    for module in network.modules():
-        if not isinstance(module, nn.Conv2d) or module.in_channels // module.groups >= 8:
-            continue
-        if max(module.kernel_size) == 1 and max(module.stride) > 1:
-            return torch.contiguous_format
-    return torch.channels_last
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the host's or the device's memory is exhausted."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

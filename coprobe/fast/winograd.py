@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
+
+from coprobe.fast.replacing import Replacement
 
 #: Height and width of a tile of outputs, and of the inputs that they depend on.
 OUT, IN = 4, 6
 
-#: It is faster than oneDNN's direct convolution with as many channels on either side, or more in multiples of 16.
-CHANNELS, _MULTIPLE = 128, 16
+#: Channels on either side are multiples of it.
+_MULTIPLE = 16
 
 #: Of what is worked on at once, numbers at all points, which the caches shall hold, and tiles, enough for a product.
 _NUMBERS, _TILES = 2**20, 128
@@ -40,46 +42,50 @@ _AT_POINTS = (
 )
 
 
-def pays(convolution: nn.Module) -> bool:
-    """Whether `Winograd` can take the place of this one, and is faster: on a CPU of x86's kind, by MKL's products."""
-    return (
-        torch.backends.mkl.is_available()
-        and type(convolution) is nn.Conv2d
-        and convolution.kernel_size == (3, 3)
-        and convolution.stride == convolution.dilation == (1, 1)
-        and convolution.padding in ((1, 1), "same")
-        and convolution.padding_mode == "zeros"
-        and convolution.groups == 1
-        and convolution.weight.dtype == torch.float32
-        and convolution.weight.device.type == "cpu"
-        and all(
-            channels >= CHANNELS and channels % _MULTIPLE == 0
-            for channels in (convolution.in_channels, convolution.out_channels)
-        )
-    )
+class Winograd(Replacement):
+    """The same convolution, for weights that don't change any more; it can be differentiated by its input, once.
 
-
-class Winograd(nn.Module):
-    """The same convolution, for weights that don't change any more.
-
-    It can be differentiated by its input, once. The weights at the points take four times the memory of the weights,
-    once for the way there and once for the way back. Heights and widths that are no multiples of 4, and no images or
-    a single one without a batch, are left to torch.
+    The weights at the points take four times the memory of the weights, once for the way there and once for the way
+    back. Heights and widths that are no multiples of 4, and no images or a single one without a batch, are left to
+    torch.
 
     Args:
-        convolution: one where it `pays`.
+        convolution: one that it `suits`.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
+        super().__init__(convolution)
         self.register_buffer("_there", _at_points(self.weight), persistent=False)
         self.register_buffer("_back", _at_points(self.weight.flip(2, 3).transpose(0, 1)), persistent=False)
 
+    @staticmethod
+    def suits(convolution: nn.Module, least: int = _MULTIPLE) -> TypeGuard[nn.Conv2d]:
+        """Whether it can take the place of this one, and may be faster: on a CPU of x86's kind, by MKL's products.
+
+        Args:
+            convolution: any module.
+            least: channels that must come in and go out.
+        """
+        return (
+            type(convolution) is nn.Conv2d
+            and torch.backends.mkl.is_available()
+            and convolution.weight.device.type == "cpu"
+            and convolution.weight.dtype == torch.float32
+            and convolution.kernel_size == (3, 3)
+            and convolution.stride == convolution.dilation == (1, 1)
+            and convolution.padding in ((1, 1), "same")
+            and convolution.padding_mode == "zeros"
+            and convolution.groups == 1
+            and all(
+                channels >= least and channels % _MULTIPLE == 0
+                for channels in (convolution.in_channels, convolution.out_channels)
+            )
+        )
+
     def forward(self, x: Tensor) -> Tensor:
-        """Maps batch×channels×height×width to as many of the same size."""
+        """Maps batch×in×height×width to batch×out×height×width."""
         if x.dim() != 4 or not len(x) or x.shape[2] % OUT or x.shape[3] % OUT:
-            return conv2d(x, self.weight, self.bias, padding=1)
+            return super().forward(x)
         convolved: Tensor = _Function.apply(x, self._there, self._back, self.bias)
         return convolved
 

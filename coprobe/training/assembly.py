@@ -9,11 +9,11 @@ import torch
 
 from coprobe.checkpoint import Checkpoint
 from coprobe.checkpoint import load as load_checkpoint
-from coprobe.core.engine import layout_of
 from coprobe.core.processes import Processes
 from coprobe.core.provenance import provenance
 from coprobe.data import Dataset, Loader, hold_out, load
 from coprobe.errors import InputError
+from coprobe.fast.layout import layout_of
 from coprobe.models import Classifier, build, defaults
 from coprobe.nodes import resolve
 from coprobe.training.loop import TrainingLoop

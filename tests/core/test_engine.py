@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from coprobe.core.engine import BatchSize, choose_device, frozen, in_batches, is_out_of_memory, kind_of, layout_of
+from coprobe.core.engine import BatchSize, choose_device, frozen, in_batches, is_out_of_memory, kind_of
 from coprobe.errors import InputError, RunError
 
 OUT_OF_MEMORY: list[Exception] = [
@@ -287,27 +287,3 @@ def test_frozen_restores_a_model_whose_eval_fails() -> None:
     with pytest.raises(KeyError), frozen(model):
         pass
     assert flags(model) == before
-
-
-def strided(channels: int, kernel: int, groups: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, 8, kernel, stride=2, groups=groups))
-
-
-@pytest.mark.parametrize(
-    ("network", "layout"),
-    [
-        (strided(8, 1), torch.channels_last),
-        (strided(7, 1), torch.contiguous_format),
-        (strided(8, 1, groups=2), torch.contiguous_format),
-        (strided(4, 3), torch.channels_last),
-    ],
-)
-def test_a_layout_that_no_kernel_writes_beyond(network: nn.Module, layout: torch.memory_format) -> None:
-    assert layout_of(network) == layout
-    network.to(memory_format=layout)
-    for _ in range(20):
-        x = torch.rand(32, 3, 34, 34).to(memory_format=layout).requires_grad_()
-        (gradient,) = torch.autograd.grad(network(x).square().sum(), x)
-    with torch.backends.mkldnn.flags(enabled=False):
-        (expected,) = torch.autograd.grad(network(x).square().sum(), x)
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)

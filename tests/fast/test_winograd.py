@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from coprobe.fast import winograd
-from coprobe.fast.classifier import fast
-from coprobe.fast.winograd import CHANNELS, Winograd, pays
-from coprobe.models import Classifier, build
+from coprobe.fast.winograd import Winograd
 
 
 def convolution(inside: int = 4, outside: int = 6, **settings: Any) -> nn.Conv2d:
@@ -24,15 +21,11 @@ def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches are worked on in parts of two or three images of 8×8."""
-    monkeypatch.setattr(winograd, "_NUMBERS", 1)
-    monkeypatch.setattr(winograd, "_TILES", 12)
+#: The last is so many images that they are worked on in three parts.
+SHAPES = [(1, 8, 8), (7, 8, 8), (5, 4, 12), (2, 12, 4), (20, 4, 4), (3, 7, 8), (3, 8, 6), (2500, 8, 8)]
 
 
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("shape", [(1, 8, 8), (7, 8, 8), (5, 4, 12), (2, 12, 4), (20, 4, 4), (3, 7, 8), (3, 8, 6)])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_outputs_and_gradients(shape: tuple[int, int, int], bias: bool, layout: torch.memory_format) -> None:
@@ -87,61 +80,27 @@ def test_it_can_be_differentiated_once() -> None:
         back.sum().backward()
 
 
-def wide(**settings: Any) -> nn.Conv2d:
-    return nn.Conv2d(**{"in_channels": CHANNELS, "out_channels": CHANNELS, "kernel_size": 3, "padding": 1, **settings})
-
-
 class Own(nn.Conv2d):
     """Whose forward could be anything."""
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="its products are MKL's")
-def test_where_it_pays() -> None:
-    assert pays(wide())
-    assert pays(wide(bias=False, padding="same"))
-    assert pays(wide(in_channels=2 * CHANNELS))
-    others: list[dict[str, Any]] = [
-        {"kernel_size": 5, "padding": 2},
-        {"kernel_size": (3, 1)},
-        {"stride": 2},
-        {"dilation": 2},
-        {"padding": 0},
-        {"padding_mode": "circular"},
-        {"groups": 2},
-        {"dtype": torch.float64},
-        {"in_channels": CHANNELS // 2},
-        {"out_channels": CHANNELS + 1},
-        {"device": "meta"},
+def test_which_convolutions_it_suits() -> None:
+    assert Winograd.suits(nn.Conv2d(64, 64, 3, padding=1), 64)
+    assert Winograd.suits(nn.Conv2d(64, 96, 3, padding="same", bias=False), 64)
+    others = [
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.Conv2d(64, 64, (3, 1), padding=(1, 0)),
+        nn.Conv2d(64, 64, 3, padding=1, stride=2),
+        nn.Conv2d(64, 64, 3, padding=1, dilation=2),
+        nn.Conv2d(64, 64, 3),
+        nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2),
+        nn.Conv2d(64, 64, 3, padding=1, dtype=torch.float64),
+        nn.Conv2d(48, 64, 3, padding=1),
+        nn.Conv2d(64, 65, 3, padding=1),
+        nn.Conv2d(64, 64, 3, padding=1, device="meta"),
+        Own(64, 64, 3, padding=1),
+        nn.Identity(),
     ]
-    assert [settings for settings in others if pays(wide(**settings))] == []
-    assert not pays(Own(CHANNELS, CHANNELS, 3, padding=1)) and not pays(nn.Identity())
-
-
-def places(model: nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if isinstance(module, Winograd)]
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="its products are MKL's")
-def test_the_fast_form_has_it_in_float32_only() -> None:
-    model = Classifier(build("resnet18", width=64)).eval()
-    x = images(2, 3, 32, 32).sigmoid()
-    made = fast(model, images=x, nodes=["B"])
-    assert places(made) == [
-        f"network.layer{layer}.{block}.conv{number}"
-        for layer in (2, 3, 4)
-        for block, number in ((0, 2), (1, 1), (1, 2))
-    ]
-    assert places(fast(model, precision="bf16")) == places(fast(model, compiled=True)) == places(model) == []
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="its products are MKL's")
-def test_convolutions_that_others_have_a_hand_in_stay() -> None:
-    shared, hooked = wide(), wide()
-    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
-    network = nn.Sequential(nn.Conv2d(3, CHANNELS, 1), shared, shared, hooked, wide())
-    network.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10)])
-    model = Classifier(network).eval()
-    x = images(2, 3, 8, 8).sigmoid()
-    made = fast(model, images=x, say=pytest.fail)
-    assert places(made) == ["network.4"]
-    assert torch.allclose(made(x), model(x), atol=1e-4)
+    assert [module for module in others if Winograd.suits(module, 64)] == []
