@@ -10,6 +10,7 @@ is judged only if it is neither nothing nor everything. Then it times, interleav
   forward and backward that none can do without, on coprobe's kernels;
 - PGD-50 that stops at the first misclassification, of coprobe and of the straightforward loop (`benchmarks.naive`),
   from the same random starts, which must give the same images, bit for bit, on the same kernels;
+- PGD in every form that the network's fast form is chosen from (`coprobe.fast.form`), beside torchattacks;
 - PGD-10 over as many images as `--many` says, compiled and in bfloat16, beside torchattacks.
 
 It also profiles the bare passes: where the time goes that no attack can do without.
@@ -51,6 +52,7 @@ from benchmarks.timing import (
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.core.engine import frozen, products_in
 from coprobe.fast.classifier import fast
+from coprobe.fast.form import forms
 from coprobe.models import Classifier
 
 EPSILON, STEP = 16 / 255, 2 / 255
@@ -62,7 +64,7 @@ UNTIL = parse("pgd:50", EPSILON)
 SPEEDUPS = {"torchattacks": 1.45, "foolbox": 2.0, "adversarial-robustness-toolbox": 2.0}
 #: Points of accuracy that it may be off.
 OFF = {"32": 0.2, "tf32": 0.2, "bf16": 0.5}
-PARTS = ("accuracy", "times", "profile", "loop", "many")
+PARTS = ("accuracy", "times", "profile", "loop", "forms", "many")
 
 
 def crafted(subject: Subject, model: Classifier, spec: str, *, plain: bool = False, epsilon: float = EPSILON) -> Tensor:
@@ -231,6 +233,25 @@ def stopped(subject: Subject, repeats: int) -> list[str]:
     return [*subject.about(), "PGD-50 until misclassified", "", *rows, "", *bars(asked)]
 
 
+def by_form(subject: Subject, precision: str, steps: int, repeats: int) -> list[str]:
+    """PGD without stopping in every form, the chosen one marked, beside torchattacks."""
+    spec, images = f"pgd:{steps}:rule=always", subject.batches[0][0]
+    craft = peers.torchattacks(subject, peers.Schedule(EPSILON, STEP, steps))
+    works = {
+        "torchattacks": Candidate(lambda: crafted_by(craft, subject)),
+        PLAIN: Candidate(lambda: crafted(subject, subject.model, spec, plain=True)),
+    }
+    chosen = fast(subject.model, images=images, precision=precision)
+    for form in forms(precision, subject.device):
+        model = fast(subject.model, images=images, precision=precision, form=form)
+        name = f"{form} (chosen)" if form == getattr(chosen, "form", None) else str(form)
+        works[name] = Candidate(lambda model=model: crafted(subject, model, spec))
+    measure(works.values(), repeats, subject.device)
+    rows = table(works, beside=["torchattacks"], images=len(subject.dataset))
+    what = f"PGD-{steps} in every form, every image every step, precision {precision}, torchattacks in float32"
+    return [*subject.about("torchattacks"), what, "", *rows, ""]
+
+
 def throughput(subject: Subject, repeats: int) -> list[str]:
     """PGD-10 over many images, compiled and in bfloat16."""
     squares = products(subject.device, "bf16")
@@ -262,6 +283,8 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument(
         "--peers", default=",".join(peers.ATTACKS), help="libraries that are timed, with commas between"
     )
+    parser.add_argument("--form-steps", type=int, default=10, help="of PGD in every form")
+    parser.add_argument("--form-precision", default="32", choices=PRECISIONS.values(), help="of PGD in every form")
     parser.add_argument("--loop-images", type=int, default=256, help="of PGD-50 until misclassified")
     parser.add_argument("--loop-checkpoint", help="the one that it attacks; --checkpoint if unset")
     parser.add_argument("--many", type=int, default=10_000, help="images of that part")
@@ -322,6 +345,9 @@ def main() -> None:
         weak = argparse.Namespace(**vars(arguments))
         weak.images, weak.checkpoint = arguments.loop_images, arguments.loop_checkpoint or arguments.checkpoint
         publish(title, stopped(Subject.of(weak), arguments.repeats), arguments.out)
+    if "forms" in parts:
+        found = by_form(subject, arguments.form_precision, arguments.form_steps, arguments.repeats)
+        publish(title, found, arguments.out)
     if "many" in parts:
         size = arguments.many_batch_size
         many = images_of(arguments, arguments.many)

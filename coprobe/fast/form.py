@@ -73,6 +73,8 @@ def forms(precision: str, device: torch.device, compiled: bool = False) -> list[
         return [Form()]
     if device.type == "cuda":
         return [Form(), Form(channels_last=False)]
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return [Form()]  # oneDNN has no kernels for it here, and all forms are equally slow
     others = [Form(packed=True), Form(channels_last=False), PLAIN]
     if precision == "bf16":
         return [Form(), *others]

@@ -84,10 +84,12 @@ class _Function(torch.autograd.Function):
 
 
 def _packed(weight: Tensor, padding: Sequence[int]) -> Tensor:
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, [1, 1], [1, 1], 1)  # type: ignore[no-any-return]
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, [1, 1], [1, 1], 1)
+    return packed
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]) -> Tensor:
-    return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
+    convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
         x, weight, bias, padding, [1, 1], [1, 1], 1, "none", [], ""
     )
+    return convolved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from torch import nn
 
@@ -11,12 +12,19 @@ class Replacement(nn.Conv2d):
     """A convolution that computes what another one does, with its weights, in another way."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        like = convolution
-        super().__init__(
-            like.in_channels, like.out_channels, like.kernel_size, like.stride, like.padding, like.dilation,
-            like.groups, like.bias is not None, like.padding_mode, device="meta",
-        )  # type: ignore[arg-type]  # fmt: skip
-        self.weight, self.bias = like.weight, like.bias
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        )
+        settings: dict[str, Any] = {name: getattr(convolution, name) for name in names}
+        super().__init__(**settings, bias=convolution.bias is not None, device="meta")
+        self.weight, self.bias = convolution.weight, convolution.bias
 
 
 def replaceable(network: nn.Module) -> set[str]:
