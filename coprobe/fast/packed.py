@@ -30,7 +30,7 @@ class Packed(Replacement):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__(convolution)
-        self._packed: tuple[Tensor, Tensor] | None = None  # in the precision of the first call
+        self._packed: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # by height and width, which the order depends on
 
     @staticmethod
     def suits(convolution: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -55,20 +55,27 @@ class Packed(Replacement):
             return super().forward(x)
         padding = [int(pad) for pad in self.padding]
         padding_back = [size - 1 - pad for size, pad in zip(self.kernel_size, padding, strict=True)]
-        if self._packed is None:
+        if x.shape[2:] not in self._packed:
             weight = self.weight.detach()
             turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-            self._packed = _packed(weight, padding), _packed(turned, padding_back)
-        there, back = self._packed
+            outputs = [
+                size + 2 * pad - kernel + 1
+                for size, pad, kernel in zip(x.shape[2:], padding, self.kernel_size, strict=True)
+            ]
+            self._packed[x.shape[2:]] = (
+                _packed(weight, padding, x.shape),
+                _packed(turned, padding_back, (len(x), self.out_channels, *outputs)),
+            )
+        there, back = self._packed[x.shape[2:]]
         convolved: Tensor = _Function.apply(x, (there, self.bias, padding), (back, None, padding_back))
         return convolved
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Packed:
-        self._packed = None
+        self._packed = {}
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}  # which can't be copied
+        return {**self.__dict__, "_packed": {}}  # which can't be copied
 
 
 class _Function(torch.autograd.Function):
@@ -83,8 +90,9 @@ class _Function(torch.autograd.Function):
         return _convolved(gradient, *ctx.back), None, None
 
 
-def _packed(weight: Tensor, padding: Sequence[int]) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, [1, 1], [1, 1], 1)
+def _packed(weight: Tensor, padding: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Weights in the order that oneDNN wants for inputs of this shape; from any other it is slow, at every call."""
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, [1, 1], [1, 1], 1, list(shape))
     return packed
 
 
