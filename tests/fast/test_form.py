@@ -43,7 +43,7 @@ def gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_every_form_computes_the_same(model: Classifier, form: Form) -> None:
-    x = images(FULL + 4, side=32)
+    x = images(FULL + 4)
     made = fast(model, images=x, nodes=["B", "layer2.0.conv2"], form=form, say=refuse)
     assert isinstance(made, FastClassifier) and made.form == form
     assert {type(module) for module in made.modules()} & {Winograd, Packed} == FORMS[form]
