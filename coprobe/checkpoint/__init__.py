@@ -5,9 +5,9 @@ Nothing in a file is ever run: `coprobe.checkpoint.reader` reads it, and there i
 
 from __future__ import annotations
 
-from coprobe.checkpoint.facts import FORMAT
-from coprobe.checkpoint.live import wrap
+from coprobe.checkpoint.checkpoint import Checkpoint, count_parameters
+from coprobe.checkpoint.description import FORMAT
 from coprobe.checkpoint.loading import find_file, load
-from coprobe.checkpoint.record import Checkpoint, count_parameters
+from coprobe.checkpoint.wrapping import wrap
 
 __all__ = ["FORMAT", "Checkpoint", "count_parameters", "find_file", "load", "wrap"]

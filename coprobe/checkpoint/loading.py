@@ -1,53 +1,54 @@
-"""From a file to a checkpoint: find the weights, know the architecture, fill the network."""
+"""From a file to a checkpoint: find the network, match its architecture, read its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from coprobe.checkpoint.facts import Description, described, told
-from coprobe.checkpoint.filling import elements, fill, is_finite, read_one
-from coprobe.checkpoint.fitting import (
-    Fit,
+from coprobe.checkpoint.candidates import place
+from coprobe.checkpoint.checkpoint import Checkpoint
+from coprobe.checkpoint.description import Description, read_description, read_training_facts
+from coprobe.checkpoint.matching import (
+    AllowedMismatch,
+    Match,
     Proposer,
-    Waivers,
     any_known,
     choose,
-    given_network,
+    library_network,
     materialised,
-    one_architecture,
+    one_of_ours,
+    seeded,
     with_arguments,
-    zoo,
 )
-from coprobe.checkpoint.live import GIVEN, classifier, said_by, says_itself
-from coprobe.checkpoint.normaliser import Normalisation, pairs_among, read_pairs
-from coprobe.checkpoint.payloads import Found, find, outline, place
+from coprobe.checkpoint.normalisation import (
+    GIVEN,
+    Normalisation,
+    Numbers,
+    normalises_itself,
+    pairs_in,
+    read_normalisation,
+    without_file,
+)
 from coprobe.checkpoint.reader import Contents, TensorSpec, open_checkpoint
 from coprobe.checkpoint.reader.file import check_file
-from coprobe.checkpoint.record import Checkpoint
+from coprobe.checkpoint.weights import fill_network, is_finite, read_weight
+from coprobe.checkpoint.wrapping import classifier, live_checkpoint
 from coprobe.core.files import about_file
 from coprobe.errors import InputError, unknown
-from coprobe.models import ARCHITECTURES, defaults
+from coprobe.models import ARCHITECTURES
 from coprobe.models.shapes import Trial, trial
 from coprobe.models.wrappers import unwrapped
 
+_SILENT_PART = (
+    "something stands before the network, of which the file says nothing; if it normalises, say --mean, --std",
+)
 #: What stands for a folder: ours of a run, then Hugging Face's.
 _IN_FOLDERS = ("checkpoint.pt", "model.safetensors", "pytorch_model.bin")
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What the person says of the network: nothing, an architecture of ours, or a network that is built already."""
-
-    arch: str | None = None
-    arch_args: dict[str, Any] = field(default_factory=dict)
-    network: nn.Module | None = None
-    option: str = ""
 
 
 def load(
@@ -88,219 +89,178 @@ def load(
         InputError: no such file, no checkpoint, several networks, an architecture that can't be told or doesn't
             fit, weights that are not finite, a pattern that matches nothing. The message says what to do.
     """
-    if str(path) == "-":
-        if pick or allow_missing or allow_unexpected:
-            raise InputError("'-' is no file; leave out --pick, --allow-missing and --allow-unexpected")
-        return _of_factory(_wanted(arch, dict(arch_args or {}), model, dict(model_args or {})), mean, std)
-    path = find_file(path)
-    wanted = _wanted(arch, dict(arch_args or {}), model, dict(model_args or {}), as_stored)
-    waivers = Waivers(tuple(allow_missing), tuple(allow_unexpected))
-    with about_file(path), open_checkpoint(path) as contents:
-        return _assembled(path, contents, wanted, waivers, pick, (mean, std), as_stored)
+    arch_args, model_args = dict(arch_args or {}), dict(model_args or {})
+    is_file = str(path) != "-"
+    if is_file:
+        path = find_file(path)
+    elif pick or allow_missing or allow_unexpected:
+        raise InputError("'-' is no file; leave out --pick, --allow-missing and --allow-unexpected")
+    network = _named_network(arch, arch_args, model, model_args, on_meta=as_stored)
+    if not is_file:
+        if model is None or network is None:
+            raise InputError(
+                "'-' stands for the weights that --model comes with; pass --model, or name a checkpoint file"
+            )
+        return _of_factory(network, model, model_args, mean, std)
+    allowed = AllowedMismatch(tuple(allow_missing), tuple(allow_unexpected))
+    with open_checkpoint(path) as contents:
+        description = read_description(contents.payload, contents.metadata, contents.sealed)
+        propose = _proposer(network, model or arch, model_args or arch_args, description)
+        match, others = choose(contents.payload, propose, allowed, pick=pick)
+        if propose is any_known and arch_args:
+            match = with_arguments(match, arch_args, allowed)
+        match.check_all_used(allowed)
+        _check_copies(match, contents)
+        match, size = _filled(materialised(match, as_stored=as_stored), description, contents, as_stored)
+        channels = size.image_shape[0] if size else int(match.network.in_channels)  # type: ignore[arg-type]
+        classes = size.num_classes if size else int(match.network.num_classes)  # type: ignore[arg-type]
+        normalisation = _normalisation(match, description, contents, channels, mean, std)
+        option = "--model" if model else "--arch" if arch else ""
+        weights = f"names and shapes of {len(match.remap.weights)} weights"
+        return Checkpoint(
+            classifier(match.network, normalisation, size.image_shape if size else None).eval(),
+            match.arch,
+            {**match.arch_args, "num_classes": classes, "in_channels": channels},
+            recipe=description.recipe,
+            metrics=description.metrics,
+            image_shape=size.image_shape if size else description.image_shape,
+            classes=description.classes,
+            tried_shape=size is not None and description.image_shape is None,
+            path=Path(path),
+            container=contents.container,
+            layout=_layout(match, description),
+            evidence=option or ("named in the file" if description.arch else weights),
+            normalised_by=normalisation.name,
+            notes=(*contents.notes, *_notes(match, others), *normalisation.notes),
+            training_facts=(
+                {} if description.format else read_training_facts(contents.payload, contents.metadata, contents.numbers)
+            ),
+            undecided={} if description.arch else match.undecided,
+            allowed_mismatch=match.allowed_mismatch,
+        )
 
 
-def _wanted(
-    arch: str | None,
-    arch_args: dict[str, Any],
-    model: str | None,
-    model_args: dict[str, Any],
-    as_stored: bool = False,
-) -> _Wanted:
+def _named_network(
+    arch: str | None, arch_args: dict[str, Any], model: str | None, model_args: dict[str, Any], *, on_meta: bool
+) -> nn.Module | None:
+    """The network of a factory or a library that the person names; None for ours, or if they name none."""
     if model is not None:
         if arch is not None or arch_args:
             raise InputError(f"--model {model} makes the network; leave out --arch, and use --model-arg for arguments")
         from coprobe.models.factory import factory_network
 
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            return _Wanted(model, model_args, unwrapped(factory_network(model, **model_args)), "--model")
+        with seeded():
+            return unwrapped(factory_network(model, **model_args))
     if model_args:
         raise InputError("--model-arg without --model; name the factory that takes it")
-    if arch is not None and ":" in arch:
-        return _Wanted(arch, arch_args, zoo(arch, arch_args, on_meta=as_stored), "--arch")
-    if arch is not None and arch not in ARCHITECTURES:
+    if arch is None or arch in ARCHITECTURES:
+        return None
+    if ":" not in arch:
         raise unknown("architecture", arch, ARCHITECTURES)
-    return _Wanted(arch, arch_args, None, "--arch" if arch else "")
+    return library_network(arch, arch_args, on_meta=on_meta)
 
 
-def _of_factory(wanted: _Wanted, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Checkpoint:
-    if wanted.network is None or wanted.option != "--model":
-        raise InputError("'-' stands for the weights that --model comes with; pass --model, or name a checkpoint file")
-    size = trial(wanted.network)
-    for name, tensor in wanted.network.state_dict().items():
-        if isinstance(tensor, torch.Tensor) and not is_finite(tensor):
-            raise InputError(f"{wanted.arch}: weight '{name[:80]}' is not finite (NaN or infinite); mend the factory")
-    return Checkpoint(
-        classifier(wanted.network, mean, std, size.image_shape).eval(),
-        str(wanted.arch),
-        {**wanted.arch_args, "num_classes": size.num_classes, "in_channels": size.image_shape[0]},
-        image_shape=size.image_shape,
-        tried_shape=True,
-        container="none",
-        layout="the factory's own weights",
-        evidence=wanted.option,
-        normalised_by=said_by(mean, std, wanted.network),
-    )
-
-
-def _assembled(
-    path: Path,
-    contents: Contents,
-    wanted: _Wanted,
-    waivers: Waivers,
-    pick: str | None,
-    given: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
-    as_stored: bool,
+def _of_factory(
+    network: nn.Module, model: str, model_args: dict[str, Any], mean: Numbers | None, std: Numbers | None
 ) -> Checkpoint:
-    about = described(contents.payload, contents.metadata, contents.sealed)
-    candidates = find(contents.payload)
-    if not candidates:
-        raise InputError(f"holds no network ({outline(contents.payload)}); save model.state_dict()")
-    fit, others = _fit(candidates, about, wanted, waivers, pick)
-    _check_copies(fit, contents)
-    fit, size = _filled(materialised(fit, as_stored=as_stored), about, contents, as_stored)
-    channels = size.image_shape[0] if size else int(fit.network.in_channels)  # type: ignore[arg-type]
-    classes = size.num_classes if size else int(fit.network.num_classes)  # type: ignore[arg-type]
-    normalisation = _normalisation(fit, about, contents, channels, given)
-    model = classifier(fit.network, normalisation.mean, normalisation.std, size.image_shape if size else None)
-    assumed, undecided = ("", {}) if size else _untold(fit, about)
-    waived = {"missing": fit.missing, "unexpected": list(fit.variant.waived)}
-    return Checkpoint(
-        model.eval(),
-        fit.arch,
-        {**fit.arch_args, "num_classes": classes, "in_channels": channels},
-        recipe=about.recipe,
-        metrics=about.metrics,
-        image_shape=size.image_shape if size else about.image_shape,
-        classes=about.classes,
-        tried_shape=size is not None and about.image_shape is None,
-        path=path,
-        container=contents.container,
-        layout=_layout(fit, about) + assumed,
-        evidence=_evidence(fit, about, wanted),
-        normalised_by=normalisation.source,
-        notes=(*contents.notes, *_notes(fit, others), *normalisation.notes),
-        told={} if about.format else told(contents.payload, contents.metadata, lambda s: elements(s, contents)),
-        undecided=undecided,
-        waived={kind: names for kind, names in waived.items() if names},
-    )
+    """The checkpoint of a factory that gives its network weights itself."""
+    size = trial(network)
+    for name, tensor in network.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and not is_finite(tensor):
+            raise InputError(f"{model}: weight '{name[:80]}' is not finite (NaN or infinite); mend the factory")
+    normalisation = without_file(mean, std, network)
+    layout = "the factory's own weights"
+    checkpoint = live_checkpoint(network, normalisation, size, model, model_args, layout, "--model")
+    checkpoint.model.eval()
+    return checkpoint
 
 
-def _filled(fit: Fit, about: Description, contents: Contents, as_stored: bool) -> tuple[Fit, Trial | None]:
-    """The network with its weights; what it takes and gives, if it is none of ours."""
-    is_ours = fit.arch in ARCHITECTURES
-    size = None
-    if as_stored and not is_ours and any(parameter.is_meta for parameter in fit.network.parameters()):
-        # Before, since the weights of what is only looked at may be of any type afterwards.
-        try:
-            size = trial(fit.network, about.image_shape, without_numbers=True)
-        except InputError:  # not everything can be computed without numbers
-            fit = materialised(fit)
-    fill(fit.network, fit.variant.weights, contents, as_stored=as_stored)
-    return fit, size if is_ours or size else trial(fit.network, about.image_shape)
-
-
-def _fit(
-    candidates: list[Found], about: Description, wanted: _Wanted, waivers: Waivers, pick: str | None
-) -> tuple[Fit, list[str]]:
-    """The network that is meant with its architecture, and the labels of the other networks in the file."""
-    if wanted.network is not None:
-        propose = given_network(str(wanted.arch), wanted.arch_args, wanted.network)
-    elif wanted.arch is not None and wanted.arch != about.arch:
-        propose = one_architecture(wanted.arch, wanted.arch_args, read=True)
-    elif about.arch is not None:
-        propose = _as_the_file_says(about, wanted.arch_args)
-    else:
-        propose = any_known
-    named = propose is not any_known
-    fit, others = choose(candidates, propose, waivers, pick=pick, named=named)
-    if not named:
-        fit = with_arguments(fit, wanted.arch_args, waivers)
-    waivers.check_used(fit)
-    return fit, others
-
-
-def _as_the_file_says(about: Description, given: dict[str, Any]) -> Proposer:
+def _proposer(network: nn.Module | None, name: str | None, args: dict[str, Any], description: Description) -> Proposer:
+    """What the weights may belong to: what the person names, else what the file names, else any known architecture."""
+    if network is not None:
+        return lambda weights: [(str(name), args, network)]
+    if name is not None and name != description.arch:
+        return one_of_ours(name, args)
+    arch = description.arch
+    if arch is None:
+        return any_known
     # Nothing that stands in a file names code to be imported: a person has to say it.
-    if ":" in str(about.arch):
-        raise InputError(f"is said to be a '{str(about.arch)[:60]}'; name it yourself with --arch or --model")
-    if about.arch not in ARCHITECTURES:
-        raise unknown("architecture", str(about.arch)[:60], ARCHITECTURES)
-    return one_architecture(str(about.arch), {**about.arch_args, **given}, read=False)
+    if ":" in arch:
+        raise InputError(f"is said to be a '{arch[:60]}'; name it yourself with --arch or --model")
+    if arch not in ARCHITECTURES:
+        raise unknown("architecture", arch[:60], ARCHITECTURES)
+    return one_of_ours(arch, {**description.arch_args, **args})
 
 
-def _check_copies(fit: Fit, contents: Contents) -> None:
+def _check_copies(match: Match, contents: Contents) -> None:
     """Raise `InputError` where what looks like the second name of a weight has another value."""
-    for name, copy, weight in fit.variant.copies:
+    for name, copy, weight in match.remap.copies:
         if place(copy) == place(weight):
             continue
-        if not torch.equal(read_one(name, copy, contents), read_one(name, weight, contents)):
+        if not torch.equal(read_weight(name, copy, contents), read_weight(name, weight, contents)):
             raise InputError(f"holds two networks, told apart by '{name[:60]}'; save the state_dict of one")
 
 
+def _filled(match: Match, description: Description, contents: Contents, as_stored: bool) -> tuple[Match, Trial | None]:
+    """The match with its weights in its network; what that takes and gives, if it is none of ours."""
+    size = None
+    if as_stored and not match.is_ours and any(parameter.is_meta for parameter in match.network.parameters()):
+        # Before, since the weights of what is only looked at may be of any type afterwards.
+        try:
+            size = trial(match.network, description.image_shape, without_numbers=True)
+        except InputError:  # not everything can be computed without numbers
+            match = materialised(match)
+    fill_network(match.network, match.remap.weights, contents, as_stored=as_stored)
+    return match, size if match.is_ours or size else trial(match.network, description.image_shape)
+
+
 def _normalisation(
-    fit: Fit,
-    about: Description,
+    match: Match,
+    description: Description,
     contents: Contents,
     channels: int,
-    given: tuple[tuple[float, ...] | None, tuple[float, ...] | None],
+    mean: Numbers | None,
+    std: Numbers | None,
 ) -> Normalisation:
     """What the person says, else the file, else nothing."""
-    mean, std = given
-    if about.format:
-        held: Normalisation | None = Normalisation(
-            about.preprocess.get("mean"), about.preprocess.get("std"), "the file"
-        )
-    elif mean is not None and std is not None:
-        held = None  # so that numbers that can't be used do no harm to the person who says better ones
-    else:
-        inside = "".join(fit.variant.removed)
-        outside = {n: v for n, v in fit.found.numbers.items() if inside and not n.startswith(inside)}
-        pairs = (*fit.variant.pairs, *pairs_among(outside))
-        if not pairs and not says_itself(fit.network):
-            pairs = pairs_among(fit.found.beside)
-        held = read_pairs(pairs, lambda stored: elements(stored, contents), channels)
+    prefixes, pairs = match.remap.prefixes, match.remap.pairs
+    held: Normalisation | None = None
+    if description.format:
+        preprocess = description.preprocess
+        held = Normalisation("the file", preprocess.get("mean"), preprocess.get("std"))
+    elif mean is None or std is None:  # else numbers that can't be used would do harm to a person who says better ones
+        inside = "".join(prefixes)
+        outside = {n: v for n, v in match.candidate.numbers.items() if inside and not n.startswith(inside)}
+        held_pairs = (*pairs, *pairs_in(outside))
+        if not held_pairs and not normalises_itself(match.network):
+            held_pairs = pairs_in(match.candidate.beside)
+        held = read_normalisation(held_pairs, contents.numbers, channels)
     if mean is None and std is None:
-        return held or Normalisation(None, None, said_by(mean, std, fit.network), _silent_part(fit))
-    held = held or Normalisation(None, None, "")
-    unused = tuple(f"the file's own '{pair[0][:40]}' and '{pair[2][:40]}' are not used" for pair in fit.variant.pairs)
-    return Normalisation(mean or held.mean, std or held.std, GIVEN, unused)
+        if held:
+            return held
+        # A number as prefix: a part of an nn.Sequential that something stands before.
+        silent = any(prefix[:-1].isdecimal() and prefix != "0." for prefix in prefixes)
+        return replace(without_file(None, None, match.network), notes=_SILENT_PART if silent else ())
+    unused = tuple(f"the file's own '{pair[0][:40]}' and '{pair[2][:40]}' are not used" for pair in pairs)
+    return Normalisation(GIVEN, mean or (held and held.mean), std or (held and held.std), unused)
 
 
-def _silent_part(fit: Fit) -> tuple[str, ...]:
-    """A note on a part before the network that the file says nothing of."""
-    if not any(prefix[:-1].isdecimal() and prefix != "0." for prefix in fit.variant.removed):
-        return ()
-    return ("something stands before the network, of which the file says nothing; if it normalises, say --mean, --std",)
-
-
-def _untold(fit: Fit, about: Description) -> tuple[str, dict[str, list[Any]]]:
-    """The arguments that are assumed, in words, and among them those whose value nothing in the file tells."""
-    assumed = {name: value for name, value in defaults(fit.arch).items() if name not in fit.arch_args}
-    words = f", assumed {', '.join(f'{name}={value!r}' for name, value in assumed.items())}" if assumed else ""
-    untold = {} if about.arch else ARCHITECTURES[fit.arch].untold
-    return words, {name: list(values) for name, values in untold.items() if name in assumed}
-
-
-def _layout(fit: Fit, about: Description) -> str:
-    removed = [f"prefix '{prefix[:40]}' removed" for prefix in fit.variant.removed]
-    dtypes = {w.dtype for w in fit.variant.weights.values() if isinstance(w, TensorSpec) and w.is_floating_point}
+def _layout(match: Match, description: Description) -> str:
+    removed = [f"prefix '{prefix[:40]}' removed" for prefix in match.remap.prefixes]
+    weights = match.remap.weights.values()
+    dtypes = {w.dtype for w in weights if isinstance(w, TensorSpec) and w.is_floating_point}
     others = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - {torch.float32})
-    parts = [about.format or fit.found.says(), *removed, *fit.variant.said]
-    return ", ".join(parts + [f"{name} made float32" for name in others])
+    parts = [description.format or match.candidate.layout, *removed, *match.remap.steps]
+    parts += [f"{name} made float32" for name in others]
+    assumed = [f"{name}={value!r}" for name, value in match.assumed.items()]
+    return ", ".join(parts + ["assumed " + ", ".join(assumed)] * bool(assumed))
 
 
-def _evidence(fit: Fit, about: Description, wanted: _Wanted) -> str:
-    if wanted.option or about.arch:
-        return wanted.option or "named in the file"
-    return f"names and shapes of {len(fit.variant.weights)} weights"
-
-
-def _notes(fit: Fit, others: list[str]) -> tuple[str, ...]:
+def _notes(match: Match, others: list[str]) -> tuple[str, ...]:
     if not others:
-        return fit.variant.notes
+        return match.remap.notes
     shown = ", ".join(f"--pick {label[:40]}" for label in others[:3]) + (", …" if len(others) > 3 else "")
-    return (*fit.variant.notes, f"took the network under '{fit.found.label[:40]}'; the file has others: {shown}")
+    return (*match.remap.notes, f"took the network under '{match.candidate.label[:40]}'; the file has others: {shown}")
 
 
 def find_file(path: str | Path) -> Path:

@@ -1,55 +1,52 @@
-"""Which normalisation a network expects: tried out on clean images, since a file of weights seldom says it."""
+"""Mean and standard deviation per channel, and where a file or a network holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
-from coprobe.checkpoint import Checkpoint
-from coprobe.core.engine import BatchSize, Progress, frozen, in_batches, silent
-from coprobe.data import Dataset, balanced_prefix
-from coprobe.models import Classifier
+from coprobe.checkpoint.reader.values import TensorSpec
+from coprobe.errors import InputError
+from coprobe.models.classifier import LARGEST_MEAN
 
-#: Clean images to try on; more would tell no more about mistakes as large as these.
-IMAGES = 256
-
-#: Clean images to look at the outputs of, and how far two passes over them may differ on a GPU.
-_FEW, _REPEATED = 32, 1e-3
-
-#: Mean and standard deviation per channel over all pixels of the training images, as public training code has them.
-PUBLISHED = {
-    "CIFAR-10's": (10, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "CIFAR-100's": (100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "SVHN's": (10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+#: What people call the mean, to what they then call the standard deviation beside it.
+STD_OF = {
+    "mean": "std",
+    "mu": "sigma",
+    "new_mean": "new_std",
+    "_mean": "_std",
+    "norm_mean": "norm_std",
+    "pixel_mean": "pixel_std",
+    "image_mean": "image_std",
 }
-#: Of ImageNet's training images, as torchvision's and timm's pretrained models have them.
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-#: How far the constants of a few hundred images are at most from those of the whole data set (twice what was seen).
-_NEAR = 0.02
-#: Differences of up to so many standard errors are nothing to go by.
-_ERRORS = 3
-#: What a loss that is not finite counts as.
-_WORST_LOSS = 1e4
+GIVEN = "--mean/--std"
+_MOST_CHANNELS = 16  # more than any image has
+_SAY = "say --mean and --std"
 
-
-def converged(clean: float, classes: int) -> bool:
-    """Whether a final clean accuracy (a fraction) is above 1.5 times that of guessing."""
-    return clean > 1.5 / classes
+Numbers = tuple[float, ...]
+#: Name and value of a mean, then those of a standard deviation; values are stored tensors or plain numbers.
+Pair = tuple[str, Any, str, Any]
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation per channel under the name that people know; None for none."""
+    """What is done to images in [0, 1] before the network sees them: (image - mean) / std, per channel.
+
+    Attributes:
+        name: what people call it ("CIFAR-10's", "[-1, 1]", "none"), or what says it ("the file", "--mean/--std").
+        mean: one number per channel; None for zeros.
+        std: one number per channel; None for ones.
+        notes: what a person should know about it, a sentence each.
+    """
 
     name: str
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def options(self) -> str:
@@ -60,272 +57,84 @@ class Normalisation:
         return f"pass --mean {mean} --std {std}"
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """How well a network does with a normalisation: which images are right (bool), and each one's cross-entropy."""
-
-    normalisation: Normalisation
-    correct: Tensor = field(repr=False)
-    losses: Tensor = field(repr=False)
-
-    @property
-    def accuracy(self) -> float:
-        """A fraction."""
-        return float(self.correct.double().mean())
-
-    @property
-    def cross_entropy(self) -> float:
-        """The mean, in nats."""
-        return float(self.losses.mean())
-
-    def is_clearly_below(self, other: Fit) -> bool:
-        """Whether its accuracy is lower by more than 3 standard errors of the paired difference (McNemar)."""
-        difference = other.correct.double() - self.correct.double()
-        return bool(difference.sum() > _ERRORS * difference.square().sum().sqrt())
-
-    def is_about(self, best: Fit) -> bool:
-        """Whether the images can't tell it from a better one, neither by accuracy nor by cross-entropy."""
-        excess = self.losses - best.losses
-        error = excess.std() / len(excess) ** 0.5
-        return not (self.is_clearly_below(best) or excess.mean() > _ERRORS * error)
+def pairs_in(values: Mapping[str, Any]) -> tuple[Pair, ...]:
+    """The means with their standard deviations among named values, by their names."""
+    pairs = ((name, value, _std_name(name)) for name, value in values.items())
+    return tuple(
+        (name, mean, std, values[std])
+        for name, mean, std in pairs
+        if std in values and _is_per_channel(mean) and _is_per_channel(values[std])
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """Which normalisation fits.
-
-    Attributes:
-        fits: of every normalisation that was tried.
-        loaded: the one that the checkpoint has now, one of `fits`.
-        num_classes: of the images.
-    """
-
-    fits: tuple[Fit, ...]
-    loaded: Fit
-    num_classes: int
-
-    @cached_property
-    def best(self) -> Fit:
-        """The least cross-entropy among those whose accuracy is not clearly below the highest."""
-        highest = max(self.fits, key=lambda fit: fit.accuracy)
-        return min((fit for fit in self.fits if not fit.is_clearly_below(highest)), key=lambda fit: fit.cross_entropy)
-
-    @property
-    def alike(self) -> list[Fit]:
-        """Those that fit about as well as the best, which is not among them."""
-        return [fit for fit in self.fits if fit is not self.best and fit.is_about(self.best)]
-
-    @property
-    def any_fits(self) -> bool:
-        """Whether the best is better than guessing."""
-        return converged(self.best.accuracy, self.num_classes)
-
-    @property
-    def better(self) -> Fit | None:
-        """The best, if the checkpoint's own normalisation is clearly worse."""
-        return self.best if self.any_fits and self.loaded.is_clearly_below(self.best) else None
-
-    def warning(self, known_from: str) -> str:
-        """What is wrong with the checkpoint's own normalisation, and the remedy; empty if nothing is.
-
-        Args:
-            known_from: who says how images are normalised (`Checkpoint.normalised_by`).
-        """
-        better = self.better
-        if better is None:
-            return ""
-        now = f"normalised by {known_from}" if self.loaded.normalisation.mean else "without normalisation"
-        return (
-            f"{now} it is right on {self.loaded.accuracy:.1%} of {len(better.correct)} clean images, "
-            f"with {better.normalisation.name} on {better.accuracy:.1%}; {better.normalisation.options}"
-        )
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it can't even be told if images are normalised at all."""
-        return len({fit.normalisation.mean is None for fit in (self.best, *self.alike)}) > 1
-
-    @property
-    def sentence(self) -> str:
-        """The verdict for people, with what it rests on."""
-        best, n = self.best, len(self.best.correct)
-        if not self.any_fits:
-            highest = max(fit.accuracy for fit in self.fits)
-            return (
-                f"none of them fits (at most {highest:.1%} of {n} images are right): the model may take pixels from 0 "
-                "to 255, channels as BGR, other images, or the classes in another order"
-            )
-        others = " and ".join(fit.normalisation.name for fit in self.alike)
-        right = f"{best.accuracy:.1%} of {n} images are right"
-        if self.is_open:
-            return f"can't be told: {best.normalisation.name} and {others} fit about equally ({right})"
-        said = f"{best.normalisation.name} fits best ({right}, cross-entropy {best.cross_entropy:.2f})"
-        return f"{said}; {others} about equally" if others else said
+def normalises_itself(network: nn.Module) -> bool:
+    """Whether a network has buffers for a mean and a standard deviation, so that it normalises images itself."""
+    names = {name for name, _ in network.named_buffers()}
+    return any(_std_name(name) in names for name in names)
 
 
-def normalisations(
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-    progress: Progress = silent,
-) -> Verdict:
-    """Try none, the data set's own constants, ImageNet's, [-1, 1] and the checkpoint's on up to 256 clean images.
+def without_file(mean: Numbers | None, std: Numbers | None, network: nn.Module) -> Normalisation:
+    """The normalisation where no file says any: what a person gives, else what is inside the network, else nothing."""
+    given = GIVEN if mean is not None or std is not None else ""
+    return Normalisation(given or ("inside the network" if normalises_itself(network) else ""), mean, std)
 
-    The checkpoint's model stays as it is, but for its network's device.
+
+def read_normalisation(
+    pairs: tuple[Pair, ...], read: Callable[[TensorSpec], list[float]], channels: int
+) -> Normalisation | None:
+    """The normalisation that all pairs agree on; None if there are none.
 
     Args:
-        checkpoint: whose network is tried.
-        dataset: images with true labels; the first of each class are taken.
-        device: where to work.
-        batch_size: images at once; None finds one that fits.
-        progress: shows how far it is.
+        pairs: means and standard deviations, one number or one per channel.
+        read: the elements of a stored tensor.
+        channels: of the images.
 
     Raises:
-        InputError: the images don't fit the model (classes, channels, size).
+        InputError: they are of another number of channels, not finite, or differ.
     """
-    sample = _sample(checkpoint, dataset)
-    model = checkpoint.model
-    loaded = Normalisation("as loaded", model.mean, model.std)
-    candidates = _candidates(sample)
-    same = next((n for n in candidates if _equal(n, loaded)), None)
-    if same is None:
-        candidates.append(loaded)
-    with progress("normalisations", len(sample) * len(candidates)) as advance:
-        fits = tuple(
-            _fit(checkpoint, sample, candidate, device, batch_size=batch_size, advance=advance)
-            for candidate in candidates
-        )
-    return Verdict(fits, fits[candidates.index(same or loaded)], dataset.num_classes)
+    found: dict[tuple[Numbers, Numbers], str] = {}
+    notes: tuple[str, ...] = ()
+    for mean_name, mean, std_name, std in pairs:
+        name = f"'{mean_name[:40]}' and '{std_name[:40]}' of the file"
+        both = (_numbers(mean, read, channels, name), _numbers(std, read, channels, name))
+        if max(map(abs, both[0])) > LARGEST_MEAN:
+            if min(both[1]) <= 1:
+                raise InputError(f"{name} are not of images in [0, 1] ({_shown(*both)}); {_SAY}")
+            both = (tuple(m / 255 for m in both[0]), tuple(s / 255 for s in both[1]))
+            notes = (f"{name} are of pixels from 0 to 255; divided by 255",)
+        found.setdefault(both, name)
+    if not found:
+        return None
+    if len(found) > 1:
+        raise InputError(f"holds {len(found)} different normalisations ({', '.join(found.values())}); {_SAY}")
+    (both, name), *_ = found.items()
+    return Normalisation(name, *both, notes)
 
 
-def arguments(
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    normalisation: Normalisation,
-    reload: Callable[[str, Any], Checkpoint],
-    *,
-    device: torch.device | str = "cpu",
-) -> list[tuple[str, Any, Fit]]:
-    """How well each value of each undecided argument of the architecture fits, with a normalisation.
-
-    Args:
-        checkpoint: whose `undecided` is tried.
-        dataset: as for `normalisations`.
-        normalisation: the one that fits best.
-        reload: the checkpoint with a value for an argument.
-        device: where to work.
-
-    Returns:
-        Argument, value and fit, for each argument the best value first.
-    """
-    sample = _sample(checkpoint, dataset)
-    tried = []
-    for name, values in checkpoint.undecided.items():
-        fits = [(name, value, _fit(reload(name, value), sample, normalisation, device)) for value in values]
-        tried += sorted(fits, key=lambda one: one[2].cross_entropy)
-    return tried
+def _std_name(name: str) -> str | None:
+    """What the standard deviation beside the mean `name` is called; None if `name` is none of a mean."""
+    prefix, dot, leaf = name.rpartition(".")
+    return f"{prefix}{dot}{STD_OF[leaf]}" if leaf in STD_OF else None
 
 
-def odd_outputs(
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-) -> str:
-    """What is wrong with the outputs for a few clean images, in a sentence; empty if nothing is.
-
-    Attacks need logits: after a softmax the loss has hardly any gradient, and constant outputs have none. Channels that
-    differ from pass to pass differ between a clean image and its adversarial twin, too.
-    """
-    sample = dataset.subset(balanced_prefix(dataset.labels, _FEW))
-    model = checkpoint.model.to(device)
-
-    def work(start: int, stop: int) -> Tensor:
-        outputs: Tensor = model(sample.images[start:stop].to(device).float() / 255)
-        return outputs.double().cpu()
-
-    with frozen(model), torch.no_grad():
-        outputs, again = (
-            torch.cat(list(in_batches(len(sample), work, BatchSize(batch_size, device)))) for _ in range(2)
-        )
-    if not torch.allclose(outputs, again, rtol=_REPEATED, atol=_REPEATED, equal_nan=True):
-        return (
-            "the logits differ from pass to pass, so the model draws random numbers, and what its channels do under an "
-            "attack is mixed with that; switch its noise off, or attack with pgd-eot"
-        )
-    if _alike(outputs) and not _alike(sample.images):
-        return (
-            "the logits are the same for all images, so no attack finds a direction; check the weights and --mean/--std"
-        )
-    if outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
-        return (
-            "the outputs are probabilities, and attacks on them see hardly any gradient; "
-            "leave out the softmax at the end"
-        )
-    return ""
+def _is_per_channel(value: Any) -> bool:
+    """Whether it may be one number, or one per channel of an image."""
+    if isinstance(value, list | tuple):
+        return 1 <= len(value) <= _MOST_CHANNELS and all(type(number) in (int, float) for number in value)
+    if isinstance(value, TensorSpec):
+        is_row = sum(side > 1 for side in value.shape) <= 1
+        return value.is_floating_point and 1 <= value.numel() <= _MOST_CHANNELS and is_row
+    return type(value) in (int, float)
 
 
-def _alike(rows: Tensor) -> bool:
-    return torch.equal(rows, rows[:1].expand_as(rows))
+def _numbers(value: Any, read: Callable[[TensorSpec], list[float]], channels: int, name: str) -> Numbers:
+    numbers = read(value) if isinstance(value, TensorSpec) else value if isinstance(value, list | tuple) else [value]
+    if len(numbers) not in (1, channels):
+        raise InputError(f"{name} have {len(numbers)} numbers where the images have {channels} channels; {_SAY}")
+    if not all(math.isfinite(number) for number in numbers):
+        raise InputError(f"{name} are not finite; {_SAY}")
+    return tuple(float(number) for number in numbers) * (channels if len(numbers) == 1 else 1)
 
 
-def _sample(checkpoint: Checkpoint, dataset: Dataset) -> Dataset:
-    checkpoint.check_fit(f"{dataset.name} ({dataset.split})", dataset.num_classes, dataset.image_shape)
-    return dataset.subset(balanced_prefix(dataset.labels, IMAGES))
-
-
-def _candidates(sample: Dataset) -> list[Normalisation]:
-    channels = sample.image_shape[0]
-    found = [Normalisation("none"), _own(sample)]
-    if channels == 3:
-        found.append(Normalisation("ImageNet's", *_IMAGENET))
-    return [*found, Normalisation("[-1, 1]", (0.5,) * channels, (0.5,) * channels)]
-
-
-def _own(sample: Dataset) -> Normalisation:
-    """The published constants of a data set whose images these can be, else those of the images themselves."""
-    pixels = sample.images.double().transpose(0, 1).flatten(1) / 255
-    own = torch.stack([pixels.mean(1), pixels.std(1).clamp(min=0.01)])  # a channel may be empty
-    for name, (classes, *constants) in PUBLISHED.items():
-        if classes == sample.num_classes and len(pixels) == 3 and (torch.tensor(constants) - own).abs().max() < _NEAR:
-            return Normalisation(name, *constants)
-    mean, std = (tuple(round(number, 4) for number in numbers) for numbers in own.tolist())
-    return Normalisation("the images' own", mean, std)
-
-
-def _equal(one: Normalisation, other: Normalisation) -> bool:
-    """Whether they differ by no more than the rounding of published constants."""
-
-    def numbers(normalisation: Normalisation) -> Sequence[float]:
-        channels = len(one.mean or other.mean or ())
-        return [*(normalisation.mean or (0.0,) * channels), *(normalisation.std or (1.0,) * channels)]
-
-    return all(abs(a - b) < 1e-3 for a, b in zip(numbers(one), numbers(other), strict=True))
-
-
-def _fit(
-    checkpoint: Checkpoint,
-    sample: Dataset,
-    normalisation: Normalisation,
-    device: torch.device | str,
-    *,
-    batch_size: int | None = None,
-    advance: Callable[[int], None] = lambda done: None,
-) -> Fit:
-    model = Classifier(checkpoint.model.network, normalisation.mean, normalisation.std).to(device)
-
-    def work(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        images, labels = (part[start:stop].to(device) for part in (sample.images, sample.labels))
-        logits = model(images.float() / 255).double()
-        losses = F.cross_entropy(logits, labels, reduction="none").nan_to_num(nan=_WORST_LOSS)
-        correct = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-        advance(stop - start)
-        return correct.cpu(), losses.clamp(max=_WORST_LOSS).cpu()
-
-    with frozen(model), torch.no_grad():
-        parts = list(in_batches(len(sample), work, BatchSize(batch_size, device)))
-    correct, losses = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Fit(normalisation, correct, losses)
+def _shown(mean: Numbers, std: Numbers) -> str:
+    return f"mean {', '.join(f'{m:.3g}' for m in mean[:3])}; std {', '.join(f'{s:.3g}' for s in std[:3])}"

@@ -257,7 +257,7 @@ class ReadingOptions:
             allow_unexpected=self.allow_unexpected,
             as_stored=as_stored,
         )
-        for kind, names in checkpoint.waived.items():
+        for kind, names in checkpoint.allowed_mismatch.items():
             shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
             output.message(f"{path}: {len(names)} weights are {kind}, as allowed: {shown}")
         return checkpoint
@@ -347,14 +347,14 @@ class PaperOptions:
 
 def _warn(path: str | Path, probe: Probe) -> None:
     """Say what makes a result doubtful: other classes, outputs that are none, a normalisation that fits badly."""
-    from coprobe.checkpoint.normalisation import normalisations, odd_outputs
+    from coprobe.checkpoint.normalisation_check import check_normalisation, odd_outputs
 
     checkpoint, dataset = probe.checkpoint, probe.dataset
     how: dict[str, Any] = {"device": probe.device, "batch_size": probe.batch_size}
     found = [checkpoint.class_difference(dataset.classes), odd_outputs(checkpoint, dataset, **how)]
     if checkpoint.normalised_by in ("", "--mean/--std") and dataset.image_shape[0] == 3:
-        verdict = normalisations(checkpoint, dataset, progress=output.progress, **how)
-        found.append(verdict.warning(checkpoint.normalised_by))
+        check = check_normalisation(checkpoint, dataset, progress=output.progress, **how)
+        found.append(check.warning(checkpoint.normalised_by))
     for warning in filter(None, found):
         output.message(f"{path}: {warning}")
 

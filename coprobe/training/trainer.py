@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from coprobe.checkpoint.normalisation import converged
+from coprobe.checkpoint.normalisation_check import converged
 from coprobe.core.files import check_writable_directory
 from coprobe.core.processes import ALONE, Processes
 from coprobe.data import Dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coprobe.checkpoint.normalisation import converged
+from coprobe.checkpoint.normalisation_check import converged
 
 #: A maximum at or below this accuracy is not worth losing: it is what guessing reaches on ten classes, and a half.
 _WORTH_LOSING = 0.15

@@ -226,8 +226,8 @@ def test_public_layouts(row: tuple[Any, ...], tmp_path: Path) -> None:
     assert read.arch == arch and read.evidence.startswith("names and shapes of ")
     assert layout in read.layout
     assert note in " ".join(read.notes)
-    assert told.items() <= read.told.items()
-    assert read.normalised_by == "" and read.waived == {}
+    assert told.items() <= read.training_facts.items()
+    assert read.normalised_by == "" and read.allowed_mismatch == {}
 
 
 def test_hugging_faces_two_files(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_hugging_faces_two_files(tmp_path: Path) -> None:
     same(load(tmp_path / "pytorch_model.bin"), source)
     read = load(tmp_path / "model.safetensors")
     same(read, source)
-    assert read.told == {"license": "mit"}
+    assert read.training_facts == {"license": "mit"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

@@ -97,15 +97,15 @@ def test_the_rms_of_a_weight(here, coprobe):
         assert row["rms"] == pytest.approx(values.square().mean().sqrt().item(), rel=1e-12)
 
 
-def test_the_verdict_on_normalisations(here, coprobe, seen):
+def test_the_normalisation_check(here, coprobe, seen):
     line = f"inspect sees.pt {seen} --data folder:grey"
     given = json.loads(coprobe(f"{line} --json").out)["normalisations"]
     assert given["images"] == 32 and given["data"] == "folder:grey"
     assert [one["name"] for one in given["tried"]] == ["none", "the images' own", "ImageNet's", "[-1, 1]"]
     assert given["loaded"] == given["best"] == "none" and given["warning"] is None
-    assert given["tried"][0]["accuracy"] == 1 and given["verdict"].startswith("none fits best (100.0% of 32 images")
+    assert given["tried"][0]["accuracy"] == 1 and given["result"].startswith("none fits best (100.0% of 32 images")
     result = coprobe(line)
-    assert "verdict: none fits best" in " ".join(result.out.split()) and "none (as loaded)" in result.out
+    assert "result: none fits best" in " ".join(result.out.split()) and "none (as loaded)" in result.out
     assert result.err == ""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from coprobe.attacks.examples import CLEAN
-from coprobe.checkpoint.normalisation import converged
+from coprobe.checkpoint.normalisation_check import converged
 from coprobe.metrics.accumulator import SUMS
 from coprobe.paper import store
 from coprobe.paper.needs import Need, merged

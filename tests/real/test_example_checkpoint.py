@@ -65,7 +65,7 @@ def test_a_clean_trained_model_is_not_robust(
     assert accuracy["PGD-10"] == 0
 
 
-def test_the_doctor_says_that_images_are_not_normalised(
+def test_the_normalisation_check_says_that_images_are_not_normalised(
     example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = ("--mean", "0.4914,0.4822,0.4465", "--std", "0.2471,0.2435,0.2616")
@@ -73,10 +73,10 @@ def test_the_doctor_says_that_images_are_not_normalised(
     out, err = capsys.readouterr()
     given = json.loads(out)
     assert (given["facts"]["architecture"], given["facts"]["num_classes"]) == ("resnet18", 10)
-    doctor = given["normalisations"]
-    assert doctor["images"] == 256 and doctor["best"] == "none" and doctor["alike"] == []
-    assert {one["name"]: one["accuracy"] > 0.8 for one in doctor["tried"]} == {
+    check = given["normalisations"]
+    assert check["images"] == 256 and check["best"] == "none" and check["alike"] == []
+    assert {one["name"]: one["accuracy"] > 0.8 for one in check["tried"]} == {
         "none": True, "CIFAR-10's": False, "ImageNet's": False, "[-1, 1]": False,
     }  # fmt: skip
-    assert doctor["loaded"] == "CIFAR-10's"
+    assert check["loaded"] == "CIFAR-10's"
     assert "normalised by --mean/--std it is right on " in err and err.endswith("; leave out --mean and --std\n")

@@ -56,10 +56,15 @@ class Contents:
             first, last = _extent(stored)
             one, begin, end = ranges.get(id(stored.storage), (stored, first, last))
             ranges[id(stored.storage)] = (one, min(begin, first), max(end, last))
-        with about_file(self.file.path):
-            read = {key: (self._bytes(one, begin, end), begin) for key, (one, begin, end) in ranges.items()}
-            self.file.check_unchanged()
+        read = {key: (self._bytes(one, begin, end), begin) for key, (one, begin, end) in ranges.items()}
+        self.file.check_unchanged()
         return {name: _view(stored, *read[id(stored.storage)]) for name, stored in wanted.items()}
+
+    def numbers(self, small: TensorSpec) -> list[float]:
+        """The elements of a small tensor of real numbers, flattened; whole numbers come as ints."""
+        tensor = self.tensors({"": small})[""].flatten()
+        numbers: list[float] = (tensor.double() if tensor.is_floating_point() else tensor).tolist()
+        return numbers
 
     def loaded(self) -> Any:
         """The payload with every tensor in its place; for files that hold nothing but tensors and plain values.
@@ -68,8 +73,7 @@ class Contents:
             InputError: it holds anything else, or is nested too deeply.
         """
         found: dict[str, TensorSpec] = {}
-        with about_file(self.file.path):
-            _collect(self.payload, found, set(), ())
+        _collect(self.payload, found, set(), ())
         return _replaced(self.payload, self.tensors(found), {})
 
     def _bytes(self, stored: TensorSpec, begin: int, end: int) -> Tensor:
@@ -148,7 +152,8 @@ def open_checkpoint(path: str | Path) -> Iterator[Contents]:
     """Open a checkpoint file without running, importing or calling anything that it names.
 
     Reads what `torch.save` writes (zip archives, legacy pickles), plain pickles and safetensors, told apart by
-    content. Tensors are read when `Contents.tensors` asks for them, within the block.
+    content. Tensors are read within the block, when `Contents.tensors` asks for them. An `InputError` of the block
+    names the file.
 
     Args:
         path: a regular file.
@@ -159,13 +164,8 @@ def open_checkpoint(path: str | Path) -> Iterator[Contents]:
     Raises:
         InputError: anything that is not such a file, is damaged, or would take unreasonable memory or time.
     """
-    path = Path(path)
-    with about_file(path):
-        file = OpenFile(path)
-    with file:
-        with about_file(path):
-            contents = _read(file)
-        yield contents
+    with about_file(path), OpenFile(Path(path)) as file:
+        yield _read(file)
 
 
 def _read(file: OpenFile) -> Contents:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coprobe.checkpoint import Checkpoint
-    from coprobe.checkpoint.normalisation import Fit, Verdict
+    from coprobe.checkpoint.normalisation_check import NormalisationCheck, Score
 
 #: Elements of a weight that are looked at together, so that no copy of a large one is made.
 _CHUNK = 1 << 20
@@ -89,10 +89,10 @@ def _facts(loaded: Checkpoint) -> dict[str, Any]:
         "nodes": f"{nodes} (a guess)" if is_guessed(model) else nodes,
         "digest": loaded.digest,
         **{f"undecided: {key}": values for key, values in loaded.undecided.items()},
-        **{f"allowed to be {key}": names for key, names in loaded.waived.items() if names},
+        **{f"allowed to be {key}": names for key, names in loaded.allowed_mismatch.items()},
         **{f"trained: {key}": value for key, value in _told(loaded.recipe).items()},
         **{f"measured: {key}": value for key, value in loaded.metrics.items()},
-        **{f"the file says: {key}": value for key, value in loaded.told.items()},
+        **{f"the file says: {key}": value for key, value in loaded.training_facts.items()},
         "notes": list(loaded.notes),
     }
     return {key: _plain(value) for key, value in facts.items() if value not in (None, "", [])}
@@ -137,61 +137,61 @@ def _rms(weight: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Examined:
-    """What the images say: the verdict on normalisations, and fits of arguments that the weights leave open."""
+    """What the images say: the normalisation check, and scores of arguments that the weights leave open."""
 
     data: str
-    verdict: Verdict
-    arguments: list[tuple[str, Any, Fit]]
+    check: NormalisationCheck
+    arguments: list[tuple[str, Any, Score]]
     warning: str
 
     def show(self) -> None:
         """Print it as tables."""
-        fits = self.verdict.fits
+        scores = self.check.scores
         rows = [
-            [fit.normalisation.name + (" (as loaded)" if fit is self.verdict.loaded else ""), *_numbers(fit)]
-            for fit in sorted(fits, key=lambda fit: fit.cross_entropy)
+            [score.normalisation.name + (" (as loaded)" if score is self.check.loaded else ""), *_numbers(score)]
+            for score in sorted(scores, key=lambda score: score.cross_entropy)
         ]
-        title = f"normalisations on {len(fits[0].correct)} clean images of {self.data}"
+        title = f"normalisations on {len(scores[0].correct)} clean images of {self.data}"
         header = ["", "accuracy (%)", "cross-entropy"]
-        print_table(title, header, rows, f"verdict: {self.verdict.sentence}")
+        print_table(title, header, rows, f"result: {self.check.sentence}")
         if self.arguments:
-            rows = [[f"--arch-arg {name}={value}", *_numbers(fit)] for name, value, fit in self.arguments]
+            rows = [[f"--arch-arg {name}={value}", *_numbers(score)] for name, value, score in self.arguments]
             print_table("what the weights can't tell, the best first", header, rows)
 
     def plain(self) -> dict[str, Any]:
         """The same for JSON."""
-        verdict = self.verdict
+        check = self.check
 
-        def numbers(fit: Fit) -> dict[str, float]:
-            return {"accuracy": fit.accuracy, "cross_entropy": fit.cross_entropy}
+        def numbers(score: Score) -> dict[str, float]:
+            return {"accuracy": score.accuracy, "cross_entropy": score.cross_entropy}
 
         return {
             "data": self.data,
-            "images": len(verdict.best.correct),
-            "tried": [{**vars(fit.normalisation), **numbers(fit)} for fit in verdict.fits],
-            "loaded": verdict.loaded.normalisation.name,
-            "best": verdict.best.normalisation.name if verdict.any_fits and not verdict.is_open else None,
-            "alike": [fit.normalisation.name for fit in verdict.alike],
-            "verdict": verdict.sentence,
+            "images": len(check.best.correct),
+            "tried": [{**vars(score.normalisation), **numbers(score)} for score in check.scores],
+            "loaded": check.loaded.normalisation.name,
+            "best": check.best.normalisation.name if check.any_fits and not check.is_open else None,
+            "alike": [score.normalisation.name for score in check.alike],
+            "result": check.sentence,
             "warning": self.warning or None,
-            "arguments": [{"argument": n, "value": _plain(v), **numbers(fit)} for n, v, fit in self.arguments],
+            "arguments": [{"argument": n, "value": _plain(v), **numbers(score)} for n, v, score in self.arguments],
         }
 
 
-def _numbers(fit: Fit) -> list[str]:
-    return [percent(fit.accuracy), f"{fit.cross_entropy:.3f}"]
+def _numbers(score: Score) -> list[str]:
+    return [percent(score.accuracy), f"{score.cross_entropy:.3f}"]
 
 
 def _examine(options: ReadingOptions, path: str, loaded: Checkpoint, data: str, skip_bad: bool) -> _Examined:
-    from coprobe.checkpoint.normalisation import IMAGES, arguments, normalisations
+    from coprobe.checkpoint.normalisation_check import IMAGES, check_normalisation, score_arguments
     from coprobe.core.engine import choose_device
 
     dataset = read_images(data, limit=IMAGES, skip_bad=skip_bad)
     device = choose_device()
-    verdict = normalisations(loaded, dataset, device=device, progress=progress)
+    check = check_normalisation(loaded, dataset, device=device, progress=progress)
 
     def reload(name: str, value: Any) -> Checkpoint:
         return replace(options, arch_args=(*options.arch_args, (name, value))).read(path)
 
-    tried = arguments(loaded, dataset, verdict.best.normalisation, reload, device=device)
-    return _Examined(data, verdict, tried, verdict.warning(loaded.normalised_by))
+    tried = score_arguments(loaded, dataset, check.best.normalisation, reload, device=device)
+    return _Examined(data, check, tried, check.warning(loaded.normalised_by))

@@ -62,6 +62,11 @@ class Entry:
     heavy: bool = False
 
 
+def constant(data: bytes) -> Callable[[Trap], bytes]:
+    """A builder of a file that is the same wherever it is built."""
+    return lambda trap: data
+
+
 def entries() -> list[Entry]:
     """The corpus, heavy files last."""
     from tests.checkpoint.reader import (

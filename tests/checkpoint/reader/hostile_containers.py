@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from tests.checkpoint.reader import opcodes as op
 from tests.checkpoint.reader import writers
-from tests.checkpoint.reader.corpus import Entry, Trap
+from tests.checkpoint.reader.corpus import Entry, Trap, constant
 from tests.checkpoint.reader.writers import Member, archive
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".pkl", ".safetensors")
@@ -173,8 +173,4 @@ def _cuts() -> Iterator[Entry]:
     }.items():
         lengths = [1, 4, 16, 64, 200, *(len(whole) * part // 100 for part in (25, 50, 90, 99)), len(whole) - 1]
         for length in sorted({length for length in lengths if length < len(whole)}):
-            yield Entry(f"cut-at-{length}{suffix}", _constant(whole[:length]), "refused")
-
-
-def _constant(data: bytes) -> Callable[[Trap], bytes]:
-    return lambda trap: data
+            yield Entry(f"cut-at-{length}{suffix}", constant(whole[:length]), "refused")

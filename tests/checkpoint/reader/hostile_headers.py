@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from tests.checkpoint.reader.corpus import Entry, Trap
+from tests.checkpoint.reader.corpus import Entry, constant
 from tests.checkpoint.reader.writers import FOUR, described, safetensors
 
 _ONE = {"w": described()}
@@ -105,10 +105,10 @@ ODD: dict[str, tuple[bytes, str]] = {
 
 def entries() -> Iterator[Entry]:
     for label, data in LIES.items():
-        yield Entry(f"header-{label}.safetensors", _constant(data), "refused")
+        yield Entry(f"header-{label}.safetensors", constant(data), "refused")
     for label, (data, expected) in ODD.items():
-        yield Entry(f"header-{label}.safetensors", _constant(data), expected)
-    yield Entry("header-overlap.bin", _constant(LIES["overlap"]), "refused")
+        yield Entry(f"header-{label}.safetensors", constant(data), expected)
+    yield Entry("header-overlap.bin", constant(LIES["overlap"]), "refused")
     yield Entry("header-of-100000-tensors.safetensors", lambda trap: _crowd(100_000), "inert|refused", heavy=True)
     yield Entry(
         "header-of-100000-hidden.safetensors", lambda trap: _crowd(100_000, b"data\\u005foffsets"), "refused|inert"
@@ -120,10 +120,6 @@ def entries() -> Iterator[Entry]:
         "header-of-700000-metadata.safetensors", lambda trap: safetensors(metadata, b""), "refused|inert", heavy=True
     )
     yield Entry("header-of-1000000-tensors.safetensors", lambda trap: _crowd(10**6), "refused", heavy=True)
-
-
-def _constant(data: bytes) -> Callable[[Trap], bytes]:
-    return lambda trap: data
 
 
 def _crowd(count: int, key: bytes = b"data_offsets") -> bytes:

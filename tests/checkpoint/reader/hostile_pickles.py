@@ -1,4 +1,4 @@
-"""Pickles that abuse the machine which reads them: broken opcodes, impossible operations, lengths that lie."""
+"""Pickles that abuse what reads them: broken opcodes, impossible operations, lengths that lie."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from tests.checkpoint.reader import opcodes as op
 from tests.checkpoint.reader import writers
-from tests.checkpoint.reader.corpus import Entry, Trap
+from tests.checkpoint.reader.corpus import Entry, Trap, constant
 
 _FOUR = op.storage(op.text("0"), 4)
 _HOOKS = op.call("collections.OrderedDict")
@@ -248,7 +248,7 @@ def _legacy_storages() -> Iterator[Entry]:
         "version-7": writers.legacy(value, four, version=op.pickled(op.number(7))),
         "wrong-magic": writers.legacy(value, four, magic=op.pickled(op.number(7))),
     }.items():
-        yield Entry(f"legacy-{label}.pth", _constant(data), "refused|unreadable")
+        yield Entry(f"legacy-{label}.pth", constant(data), "refused|unreadable")
     for label, view in {
         "outside": op.sequence(op.text("v"), op.number(2), op.number(10**9)),
         "negative": op.sequence(op.text("v"), op.number(-1), op.number(2)),
@@ -257,7 +257,7 @@ def _legacy_storages() -> Iterator[Entry]:
     }.items():
         stored = op.legacy_storage("0", 4, view=view)
         value = op.named(w=op.tensor(stored, op.sizes([4]), op.sizes([1])))
-        yield Entry(f"legacy-view-{label}.pth", _constant(writers.legacy(value)), "refused|unreadable|inert")
+        yield Entry(f"legacy-view-{label}.pth", constant(writers.legacy(value)), "refused|unreadable|inert")
 
 
 def _dtype(kind: str, order: str = "<") -> bytes:
@@ -294,8 +294,4 @@ def _zip(value: bytes, storages: dict[str, bytes | None] | None = None) -> Calla
 
 
 def _legacy(value: bytes) -> Callable[[Trap], bytes]:
-    return _constant(writers.legacy(op.named(extra=value)))
-
-
-def _constant(data: bytes) -> Callable[[Trap], bytes]:
-    return lambda trap: data
+    return constant(writers.legacy(op.named(extra=value)))

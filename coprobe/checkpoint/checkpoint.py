@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from coprobe._version import __version__
-from coprobe.checkpoint.facts import CLASS_NAME, CLASSES, FORMAT
+from coprobe.checkpoint.description import CLASS_NAME, CLASSES, FORMAT
 from coprobe.checkpoint.reader import seal
 from coprobe.core.files import atomic
 from coprobe.core.provenance import digest_tensors
@@ -45,9 +45,9 @@ class Checkpoint:
         normalised_by: what says how images are normalised ("the file", "'mu' and 'sigma' of the file",
             "--mean/--std", "inside the network"); empty if nothing does.
         notes: what a person should know about the file, a sentence each.
-        told: training facts that a foreign file holds, as plain values.
+        training_facts: what someone else's file says of its training, as plain values.
         undecided: arguments of the architecture that names and shapes can't tell, and the values they may have.
-        waived: names of the weights that a person allowed to be `missing` or `unexpected`.
+        allowed_mismatch: names of the weights that a person allowed to be `missing` or `unexpected`.
         tried_shape: whether `image_shape` is only one that the network takes, and no fact about its training.
     """
 
@@ -64,9 +64,9 @@ class Checkpoint:
     evidence: str = ""
     normalised_by: str = ""
     notes: tuple[str, ...] = ()
-    told: dict[str, Any] = field(default_factory=dict)
+    training_facts: dict[str, Any] = field(default_factory=dict)
     undecided: dict[str, list[Any]] = field(default_factory=dict)
-    waived: dict[str, list[str]] = field(default_factory=dict)
+    allowed_mismatch: dict[str, list[str]] = field(default_factory=dict)
     tried_shape: bool = False
 
     @property
@@ -145,7 +145,7 @@ class Checkpoint:
         """What goes into the provenance of every result made with this checkpoint."""
         path = str(self.path) if self.path else None
         facts: dict[str, Any] = {"checkpoint": path, "checkpoint_digest": self.digest, "stage": self.stage or None}
-        return {**facts, "waived": self.waived} if self.waived else facts
+        return {**facts, "allowed_mismatch": self.allowed_mismatch} if self.allowed_mismatch else facts
 
     def save(self, path: str | Path) -> None:
         """Write to `path`, atomically; `.safetensors` by suffix, else what `torch.load(weights_only=True)` reads."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.checkpoint import Checkpoint
-from coprobe.checkpoint.normalisation import (
+from coprobe.checkpoint.normalisation import Normalisation
+from coprobe.checkpoint.normalisation_check import (
     PUBLISHED,
-    Fit,
-    Normalisation,
-    Verdict,
-    arguments,
-    normalisations,
+    NormalisationCheck,
+    Score,
+    check_normalisation,
     odd_outputs,
+    score_arguments,
 )
 from coprobe.data import Dataset
 from coprobe.errors import InputError
@@ -93,28 +93,28 @@ def loaded(net: nn.Module, known: Normalisation = KNOWN["none"]) -> Checkpoint:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_normalisation_that_a_network_expects_is_found(networks: dict[str, nn.Module], name: str) -> None:
-    verdict = normalisations(loaded(networks[name]), blobs(300, seed=3))
-    assert [fit.normalisation.name for fit in verdict.fits] == list(KNOWN)
-    assert all(len(fit.correct) == 256 for fit in verdict.fits)
-    assert verdict.best.normalisation.name == name and verdict.best.accuracy > 0.9
-    assert verdict.loaded is verdict.fits[0] and not verdict.is_open
-    assert verdict.sentence.startswith(f"{name} fits best ({verdict.best.accuracy:.1%} of 256 images are right")
+    check = check_normalisation(loaded(networks[name]), blobs(300, seed=3))
+    assert [score.normalisation.name for score in check.scores] == list(KNOWN)
+    assert all(len(score.correct) == 256 for score in check.scores)
+    assert check.best.normalisation.name == name and check.best.accuracy > 0.9
+    assert check.loaded is check.scores[0] and not check.is_open
+    assert check.sentence.startswith(f"{name} fits best ({check.best.accuracy:.1%} of 256 images are right")
     if name == "none":
-        assert verdict.better is None and verdict.warning("") == ""
+        assert check.better is None and check.warning("") == ""
     else:
-        assert verdict.better is verdict.best
-        now, accuracies = verdict.loaded.accuracy, verdict.best.accuracy
-        assert verdict.warning("") == (
+        assert check.better is check.best
+        now, accuracies = check.loaded.accuracy, check.best.accuracy
+        assert check.warning("") == (
             f"without normalisation it is right on {now:.1%} of 256 clean images, with {name} on {accuracies:.1%}; "
-            f"{verdict.best.normalisation.options}"
+            f"{check.best.normalisation.options}"
         )
 
 
 @pytest.mark.parametrize(("name", "given"), list(itertools.permutations(KNOWN, 2)))
 def test_a_wrong_one_that_was_given_is_warned_about(networks: dict[str, nn.Module], name: str, given: str) -> None:
-    verdict = normalisations(loaded(networks[name], KNOWN[given]), blobs(300, seed=3))
-    assert verdict.loaded.normalisation.name == given
-    said = verdict.warning("--mean/--std")
+    check = check_normalisation(loaded(networks[name], KNOWN[given]), blobs(300, seed=3))
+    assert check.loaded.normalisation.name == given
+    said = check.warning("--mean/--std")
     assert said.endswith(KNOWN[name].options)
     assert said.startswith("without" if given == "none" else "normalised by --mean/--std it is")
 
@@ -123,14 +123,14 @@ def test_numbers_nobody_knows_are_tried_as_they_are_and_rounding_does_not_matter
     networks: dict[str, nn.Module],
 ) -> None:
     odd = Normalisation("odd", (0.1, 0.2, 0.3), (0.7, 0.8, 0.9))
-    verdict = normalisations(loaded(networks["none"], odd), blobs(100, seed=3))
-    assert verdict.loaded is verdict.fits[4]
-    assert verdict.loaded.normalisation == Normalisation("as loaded", odd.mean, odd.std)
+    check = check_normalisation(loaded(networks["none"], odd), blobs(100, seed=3))
+    assert check.loaded is check.scores[4]
+    assert check.loaded.normalisation == Normalisation("as loaded", odd.mean, odd.std)
     near = replace(KNOWN["ImageNet's"], mean=(0.4851, 0.456, 0.406))
-    verdict = normalisations(loaded(networks["none"], near), blobs(100, seed=3))
-    assert len(verdict.fits) == 4 and verdict.loaded.normalisation.name == "ImageNet's"
+    check = check_normalisation(loaded(networks["none"], near), blobs(100, seed=3))
+    assert len(check.scores) == 4 and check.loaded.normalisation.name == "ImageNet's"
     idle = Normalisation("idle", (0.0,) * 3, (1.0,) * 3)
-    assert normalisations(loaded(networks["none"], idle), blobs(100, seed=3)).loaded.normalisation.name == "none"
+    assert check_normalisation(loaded(networks["none"], idle), blobs(100, seed=3)).loaded.normalisation.name == "none"
 
 
 def test_the_model_is_left_as_it_is(networks: dict[str, nn.Module]) -> None:
@@ -138,7 +138,7 @@ def test_the_model_is_left_as_it_is(networks: dict[str, nn.Module]) -> None:
     checkpoint.model.train()
     before = {name: value.clone() for name, value in checkpoint.model.state_dict().items()}
     flags = [p.requires_grad for p in checkpoint.model.parameters()]
-    normalisations(checkpoint, blobs(40, seed=3))
+    check_normalisation(checkpoint, blobs(40, seed=3))
     assert all(module.training for module in checkpoint.model.modules())
     checkpoint.model.eval()
     assert (checkpoint.model.mean, checkpoint.model.std) == (OWN.mean, OWN.std)
@@ -147,15 +147,15 @@ def test_the_model_is_left_as_it_is(networks: dict[str, nn.Module]) -> None:
 
 
 def test_a_network_that_knows_nothing_fits_nothing() -> None:
-    verdict = normalisations(toys.checkpoint(Constant(0.0)), blobs(200, seed=3))
-    assert {fit.accuracy for fit in verdict.fits} == {0.1} and not verdict.any_fits and verdict.better is None
-    assert verdict.sentence.startswith("none of them fits (at most ") and "BGR" in verdict.sentence
+    check = check_normalisation(toys.checkpoint(Constant(0.0)), blobs(200, seed=3))
+    assert {score.accuracy for score in check.scores} == {0.1} and not check.any_fits and check.better is None
+    assert check.sentence.startswith("none of them fits (at most ") and "BGR" in check.sentence
 
 
 def test_logits_that_are_not_finite_are_wrong() -> None:
-    verdict = normalisations(toys.checkpoint(Constant(torch.nan)), blobs(20, seed=3))
-    assert {fit.accuracy for fit in verdict.fits} == {0} and not verdict.any_fits
-    assert {fit.cross_entropy for fit in verdict.fits} == {1e4}
+    check = check_normalisation(toys.checkpoint(Constant(torch.nan)), blobs(20, seed=3))
+    assert {score.accuracy for score in check.scores} == {0} and not check.any_fits
+    assert {score.cross_entropy for score in check.scores} == {1e4}
 
 
 class Constant(nn.Module):
@@ -169,7 +169,7 @@ class Constant(nn.Module):
 
 def test_images_that_do_not_fit_are_refused(networks: dict[str, nn.Module]) -> None:
     with pytest.raises(InputError, match="has 4 classes and the model 10"):
-        normalisations(loaded(networks["none"]), blobs(20, seed=3, classes=4))
+        check_normalisation(loaded(networks["none"]), blobs(20, seed=3, classes=4))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -185,7 +185,7 @@ def test_published_constants_of_the_data_set(name: str) -> None:
     for given in (classes, 7):
         data = Dataset(images, torch.arange(200) % given, tuple(map(str, range(given))), "photos", "test")
         checkpoint = replace(toys.checkpoint(Constant(0.0)), arch_args={"num_classes": given, "in_channels": 3})
-        own = normalisations(checkpoint, data).fits[1].normalisation
+        own = check_normalisation(checkpoint, data).scores[1].normalisation
         assert (own == Normalisation(name, mean, std)) is (given == classes)
         torch.testing.assert_close(torch.tensor(own.mean), torch.tensor(mean), atol=0.02, rtol=0)
 
@@ -194,41 +194,41 @@ def test_grey_images_have_no_constants_of_imagenet() -> None:
     data = blobs(20, seed=3, channels=1)
     data = replace(data, images=torch.zeros_like(data.images))
     checkpoint = replace(toys.checkpoint(Constant(0.0)), arch_args={"num_classes": CLASSES, "in_channels": 1})
-    fits = normalisations(checkpoint, data).fits
-    assert [fit.normalisation.name for fit in fits] == ["none", "the images' own", "[-1, 1]"]
-    assert fits[1].normalisation.std == (0.01,)
+    scores = check_normalisation(checkpoint, data).scores
+    assert [score.normalisation.name for score in scores] == ["none", "the images' own", "[-1, 1]"]
+    assert scores[1].normalisation.std == (0.01,)
 
 
-def fit(correct: int, n: int = 100, loss: float = 1.0, name: str = "none") -> Fit:
+def score(correct: int, n: int = 100, loss: float = 1.0, name: str = "none") -> Score:
     """The first `correct` images are right."""
     mean = None if name == "none" else (0.5,)
-    return Fit(Normalisation(name, mean, mean), torch.arange(n) < correct, torch.full((n,), loss).double())
+    return Score(Normalisation(name, mean, mean), torch.arange(n) < correct, torch.full((n,), loss).double())
 
 
 @pytest.mark.parametrize(("lower", "clearly"), [(91, False), (90, True), (89, True), (99, False)])
 def test_ten_images_of_a_hundred_are_beyond_three_errors(lower: int, clearly: bool) -> None:
     """With b images lost and none won, the difference is b and its error √b: b > 9."""
-    assert fit(lower).is_clearly_below(fit(100)) is clearly
-    assert not fit(100).is_clearly_below(fit(lower))
+    assert score(lower).is_clearly_below(score(100)) is clearly
+    assert not score(100).is_clearly_below(score(lower))
 
 
 def test_what_can_not_be_told_is_open() -> None:
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0)).double()
-    none, other = fit(80, loss=0.5), fit(79, loss=0.52, name="ImageNet's")
+    none, other = score(80, loss=0.5), score(79, loss=0.52, name="ImageNet's")
     other = replace(other, losses=other.losses + noise)
-    verdict = Verdict((none, other), none, CLASSES)
-    assert verdict.best is none and verdict.alike == [other] and verdict.is_open
-    assert verdict.sentence == "can't be told: none and ImageNet's fit about equally (80.0% of 100 images are right)"
+    check = NormalisationCheck((none, other), none, CLASSES)
+    assert check.best is none and check.alike == [other] and check.is_open
+    assert check.sentence == "can't be told: none and ImageNet's fit about equally (80.0% of 100 images are right)"
     two = replace(none, normalisation=Normalisation("CIFAR-10's", (0.5,), (0.5,)))
-    verdict = Verdict((two, other), other, CLASSES)
-    assert not verdict.is_open and verdict.better is None
-    assert verdict.sentence.endswith("right, cross-entropy 0.50); ImageNet's about equally")
+    check = NormalisationCheck((two, other), other, CLASSES)
+    assert not check.is_open and check.better is None
+    assert check.sentence.endswith("right, cross-entropy 0.50); ImageNet's about equally")
 
 
 def test_confidence_alone_does_not_win() -> None:
     """Least cross-entropy, but clearly fewer right."""
-    right, sure = fit(90, loss=0.6), fit(60, loss=0.4, name="[-1, 1]")
-    assert Verdict((right, sure), sure, CLASSES).best is right
+    right, sure = score(90, loss=0.6), score(60, loss=0.4, name="[-1, 1]")
+    assert NormalisationCheck((right, sure), sure, CLASSES).best is right
 
 
 def test_arguments_that_weights_leave_open(networks: dict[str, nn.Module]) -> None:
@@ -240,7 +240,7 @@ def test_arguments_that_weights_leave_open(networks: dict[str, nn.Module]) -> No
 
     checkpoint = loaded(networks["[-1, 1]"])
     checkpoint.undecided = {"shortcut": ["activated", "raw"]}
-    tried = arguments(checkpoint, blobs(100, seed=3), KNOWN["none"], reload)
+    tried = score_arguments(checkpoint, blobs(100, seed=3), KNOWN["none"], reload)
     assert asked == [("shortcut", "activated"), ("shortcut", "raw")]
     assert [(name, value) for name, value, _ in tried] == [("shortcut", "raw"), ("shortcut", "activated")]
     assert tried[0][2].accuracy > 0.9 > tried[1][2].accuracy

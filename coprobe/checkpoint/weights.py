@@ -1,4 +1,4 @@
-"""Tensors from a file into a network, one at a time, so that the file's size is about all the memory it takes."""
+"""Tensors from a file into a network, one at a time, so that loading takes little more memory than the weights."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from coprobe.checkpoint.payloads import Weight
+from coprobe.checkpoint.candidates import Weight
 from coprobe.checkpoint.reader import Contents
-from coprobe.checkpoint.reader.values import TensorSpec, UnreadableTensor
+from coprobe.checkpoint.reader.values import UnreadableTensor
 from coprobe.errors import InputError
 from coprobe.models.catalog import COUNTER
 
-#: Elements that are converted together.
+#: Elements converted at a time.
 _CHUNK = 1 << 20
 
 
-def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents, *, as_stored: bool = False) -> None:
-    """Give `network`, on the meta device or on the CPU, its weights; those that the file lacks stay as they are.
+def fill_network(
+    network: nn.Module, weights: Mapping[str, Weight], contents: Contents, *, as_stored: bool = False
+) -> None:
+    """Give a network, on the meta device or the CPU, its weights; those that the file lacks stay as they are.
 
     Half precision, bfloat16 and float64 become what the network has, mostly float32.
 
@@ -35,7 +37,7 @@ def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents, 
     own = {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
     read: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        tensor = _checked(name, read_one(name, weight, contents), own[name].dtype, contents)
+        tensor = _checked(name, read_weight(name, weight, contents), own[name].dtype)
         if own[name].is_meta:
             dtype = own[name].dtype
             read[name] = tensor if as_stored and dtype.is_floating_point else tensor.to(dtype)
@@ -49,30 +51,24 @@ def fill(network: nn.Module, weights: Mapping[str, Weight], contents: Contents, 
         network.load_state_dict(read, strict=False, assign=True)
 
 
-def read_one(name: str, weight: Weight, contents: Contents) -> Tensor:
-    """One tensor of the file; raises `InputError` where it is none of plain real numbers."""
+def read_weight(name: str, weight: Weight, contents: Contents) -> Tensor:
+    """One tensor of the file; raises `InputError` if it is no plain tensor of real numbers."""
     if isinstance(weight, UnreadableTensor):
-        where = f"{contents.file.path}: weight '{name[:80]}'"
-        raise InputError(f"{where} is no plain tensor of real numbers: it {weight.reason}; save a dense state_dict")
-    # By itself: tensors that share a storage in the file must not share it in the network.
+        raise InputError(
+            f"weight '{name[:80]}' is no plain tensor of real numbers: it {weight.reason}; save a dense state_dict"
+        )
+    # One at a time: tensors that share a storage in the file must not share it in the network.
     return contents.tensors({name: weight})[name]
 
 
-def elements(stored: TensorSpec, contents: Contents) -> list[float]:
-    """The elements of a small stored tensor of real numbers; those of whole numbers are ints."""
-    tensor = contents.tensors({"": stored})[""].flatten()
-    numbers: list[float] = (tensor.double() if tensor.is_floating_point() else tensor).tolist()
-    return numbers
-
-
-def _checked(name: str, tensor: Tensor, dtype: torch.dtype, contents: Contents) -> Tensor:
-    where = f"{contents.file.path}: weight '{name[:80]}'"
+def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.is_complex() or (dtype.is_floating_point and not tensor.is_floating_point()):
         found = str(tensor.dtype).removeprefix("torch.")
-        raise InputError(f"{where} is no plain tensor of real numbers ({found}); save a float state_dict")
+        raise InputError(f"weight '{name[:80]}' is no plain tensor of real numbers ({found}); save a float state_dict")
     if not is_finite(tensor, dtype):
         raise InputError(
-            f"{where} is not finite (NaN or infinite); the training diverged, so take an earlier checkpoint"
+            f"weight '{name[:80]}' is not finite (NaN or infinite); the training diverged, "
+            "so take an earlier checkpoint"
         )
     return tensor.contiguous()
 

@@ -1,4 +1,4 @@
-"""What a file says beside its weights: the description that we write, and the training facts of others."""
+"""What a file says beside its weights: the description in our own files, and training facts in other people's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coprobe.checkpoint.payloads import module_attributes
+from coprobe.checkpoint.candidates import module_attributes
 from coprobe.checkpoint.reader.seal import ABOUT
 from coprobe.checkpoint.reader.values import OpaqueObject, TensorSpec
 from coprobe.errors import InputError
 
-#: What is written now, with a seal over every byte, and what was written before without one.
+#: The format that is written now, with a seal over every byte, and the one before, without.
 FORMAT, _UNSEALED = "coprobe/2", "coprobe/1"
-#: Where the latter stands in the metadata of a safetensors file.
+#: The key of the latter's description in the metadata of a safetensors file.
 _UNSEALED_ABOUT = "coprobe"
 _ENTRIES = 20
 _LONGEST = 60
@@ -22,14 +22,14 @@ _DEEPEST = 6
 _PLAIN = (bool, int, float, str)
 #: Keys under which public code keeps the arguments of a run.
 _ARGUMENTS = ("args", "opt", "opts", "options", "hyper_parameters", "hparams", "config", "cfg", "hyperparameters")
-#: Names of classes that are written and read, and how many signs of each.
+#: How many names of classes are written and read, and how many characters of each.
 CLASSES, CLASS_NAME = 10_000, 200
 _DAMAGED = "save it again, or its state_dict alone"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What one of our files says about itself; everything is empty for all others."""
+    """What one of our files says about itself; of anyone else's file, everything is empty."""
 
     format: str = ""
     arch: str | None = None
@@ -41,16 +41,16 @@ class Description:
     classes: tuple[str, ...] = ()
 
 
-def described(payload: Any, metadata: Mapping[str, str], sealed: bool) -> Description:
-    """The description in one of our files, of the right types.
+def read_description(payload: Any, metadata: Mapping[str, str], sealed: bool) -> Description:
+    """The description in one of our files, with every value of the right type.
 
     Args:
         payload: of the file.
         metadata: of a safetensors file, else empty.
-        sealed: whether the file carries a seal, which fits.
+        sealed: whether the file carries a seal that fits.
 
     Raises:
-        InputError: it is damaged, or that of a newer coprobe.
+        InputError: it is damaged, or of a newer coprobe.
     """
     text = metadata.get(ABOUT, metadata.get(_UNSEALED_ABOUT))
     said = payload if text is None else _from_metadata(text)
@@ -97,8 +97,10 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, _PLAIN)
 
 
-def told(payload: Any, metadata: Mapping[str, str], read: Callable[[TensorSpec], list[float]]) -> dict[str, Any]:
-    """Training facts in somebody else's file (epoch, accuracy, arguments of the run): at most 20 plain values.
+def read_training_facts(
+    payload: Any, metadata: Mapping[str, str], read: Callable[[TensorSpec], list[float]]
+) -> dict[str, Any]:
+    """Training facts in someone else's file (epoch, accuracy, arguments of the run): at most 20 short plain values.
 
     Args:
         payload: of the file.
@@ -112,11 +114,11 @@ def told(payload: Any, metadata: Mapping[str, str], read: Callable[[TensorSpec],
         is_number = isinstance(value, TensorSpec) and value.numel() == 1 and not value.dtype.is_complex
         plain = read(value)[0] if is_number else value
         if isinstance(plain, _PLAIN):
-            facts.setdefault(key[:_LONGEST], _cut(plain))
+            facts.setdefault(key[:_LONGEST], _short(plain))
     return facts
 
 
-def _cut(value: Any) -> Any:
+def _short(value: Any) -> Any:
     if isinstance(value, bool | float):
         return value
     if isinstance(value, int) and value.bit_length() <= 64:

@@ -1,6 +1,6 @@
-"""Where in a file networks are: state dicts under whatever keys, and modules that were pickled whole.
+"""Where in a file networks may be: state dicts under whatever keys, and modules that were pickled whole.
 
-Everything here is bounded, since a payload may be cyclic, very large or very deep.
+Every search is bounded, since what a file holds may be cyclic, very large or very deep.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from coprobe.checkpoint.normalisation import STD_OF
 from coprobe.checkpoint.reader.values import OpaqueObject, TensorSpec, UnreadableTensor
 from coprobe.errors import InputError
 from coprobe.models import shape_of
 
 #: Keys under which public code keeps the network that was trained, in its usual state.
-MAIN = (
+USUAL_KEYS = (
     "state_dict",
     "model_state_dict",
     "model",
@@ -33,31 +34,20 @@ MAIN = (
 )
 #: Parts of the keys under which running averages of a network stand beside it.
 _AVERAGES = ("ema", "swa", "averag", "teacher", "shadow")
-#: Parts of the keys under which what a training needs besides is kept.
+#: Parts of the keys under which training code keeps what is no network.
 _NO_NETWORKS = ("optim", "sched", "scaler", "amp", "callback", "loops", "rng")
-#: What people call the numbers of a normalisation: the mean, and the standard deviation beside it.
-PAIRS = (
-    ("mean", "std"),
-    ("mu", "sigma"),
-    ("new_mean", "new_std"),
-    ("_mean", "_std"),
-    ("norm_mean", "norm_std"),
-    ("pixel_mean", "pixel_std"),
-    ("image_mean", "image_std"),
-)
-_NUMBERS = {name for pair in PAIRS for name in pair}
+#: Names of values that may be the numbers of a normalisation.
+_NUMBERS = (*STD_OF, *STD_OF.values())
 _CONTAINERS = dict | list | tuple | OpaqueObject
-_CONTAINERS_SEEN = 50_000
-_DEPTH = 6
-_MODULES_SEEN = 20_000
-_MODULE_DEPTH = 60
+_CONTAINERS_SEEN, _DEPTH = 50_000, 6
+_MODULES_SEEN, _MODULE_DEPTH = 20_000, 60
 
 Weight = TensorSpec | UnreadableTensor
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What may be a network.
+class Candidate:
+    """What may be the network of a file.
 
     Attributes:
         keys: the way to it from the top of the file; empty for the top itself.
@@ -80,24 +70,25 @@ class Found:
 
     @property
     def tier(self) -> int:
-        """0 under the usual keys, 1 under others, 2 for running averages: the lower the likelier meant."""
+        """0 under the usual keys, 1 under others, 2 for running averages: the lower, the likelier it is meant."""
         if any(part in key.lower() for key in self.keys for part in _AVERAGES):
             return 2
-        return int(not all(key in MAIN for key in self.keys))
+        return int(not all(key in USUAL_KEYS for key in self.keys))
 
     @property
     def size(self) -> int:
         """Number of its elements."""
         return sum(weight.shape.numel() for weight in self.weights.values())
 
-    def says(self) -> str:
-        """In words, for `layout`."""
+    @property
+    def layout(self) -> str:
+        """Where it is and what it is, in words."""
         what = f"module '{self.class_name[:60]}' pickled whole" if self.class_name else "state dict"
         if self.keys:
             return f"{what} under '{self.label[:60]}'"
         return what if self.class_name else "bare state dict"
 
-    def same_weights(self, other: Found) -> bool:
+    def is_same(self, other: Candidate) -> bool:
         """Whether the two are one network that the file names twice."""
         return set(map(place, self.weights.values())) == set(map(place, other.weights.values()))
 
@@ -109,29 +100,31 @@ def place(weight: Weight) -> tuple[Any, ...]:
     return (id(weight),)
 
 
-def find(payload: Any) -> list[Found]:
+def find_candidates(payload: Any) -> list[Candidate]:
     """Everything in `payload` that may be a network, the top first, then by depth."""
-    found: list[Found] = []
+    found: list[Candidate] = []
     seen: dict[int, Any] = {}  # with the containers themselves, lest a new one get the number of one that is gone
-    waiting: deque[tuple[Any, tuple[str, ...]]] = deque([(payload, ())])
+    waiting: deque[tuple[Any, tuple[str, ...], dict[str, Any]]] = deque([(payload, (), {})])
     while waiting and len(seen) < _CONTAINERS_SEEN:
-        value, keys = waiting.popleft()
+        value, keys, around = waiting.popleft()
         if id(value) in seen or len(keys) > _DEPTH:
             continue
         seen[id(value)] = value
         if attributes := module_attributes(value):
-            weights, numbers = _flattened(attributes)
+            weights, numbers = _state_dict(attributes)
             if weights:
-                found.append(Found(keys, weights, numbers, _around(payload, keys), _class_name(value)))
+                class_name = value.name if isinstance(value, OpaqueObject) else "?"
+                found.append(Candidate(keys, weights, numbers, around, class_name))
             continue
         if isinstance(value, dict):
             weights = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Weight)}
-            beside = _beside(value)
+            beside = {name: value[name] for name in _NUMBERS if name in value}
             # Plain values between the weights (an epoch, extra state) are no weights; numbers alone are no network.
             if weights.keys() - beside:
                 plain = {name: number for name, number in beside.items() if name not in weights}
-                found.append(Found(keys, weights, beside={**_around(payload, keys), **plain}))
-        waiting.extend((child, (*keys, key) if key else keys) for key, child in _children(value))
+                found.append(Candidate(keys, weights, beside=around | plain))
+            around = around | beside
+        waiting.extend((child, (*keys, key) if key else keys, around) for key, child in _children(value))
     return found
 
 
@@ -152,31 +145,21 @@ def module_attributes(value: Any) -> dict[str, Any]:
     return attributes if isinstance(attributes.get("_parameters"), dict) else {}
 
 
-def _class_name(value: Any) -> str:
-    return value.name if isinstance(value, OpaqueObject) else "?"
-
-
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    """The containers inside a container, each with its key; an object's own parts need none."""
+    """The containers inside a container, each with its key; the parts of an object have none of their own."""
     if isinstance(value, dict):
         for key, child in value.items():
             named = key if isinstance(key, str) else str(key) if isinstance(key, int) else "?"
-            if isinstance(child, dict | list | tuple | OpaqueObject) and not any(
-                p in named.lower() for p in _NO_NETWORKS
-            ):
+            if isinstance(child, _CONTAINERS) and not any(part in named.lower() for part in _NO_NETWORKS):
                 yield named, child
     elif isinstance(value, list | tuple):
-        for number, child in enumerate(value):
-            if isinstance(child, _CONTAINERS):
-                yield str(number), child
+        yield from ((str(number), child) for number, child in enumerate(value) if isinstance(child, _CONTAINERS))
     elif isinstance(value, OpaqueObject):
-        for part in (value.items, value.attributes, value.args):
-            if part:
-                yield "", part
+        yield from (("", part) for part in (value.items, value.attributes, value.args) if part)
 
 
-def _flattened(attributes: Mapping[str, Any]) -> tuple[dict[str, Weight], dict[str, Any]]:
-    """The state dict of a pickled module, with torch's names and in its order, and the numbers it kept otherwise."""
+def _state_dict(attributes: Mapping[str, Any]) -> tuple[dict[str, Weight], dict[str, Any]]:
+    """The state dict of a pickled module, in torch's names and order, and the numbers that it holds besides."""
     weights: dict[str, Weight] = {}
     numbers: dict[str, Any] = {}
     waiting = [("", attributes, 0)]
@@ -202,18 +185,3 @@ def _flattened(attributes: Mapping[str, Any]) -> tuple[dict[str, Weight], dict[s
         ]
         waiting.extend(child for child in reversed(children) if child[1])
     return weights, {name: value for name, value in numbers.items() if name.rpartition(".")[2] in _NUMBERS}
-
-
-def _beside(value: Mapping[Any, Any]) -> dict[str, Any]:
-    return {name: value[name] for name in _NUMBERS if name in value}
-
-
-def _around(payload: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The numbers that stand beside the network on the way to it."""
-    numbers: dict[str, Any] = {}
-    for key in keys:
-        if not isinstance(payload, dict):
-            break
-        numbers |= _beside(payload)
-        payload = payload.get(key)
-    return numbers

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from coprobe.checkpoint.facts import told
+from coprobe.checkpoint.description import read_training_facts
 from coprobe.checkpoint.reader import OpaqueObject, Storage, TensorSpec
 
 NUMBER = TensorSpec(torch.float32, torch.Size([]), (), 0, Storage("0", torch.float32, 0, 4))
 
 
 def facts(payload: Any, **metadata: str) -> dict[str, Any]:
-    return told(payload, metadata, lambda stored: [0.5])
+    return read_training_facts(payload, metadata, lambda stored: [0.5])
 
 
 def test_values_at_the_top_come_first_then_the_arguments_then_the_optimizer() -> None:

@@ -33,7 +33,7 @@ def test_a_lost_weight_is_named_and_may_be_missing(tmp_path: Path, weights: dict
     assert f"nearest is torchvision:squeezenet1_1, where 1 differ (missing {LOST} (64×16×1×1))" in said
     assert f"--allow-missing '{LOST}' does without" in said
     first, second = (load(tmp_path / "c.pt", allow_missing=[LOST]) for _ in range(2))
-    assert (first.arch, first.waived) == ("torchvision:squeezenet1_1", {"missing": [LOST]})
+    assert (first.arch, first.allowed_mismatch) == ("torchvision:squeezenet1_1", {"missing": [LOST]})
     assert first.digest == second.digest
     assert torch.equal(first.model.network.classifier[1].weight, weights["classifier.1.weight"])
     assert first.model.network.state_dict()[LOST].std() > 0
@@ -55,7 +55,7 @@ def test_a_long_name_becomes_a_pattern_that_matches(tmp_path: Path) -> None:
     torch.save({name: weight for name, weight in state.items() if name != lost}, tmp_path / "c.pt")
     pattern = f"{lost[:29]}*"
     assert f"--allow-missing '{pattern}' does without" in refusal(tmp_path / "c.pt")
-    assert load(tmp_path / "c.pt", allow_missing=[pattern]).waived == {"missing": [lost]}
+    assert load(tmp_path / "c.pt", allow_missing=[pattern]).allowed_mismatch == {"missing": [lost]}
 
 
 def test_nothing_stays_on_the_meta_device(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from coprobe.checkpoint.payloads import find
+from coprobe.checkpoint.candidates import find_candidates
 from coprobe.checkpoint.reader import OpaqueObject, Storage, TensorSpec
 from coprobe.errors import InputError
 
@@ -23,7 +23,7 @@ def module(parameters: dict[str, Any], modules: dict[str, Any] | None = None, **
 
 
 def labels(payload: Any) -> list[str]:
-    return [found.label for found in find(payload)]
+    return [candidate.label for candidate in find_candidates(payload)]
 
 
 def test_state_dicts_are_found_wherever_they_are() -> None:
@@ -48,16 +48,16 @@ def test_a_module_becomes_its_state_dict_in_torchs_order() -> None:
         {"weight": stored(2), "bias": None}, _buffers=buffers, _non_persistent_buffers_set={"hidden", "mean"}
     )
     payload = module({"scale": stored(1)}, {"b": inner, "a": inner, "none": None}, std=[0.5])
-    (found,) = find(payload)
+    (found,) = find_candidates(payload)
     assert list(found.weights) == ["scale", "b.weight", "b.seen", "a.weight", "a.seen"]
     assert set(found.numbers) == {"std", "a.mean", "b.mean"}
-    assert found.says() == "module 'some.Net' pickled whole"
+    assert found.layout == "module 'some.Net' pickled whole"
 
 
 def test_tiers() -> None:
     weights = {"w": stored(2)}
     payload = {key: weights.copy() for key in ("state_dict", "best", "ema", "model_ema", "averaged_model")}
-    assert [found.tier for found in find(payload)] == [0, 1, 2, 2, 2]
+    assert [candidate.tier for candidate in find_candidates(payload)] == [0, 1, 2, 2, 2]
 
 
 def cyclic() -> Any:
@@ -93,9 +93,9 @@ def test_a_module_inside_itself_is_refused() -> None:
     inner = module({"w": stored(1)})
     inner.state["_modules"]["again"] = inner
     with pytest.raises(InputError, match="too many or too deep submodules"):
-        find(inner)
+        find_candidates(inner)
     doubled = module({"w": stored(1)})
     for _ in range(40):
         doubled = module({}, {"a": doubled, "b": doubled})
     with pytest.raises(InputError, match="too many or too deep submodules"):
-        find(doubled)
+        find_candidates(doubled)

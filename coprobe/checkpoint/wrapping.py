@@ -1,24 +1,24 @@
-"""Networks that are there already: a person's own module in Python, or one that their factory has made."""
+"""Networks that are there already, as checkpoints: a person's module in Python, or one that their factory made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from coprobe.checkpoint.payloads import PAIRS
-from coprobe.checkpoint.record import Checkpoint
+from coprobe.checkpoint.checkpoint import Checkpoint
+from coprobe.checkpoint.normalisation import Normalisation, without_file
 from coprobe.core.engine import is_out_of_memory
 from coprobe.errors import InputError
 from coprobe.models import Classifier
 from coprobe.models.foreign import reason
-from coprobe.models.shapes import trial
+from coprobe.models.shapes import Trial, trial
 from coprobe.models.wrappers import unwrapped
 from coprobe.nodes import guess_table
 
-GIVEN = "--mean/--std"
 _PREPROCESS = "give (mean, std) with one number per channel each, a module or a function"
 Images = Callable[[torch.Tensor], torch.Tensor]
 
@@ -83,42 +83,49 @@ def wrap(
     """
     network = unwrapped(model)
     kind = type(network).__name__
-    mean, std = None, None
+    normalisation = without_file(None, None, network)
     if isinstance(preprocess, tuple | list):
-        mean, std = _numbers(preprocess)
+        try:
+            mean, std = (tuple(map(float, numbers)) for numbers in preprocess)
+        except (TypeError, ValueError):
+            raise InputError(f"preprocess is no pair of two rows of numbers; {_PREPROCESS}") from None
+        normalisation = Normalisation("preprocess", mean, std)
     elif callable(preprocess):
-        network = Preprocessed(preprocess, network)
+        network, normalisation = Preprocessed(preprocess, network), Normalisation("preprocess")
     elif preprocess is not None:
         raise InputError(f"preprocess is a {type(preprocess).__name__}; {_PREPROCESS}")
     size = trial(network, image_shape)
     if num_classes not in (None, size.num_classes):
         raise InputError(f"the network gives {size.num_classes} logits, not num_classes={num_classes}")
+    checkpoint = live_checkpoint(network, normalisation, size, kind, {}, "a network in Python", "given in Python")
+    return replace(checkpoint, tried_shape=image_shape is None)
+
+
+def live_checkpoint(
+    network: nn.Module,
+    normalisation: Normalisation,
+    size: Trial,
+    arch: str,
+    arch_args: dict[str, Any],
+    layout: str,
+    evidence: str,
+) -> Checkpoint:
+    """A network that is there already, as a checkpoint without a file; in whatever mode it is."""
     return Checkpoint(
-        classifier(network, mean, std, size.image_shape),
-        kind,
-        {"num_classes": size.num_classes, "in_channels": size.image_shape[0]},
+        classifier(network, normalisation, size.image_shape),
+        arch,
+        {**arch_args, "num_classes": size.num_classes, "in_channels": size.image_shape[0]},
         image_shape=size.image_shape,
-        tried_shape=image_shape is None,
+        tried_shape=True,
         container="none",
-        layout="a network in Python",
-        evidence="given in Python",
-        normalised_by="preprocess" if preprocess is not None else said_by(None, None, network),
+        layout=layout,
+        evidence=evidence,
+        normalised_by=normalisation.name,
     )
 
 
-def _numbers(preprocess: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    try:
-        mean, std = (tuple(map(float, numbers)) for numbers in preprocess)
-    except (TypeError, ValueError):
-        raise InputError(f"preprocess is no pair of two rows of numbers; {_PREPROCESS}") from None
-    return mean, std
-
-
 def classifier(
-    network: nn.Module,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    image_shape: tuple[int, int, int] | None,
+    network: nn.Module, normalisation: Normalisation, image_shape: tuple[int, int, int] | None
 ) -> Classifier:
     """The model that is probed; for networks that have no node table of their own, with a guess.
 
@@ -128,7 +135,7 @@ def classifier(
     own = getattr(network, "node_table", None)
     table = guess_table(network, image_shape) if image_shape and not own else None
     try:
-        model = Classifier(network, mean, std, node_table=table)
+        model = Classifier(network, normalisation.mean, normalisation.std, node_table=table)
     except (TypeError, ValueError) as error:  # what a file says may be anything
         raise InputError(str(error)) from None
     if image_shape and model.mean and len(model.mean) != image_shape[0]:
@@ -137,20 +144,3 @@ def classifier(
             "give one number per channel"
         )
     return model
-
-
-def said_by(mean: Any, std: Any, network: nn.Module) -> str:
-    """What says how images are normalised, where no file does; empty if nothing does."""
-    if mean is not None or std is not None:
-        return GIVEN
-    return "inside the network" if says_itself(network) else ""
-
-
-def says_itself(network: nn.Module) -> bool:
-    """Whether a network has buffers for a mean and a standard deviation, so that it normalises images itself."""
-    held = {name for name, _ in network.named_buffers()}
-    return any(
-        leaf == mean and f"{prefix}{dot}{std}" in held
-        for prefix, dot, leaf in (name.rpartition(".") for name in held)
-        for mean, std in PAIRS
-    )

@@ -1,0 +1,318 @@
+"""The normalisation check: which one a network expects, tried on clean images, since files of weights seldom say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coprobe.checkpoint.checkpoint import Checkpoint
+from coprobe.checkpoint.normalisation import Normalisation
+from coprobe.core.engine import BatchSize, Progress, frozen, in_batches, silent
+from coprobe.data import Dataset, balanced_prefix
+from coprobe.models import Classifier
+
+#: Clean images to try on; more would tell no more about mistakes as large as these.
+IMAGES = 256
+
+#: Clean images to look at the outputs of, and how far two passes over them may differ on a GPU.
+_FEW, _REPEATED = 32, 1e-3
+
+#: Mean and standard deviation per channel over all pixels of the training images, as public training code has them.
+PUBLISHED = {
+    "CIFAR-10's": (10, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "CIFAR-100's": (100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "SVHN's": (10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+#: Of ImageNet's training images, as torchvision's and timm's pretrained models have them.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+#: How far the constants of a few hundred images are at most from those of the whole data set (twice what was seen).
+_NEAR = 0.02
+#: Differences of up to so many standard errors are nothing to go by.
+_ERRORS = 3
+#: What a loss that is not finite counts as.
+_WORST_LOSS = 1e4
+
+
+def converged(clean: float, classes: int) -> bool:
+    """Whether a final clean accuracy (a fraction) is above 1.5 times that of guessing."""
+    return clean > 1.5 / classes
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How well a network does with a normalisation: which images are right (bool), and each one's cross-entropy."""
+
+    normalisation: Normalisation
+    correct: Tensor = field(repr=False)
+    losses: Tensor = field(repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        """A fraction."""
+        return float(self.correct.double().mean())
+
+    @property
+    def cross_entropy(self) -> float:
+        """The mean, in nats."""
+        return float(self.losses.mean())
+
+    def is_clearly_below(self, other: Score) -> bool:
+        """Whether its accuracy is lower by more than 3 standard errors of the paired difference (McNemar)."""
+        difference = other.correct.double() - self.correct.double()
+        return bool(difference.sum() > _ERRORS * difference.square().sum().sqrt())
+
+    def is_about(self, best: Score) -> bool:
+        """Whether the images can't tell it from a better one, neither by accuracy nor by cross-entropy."""
+        excess = self.losses - best.losses
+        error = excess.std() / len(excess) ** 0.5
+        return not (self.is_clearly_below(best) or excess.mean() > _ERRORS * error)
+
+
+@dataclass(frozen=True, eq=False)
+class NormalisationCheck:
+    """Which normalisation fits.
+
+    Attributes:
+        scores: one per normalisation that was tried.
+        loaded: that of the checkpoint's own, one of `scores`.
+        num_classes: of the images.
+    """
+
+    scores: tuple[Score, ...]
+    loaded: Score
+    num_classes: int
+
+    @cached_property
+    def best(self) -> Score:
+        """The least cross-entropy among those whose accuracy is not clearly below the highest."""
+        highest = max(self.scores, key=lambda score: score.accuracy)
+        return min(
+            (score for score in self.scores if not score.is_clearly_below(highest)),
+            key=lambda score: score.cross_entropy,
+        )
+
+    @property
+    def alike(self) -> list[Score]:
+        """Those that fit about as well as the best, which is not among them."""
+        return [score for score in self.scores if score is not self.best and score.is_about(self.best)]
+
+    @property
+    def any_fits(self) -> bool:
+        """Whether the best is better than guessing."""
+        return converged(self.best.accuracy, self.num_classes)
+
+    @property
+    def better(self) -> Score | None:
+        """The best, if the checkpoint's own normalisation is clearly worse."""
+        return self.best if self.any_fits and self.loaded.is_clearly_below(self.best) else None
+
+    def warning(self, known_from: str) -> str:
+        """What is wrong with the checkpoint's own normalisation, and the remedy; empty if nothing is.
+
+        Args:
+            known_from: who says how images are normalised (`Checkpoint.normalised_by`).
+        """
+        better = self.better
+        if better is None:
+            return ""
+        now = f"normalised by {known_from}" if self.loaded.normalisation.mean else "without normalisation"
+        return (
+            f"{now} it is right on {self.loaded.accuracy:.1%} of {len(better.correct)} clean images, "
+            f"with {better.normalisation.name} on {better.accuracy:.1%}; {better.normalisation.options}"
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can't even be told if images are normalised at all."""
+        return len({score.normalisation.mean is None for score in (self.best, *self.alike)}) > 1
+
+    @property
+    def sentence(self) -> str:
+        """The result for people, with what it rests on."""
+        best, n = self.best, len(self.best.correct)
+        if not self.any_fits:
+            highest = max(score.accuracy for score in self.scores)
+            return (
+                f"none of them fits (at most {highest:.1%} of {n} images are right): the model may take pixels from 0 "
+                "to 255, channels as BGR, other images, or the classes in another order"
+            )
+        others = " and ".join(score.normalisation.name for score in self.alike)
+        right = f"{best.accuracy:.1%} of {n} images are right"
+        if self.is_open:
+            return f"can't be told: {best.normalisation.name} and {others} fit about equally ({right})"
+        said = f"{best.normalisation.name} fits best ({right}, cross-entropy {best.cross_entropy:.2f})"
+        return f"{said}; {others} about equally" if others else said
+
+
+def check_normalisation(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> NormalisationCheck:
+    """Try none, the data set's own constants, ImageNet's, [-1, 1] and the checkpoint's on up to 256 clean images.
+
+    The checkpoint's model stays as it is, but for its network's device.
+
+    Args:
+        checkpoint: whose network is tried.
+        dataset: images with true labels; the first of each class are taken.
+        device: where to work.
+        batch_size: images at once; None finds one that fits.
+        progress: shows how far it is.
+
+    Raises:
+        InputError: the images don't fit the model (classes, channels, size).
+    """
+    sample = _sample(checkpoint, dataset)
+    model = checkpoint.model
+    loaded = Normalisation("as loaded", model.mean, model.std)
+    candidates = _candidates(sample)
+    same = next((n for n in candidates if _equal(n, loaded)), None)
+    if same is None:
+        candidates.append(loaded)
+    with progress("normalisations", len(sample) * len(candidates)) as advance:
+        scores = tuple(
+            _score(checkpoint, sample, candidate, device, batch_size=batch_size, advance=advance)
+            for candidate in candidates
+        )
+    return NormalisationCheck(scores, scores[candidates.index(same or loaded)], dataset.num_classes)
+
+
+def score_arguments(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    normalisation: Normalisation,
+    reload: Callable[[str, Any], Checkpoint],
+    *,
+    device: torch.device | str = "cpu",
+) -> list[tuple[str, Any, Score]]:
+    """How well each value of each undecided argument of the architecture fits, with a normalisation.
+
+    Args:
+        checkpoint: whose `undecided` is tried.
+        dataset: as for `check_normalisation`.
+        normalisation: the one that fits best.
+        reload: the checkpoint with a value for an argument.
+        device: where to work.
+
+    Returns:
+        Argument, value and score, for each argument the best value first.
+    """
+    sample = _sample(checkpoint, dataset)
+    tried = []
+    for name, values in checkpoint.undecided.items():
+        scores = [(name, value, _score(reload(name, value), sample, normalisation, device)) for value in values]
+        tried += sorted(scores, key=lambda one: one[2].cross_entropy)
+    return tried
+
+
+def odd_outputs(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+) -> str:
+    """What is wrong with the outputs for a few clean images, in a sentence; empty if nothing is.
+
+    Attacks need logits: after a softmax the loss has hardly any gradient, and constant outputs have none. Channels that
+    differ from pass to pass differ between a clean image and its adversarial twin, too.
+    """
+    sample = dataset.subset(balanced_prefix(dataset.labels, _FEW))
+    model = checkpoint.model.to(device)
+
+    def work(start: int, stop: int) -> Tensor:
+        outputs: Tensor = model(sample.images[start:stop].to(device).float() / 255)
+        return outputs.double().cpu()
+
+    with frozen(model), torch.no_grad():
+        outputs, again = (
+            torch.cat(list(in_batches(len(sample), work, BatchSize(batch_size, device)))) for _ in range(2)
+        )
+    if not torch.allclose(outputs, again, rtol=_REPEATED, atol=_REPEATED, equal_nan=True):
+        return (
+            "the logits differ from pass to pass, so the model draws random numbers, and what its channels do under an "
+            "attack is mixed with that; switch its noise off, or attack with pgd-eot"
+        )
+    if _alike(outputs) and not _alike(sample.images):
+        return (
+            "the logits are the same for all images, so no attack finds a direction; check the weights and --mean/--std"
+        )
+    if outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
+        return (
+            "the outputs are probabilities, and attacks on them see hardly any gradient; "
+            "leave out the softmax at the end"
+        )
+    return ""
+
+
+def _alike(rows: Tensor) -> bool:
+    return torch.equal(rows, rows[:1].expand_as(rows))
+
+
+def _sample(checkpoint: Checkpoint, dataset: Dataset) -> Dataset:
+    checkpoint.check_fit(f"{dataset.name} ({dataset.split})", dataset.num_classes, dataset.image_shape)
+    return dataset.subset(balanced_prefix(dataset.labels, IMAGES))
+
+
+def _candidates(sample: Dataset) -> list[Normalisation]:
+    channels = sample.image_shape[0]
+    found = [Normalisation("none"), _own(sample)]
+    if channels == 3:
+        found.append(Normalisation("ImageNet's", *_IMAGENET))
+    return [*found, Normalisation("[-1, 1]", (0.5,) * channels, (0.5,) * channels)]
+
+
+def _own(sample: Dataset) -> Normalisation:
+    """The published constants of a data set whose images these can be, else those of the images themselves."""
+    pixels = sample.images.double().transpose(0, 1).flatten(1) / 255
+    own = torch.stack([pixels.mean(1), pixels.std(1).clamp(min=0.01)])  # a channel may be empty
+    for name, (classes, *constants) in PUBLISHED.items():
+        if classes == sample.num_classes and len(pixels) == 3 and (torch.tensor(constants) - own).abs().max() < _NEAR:
+            return Normalisation(name, *constants)
+    mean, std = (tuple(round(number, 4) for number in numbers) for numbers in own.tolist())
+    return Normalisation("the images' own", mean, std)
+
+
+def _equal(one: Normalisation, other: Normalisation) -> bool:
+    """Whether they differ by no more than the rounding of published constants."""
+
+    def numbers(normalisation: Normalisation) -> Sequence[float]:
+        channels = len(one.mean or other.mean or ())
+        return [*(normalisation.mean or (0.0,) * channels), *(normalisation.std or (1.0,) * channels)]
+
+    return all(abs(a - b) < 1e-3 for a, b in zip(numbers(one), numbers(other), strict=True))
+
+
+def _score(
+    checkpoint: Checkpoint,
+    sample: Dataset,
+    normalisation: Normalisation,
+    device: torch.device | str,
+    *,
+    batch_size: int | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Score:
+    model = Classifier(checkpoint.model.network, normalisation.mean, normalisation.std).to(device)
+
+    def work(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        images, labels = (part[start:stop].to(device) for part in (sample.images, sample.labels))
+        logits = model(images.float() / 255).double()
+        losses = F.cross_entropy(logits, labels, reduction="none").nan_to_num(nan=_WORST_LOSS)
+        correct = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+        advance(stop - start)
+        return correct.cpu(), losses.clamp(max=_WORST_LOSS).cpu()
+
+    with frozen(model), torch.no_grad():
+        parts = list(in_batches(len(sample), work, BatchSize(batch_size, device)))
+    correct, losses = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Score(normalisation, correct, losses)
