@@ -242,7 +242,8 @@ def _normalisation(
         silent = any(prefix[:-1].isdecimal() and prefix != "0." for prefix in prefixes)
         return replace(without_file(None, None, match.network), notes=_SILENT_PART if silent else ())
     unused = tuple(f"the file's own '{pair[0][:40]}' and '{pair[2][:40]}' are not used" for pair in pairs)
-    return Normalisation(GIVEN, mean or (held and held.mean), std or (held and held.std), unused)
+    held = held or Normalisation("")
+    return Normalisation(GIVEN, mean or held.mean, std or held.std, unused)
 
 
 def _layout(match: Match, description: Description) -> str:

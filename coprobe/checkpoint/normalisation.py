@@ -59,12 +59,12 @@ class Normalisation:
 
 def pairs_in(values: Mapping[str, Any]) -> tuple[Pair, ...]:
     """The means with their standard deviations among named values, by their names."""
-    pairs = ((name, value, _std_name(name)) for name, value in values.items())
-    return tuple(
-        (name, mean, std, values[std])
-        for name, mean, std in pairs
-        if std in values and _is_per_channel(mean) and _is_per_channel(values[std])
-    )
+    found = []
+    for name, mean in values.items():
+        std = _std_name(name)
+        if std is not None and std in values and _is_per_channel(mean) and _is_per_channel(values[std]):
+            found.append((name, mean, std, values[std]))
+    return tuple(found)
 
 
 def normalises_itself(network: nn.Module) -> bool:

@@ -276,11 +276,10 @@ def _own(sample: Dataset) -> Normalisation:
     """The published constants of a data set whose images these can be, else those of the images themselves."""
     pixels = sample.images.double().transpose(0, 1).flatten(1) / 255
     own = torch.stack([pixels.mean(1), pixels.std(1).clamp(min=0.01)])  # a channel may be empty
-    for name, (classes, *constants) in PUBLISHED.items():
-        if classes == sample.num_classes and len(pixels) == 3 and (torch.tensor(constants) - own).abs().max() < _NEAR:
-            return Normalisation(name, *constants)
-    mean, std = (tuple(round(number, 4) for number in numbers) for numbers in own.tolist())
-    return Normalisation("the images' own", mean, std)
+    for name, (classes, mean, std) in PUBLISHED.items():
+        if classes == sample.num_classes and len(pixels) == 3 and (torch.tensor([mean, std]) - own).abs().max() < _NEAR:
+            return Normalisation(name, mean, std)
+    return Normalisation("the images' own", *(tuple(round(n, 4) for n in numbers) for numbers in own.tolist()))
 
 
 def _equal(one: Normalisation, other: Normalisation) -> bool:
