@@ -158,13 +158,13 @@ def test_weights_that_may_be_missing_are_recorded_in_every_result(here, coprobe)
         torch.save({**{k: v for k, v in weights.items() if k != missing}, "extra": torch.ones(2)}, name)
     assert coprobe("inspect odd.pt --arch resnet18").code == 2
     allowed = "--arch resnet18 --allow-missing 'bn1.*' --allow-unexpected extra --arch-arg in_channels=1"
-    allowed = {"missing": ["bn1.bias"], "unexpected": ["extra"]}
+    mismatch = {"missing": ["bn1.bias"], "unexpected": ["extra"]}
     given = json.loads(coprobe(f"inspect odd.pt {allowed} --json").out)
     assert given["facts"]["allowed to be missing"] == ["bn1.bias"]
     assert given["facts"]["allowed to be unexpected"] == ["extra"]
-    assert given["provenance"]["allowed_mismatch"] == allowed
-    other = {**allowed, "missing": ["bn1.weight"]}
-    for paths, expected in (("odd.pt", allowed), ("odd.pt too.pt", [allowed, other])):
+    assert given["provenance"]["allowed_mismatch"] == mismatch
+    other = {**mismatch, "missing": ["bn1.weight"]}
+    for paths, expected in (("odd.pt", mismatch), ("odd.pt too.pt", [mismatch, other])):
         line = f"evaluate {paths} {allowed} --data digits --limit 10 --attacks fgsm --json"
         result = coprobe(line)
         assert result.code == 0, result
