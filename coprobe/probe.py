@@ -145,6 +145,7 @@ class Probe:
             "arch_args": self.checkpoint.arch_args,
             "mean": self._plain.mean,
             "std": self._plain.std,
+            **({} if self._plain.channel_axes is None else {"channel_axis": self._plain.channel_axes}),
         }
 
     @property

@@ -107,7 +107,7 @@ UNSAFE_CALLS = {
 UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 #: Who imports modules by names: registries and commands of our own, and code that a person names (`--model`, `--arch`).
 IMPORTERS = {
-    "__init__.py", "cli/__init__.py", "core/processes.py", "core/registry.py", "models/factory.py", "models/zoo.py",
+    "__init__.py", "cli/__init__.py", "core/processes.py", "core/registry.py", "models/factory.py", "models/public.py",
     "training/__init__.py",
 }  # fmt: skip
 

@@ -43,6 +43,7 @@ from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES
 from coprobe.models.shapes import Trial, trial
 from coprobe.models.wrappers import unwrapped
+from coprobe.nodes import set_channel_axis
 
 _SILENT_PART = (
     "something stands before the network, of which the file says nothing; if it normalises, say --mean, --std",
@@ -63,6 +64,7 @@ def load(
     pick: str | None = None,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
+    channel_axis: int | Mapping[str, int] | None = None,
     as_stored: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint of any common layout; nothing that stands in it is ever run.
@@ -82,6 +84,7 @@ def load(
         pick: which network, where the file holds several: its key, or the way to it with dots.
         allow_missing: fnmatch patterns of weights that the file may lack; they keep their seeded initial values.
         allow_unexpected: fnmatch patterns of weights that are left out.
+        channel_axis: at which axis (batch, …) activations have their channels, at all nodes or by node; None finds out.
         as_stored: keep the file's floating-point types in networks of ours, for looking and not for probing: it takes
             no more memory than the file, and the digest is the same.
 
@@ -101,7 +104,9 @@ def load(
             raise InputError(
                 "'-' stands for the weights that --model comes with; pass --model, or name a checkpoint file"
             )
-        return _of_factory(network, model, model_args, mean, std)
+        checkpoint = _of_factory(network, model, model_args, mean, std)
+        set_channel_axis(checkpoint.model, channel_axis)
+        return checkpoint
     allowed = AllowedMismatch(tuple(allow_missing), tuple(allow_unexpected))
     with open_checkpoint(path) as contents:
         description = read_description(contents.payload, contents.metadata, contents.sealed)
@@ -117,7 +122,7 @@ def load(
         normalisation = _normalisation(match, description, contents, channels, mean, std)
         option = "--model" if model else "--arch" if arch else ""
         weights = f"names and shapes of {len(match.remap.weights)} weights"
-        return Checkpoint(
+        checkpoint = Checkpoint(
             classifier(match.network, normalisation, size.image_shape if size else None).eval(),
             match.arch,
             {**match.arch_args, "num_classes": classes, "in_channels": channels},
@@ -138,6 +143,8 @@ def load(
             undecided={} if description.arch else match.undecided,
             allowed_mismatch=match.allowed_mismatch,
         )
+    set_channel_axis(checkpoint.model, channel_axis)
+    return checkpoint
 
 
 def _named_network(

@@ -16,7 +16,7 @@ from coprobe.checkpoint.key_remap import KeyRemap, key_remaps
 from coprobe.checkpoint.reader import UnreadableTensor
 from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES, Difference, build, defaults, mismatches, proposals, shape_of
-from coprobe.models.zoo import SOURCES, zoo_network, zoo_proposals
+from coprobe.models.public import SOURCES, public_network, public_proposals
 
 #: How many candidates of one file are looked at.
 _CANDIDATES = 16
@@ -229,7 +229,7 @@ def listed(items: Sequence[object], room: int = _ROOM) -> str:
 def any_known(weights: Mapping[str, Weight]) -> Iterator[Proposal]:
     """Every architecture of ours that finds its first and last layer, then torchvision's with about as many weights."""
     yield from proposals(weights)
-    yield from zoo_proposals(weights)
+    yield from public_proposals(weights)
 
 
 def one_of_ours(arch: str, arch_args: dict[str, Any]) -> Proposer:
@@ -257,9 +257,9 @@ def library_network(arch: str, arch_args: dict[str, Any], *, on_meta: bool = Fal
     """A network of a library, the same each time; on the meta device if that is asked for and possible."""
     if on_meta:
         with suppress(InputError), torch.device("meta"):  # some builders read numbers off their own tensors
-            return zoo_network(arch, **arch_args)
+            return public_network(arch, **arch_args)
     with seeded():
-        return zoo_network(arch, **arch_args)
+        return public_network(arch, **arch_args)
 
 
 def with_arguments(match: Match, given: dict[str, Any], allowed: AllowedMismatch) -> Match:

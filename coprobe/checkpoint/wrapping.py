@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from coprobe.models import Classifier
 from coprobe.models.foreign import reason
 from coprobe.models.shapes import Trial, trial
 from coprobe.models.wrappers import unwrapped
-from coprobe.nodes import guess_table
+from coprobe.nodes import guess_table, set_channel_axis
 
 _PREPROCESS = "give (mean, std) with one number per channel each, a module or a function"
 Images = Callable[[torch.Tensor], torch.Tensor]
@@ -37,6 +37,7 @@ class Preprocessed(nn.Module):
         self.network = network
         table = getattr(network, "node_table", {})
         self.node_table = {letter: f"network.{address}" for letter, address in table.items()}
+        self.node_axis = getattr(network, "node_axis", None)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images N×C×H×W in [0, 1] to logits N×classes; raises `InputError` where the person's own part fails."""
@@ -59,6 +60,7 @@ def wrap(
     *,
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
+    channel_axis: int | Mapping[str, int] | None = None,
 ) -> Checkpoint:
     """A live network as a checkpoint, for everything that takes one.
 
@@ -76,10 +78,11 @@ def wrap(
             module or function; None for nothing, or where the model does it itself.
         image_shape: (channels, height, width) of the images; None finds one that the model takes.
         num_classes: number of logits; None finds out.
+        channel_axis: at which axis (batch, …) activations have their channels, at all nodes or by node; None finds out.
 
     Raises:
         InputError: no module, sharded or scripted, not float32, an image shape that it does not take, other logits
-            than `num_classes`, a preprocess that is none or fails.
+            than `num_classes`, a preprocess that is none or fails, an unknown node or axis.
     """
     network = unwrapped(model)
     kind = type(network).__name__
@@ -98,6 +101,7 @@ def wrap(
     if num_classes not in (None, size.num_classes):
         raise InputError(f"the network gives {size.num_classes} logits, not num_classes={num_classes}")
     checkpoint = live_checkpoint(network, normalisation, size, kind, {}, "a network in Python", "given in Python")
+    set_channel_axis(checkpoint.model, channel_axis)
     return replace(checkpoint, tried_shape=image_shape is None)
 
 

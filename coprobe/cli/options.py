@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,6 +111,19 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
         raise InputError(f"{param.opts[0]} {value}: write numbers separated by commas, one per channel") from None
 
 
+def channel_axis(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> int | Mapping[str, int] | None:
+    """A callback that reads `3`, which is for all nodes, or every `NODE=AXIS`."""
+    axes: dict[str, int] = {}
+    for text in value:
+        node, equals, number = text.rpartition("=")
+        if not number.removeprefix("-").isdecimal() or (bool(equals) != bool(node)) or (len(value) > 1 and not node):
+            raise InputError(
+                f"--channel-axis {text}: write NODE=AXIS for each node, or one AXIS for all, as in A=3 or 3"
+            )
+        axes[node] = int(number)
+    return axes.get("", axes) if axes else None
+
+
 class Grouped(click.Option):
     """An option that stands under a heading in `--help`."""
 
@@ -167,6 +180,10 @@ reading_options = _stack(
     ),
     click.option("--mean", callback=numbers, help="Mean per channel that the model expects to be subtracted."),
     click.option("--std", callback=numbers, help="Standard deviation per channel."),
+    click.option(
+        "--channel-axis", multiple=True, callback=channel_axis, metavar="[NODE=]AXIS",
+        help="Which axis of the activations (0 is the batch) holds the channels, where that can't be told. Repeatable.",
+    ),
 )  # fmt: skip
 
 skip_bad_option = click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and say which.")
@@ -236,6 +253,7 @@ class ReadingOptions:
     allow_unexpected: tuple[str, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    channel_axis: int | Mapping[str, int] | None
 
     def read(self, path: str | Path, *, as_stored: bool = False) -> Checkpoint:
         """Load the checkpoint at `path`; `-` stands for the weights that the factory of --model gives its network.
@@ -255,6 +273,7 @@ class ReadingOptions:
             pick=self.pick,
             allow_missing=self.allow_missing,
             allow_unexpected=self.allow_unexpected,
+            channel_axis=self.channel_axis,
             as_stored=as_stored,
         )
         for kind, names in checkpoint.allowed_mismatch.items():

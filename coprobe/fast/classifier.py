@@ -47,7 +47,7 @@ class FastClassifier(Classifier):
         compiled: bool = False,
         autocast: bool = False,
     ) -> None:
-        super().__init__(network, like.mean, like.std, node_table=like.node_table)
+        super().__init__(network, like.mean, like.std, node_table=like.node_table, channel_axes=like.channel_axes)
         self.form = form
         self.precision = precision
         self.compiled = compiled
@@ -151,7 +151,9 @@ def fast(
 def plain(model: Classifier, precision: str = "32") -> Classifier:
     """The same network, not a copy, in another precision."""
     check_precision(precision, device_of(model))
-    same = Classifier(model.network, model.mean, model.std, node_table=model.node_table).to(device_of(model))
+    same = Classifier(
+        model.network, model.mean, model.std, node_table=model.node_table, channel_axes=model.channel_axes
+    ).to(device_of(model))
     same.precision = precision
     return same
 

@@ -12,7 +12,7 @@ PRECISIONS = ("32", "tf32", "bf16")
 
 #: Modules whose weights can be held in bfloat16 as they are; others run under autocast, which knows what to leave.
 _KNOWN = (
-    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.Identity, nn.Sequential, nn.MaxPool2d, nn.AvgPool2d,
+    nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.ReLU, nn.Identity, nn.Sequential, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout,
 )  # fmt: skip
 

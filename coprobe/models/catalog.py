@@ -28,17 +28,21 @@ class Shaped(Protocol):
 class Network(nn.Module):
     """What every architecture offers beside its forward pass, images N×C×H×W to logits N×classes.
 
-    Each ReLU is a module of its own, called once per forward pass, never in place, and `named_modules()`
-    lists the ReLUs in the order of execution.
+    Each activation function is a module of its own, called once per forward pass, never in place, and
+    `named_modules()` lists them in the order of execution.
 
     Attributes:
         min_image_size: the smallest side in pixels at which every stage still has a position to look at.
-        node_table: the nodes A…E to module paths, each an `nn.ReLU`.
+        activation: the class of the activation functions.
+        node_table: the nodes A…E to module paths, each an activation function.
+        node_axis: at which axis (batch, …) the activations at A…E have their channels.
         num_classes: the number of logits.
         in_channels: the number of image channels.
     """
 
-    min_image_size: ClassVar[int]
+    min_image_size: int
+    activation: ClassVar[type[nn.Module]] = nn.ReLU
+    node_axis: ClassVar[int] = 1
     node_table: dict[str, str]
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:

@@ -23,12 +23,15 @@ class Classifier(nn.Module):
         mean: per channel, subtracted first; None stands for zeros.
         std: per channel, divided by; None stands for ones. Zeros and ones together skip the normalisation.
         node_table: nodes `A` … `E` to names of nodes, for a network that has no table of its own: a guess.
+        channel_axes: at which axis (batch, …) activations have their channels, for all nodes or by name; None lets the
+            network say, or a pass show it.
 
     Attributes:
         network: as given; its weights are the only entries of the state dict.
         mean: as floats; None when neither was given.
         std: as floats; None when neither was given.
         node_table: as given; {} if there is none.
+        channel_axes: as given.
         precision: `32`, `tf32` (see `engine.frozen`), or `bf16` to run the network under autocast to bfloat16; logits
             come out as float32.
 
@@ -47,10 +50,12 @@ class Classifier(nn.Module):
         std: Sequence[float] | None = None,
         *,
         node_table: Mapping[str, str] | None = None,
+        channel_axes: int | Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.node_table = dict(node_table or {})
+        self.channel_axes = channel_axes
         self.precision = "32"
         self.mean: tuple[float, ...] | None = None
         self.std: tuple[float, ...] | None = None

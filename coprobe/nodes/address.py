@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from coprobe.errors import InputError, unknown
 from coprobe.models.classifier import Classifier
@@ -24,20 +24,20 @@ class Node:
         name: as the person gave it.
         path: of the module that it sits on; empty for the network itself.
         module: that module.
-        around: the module whose layers tell which axis of the activation holds the channels.
         at_input: whether it is the module's input instead of its output.
-        call: instead of the module's output, that of an activation function that the module itself calls: its
-            name, and the how manieth call of it in a pass.
+        call: instead of the module's output, that of an activation function that the module itself calls: the
+            function's name, and which call of it in a pass, from 1.
         channel: the only channel that is meant; None for all.
+        axis: at which the activation has its channels, if the network declares it or a person has said so.
     """
 
     name: str
     path: str
     module: nn.Module
-    around: nn.Module
     at_input: bool = False
     call: tuple[str, int] | None = None
     channel: int | None = None
+    axis: int | None = None
 
     @property
     def whole(self) -> str:
@@ -94,10 +94,30 @@ def resolve(model: nn.Module, name: str) -> Node:
     path, sharp, called = address.partition("#")
     if path not in modules or not address:
         raise unknown("node", name, [*table, *(p for p in modules if p)])
-    module = modules[path]
-    around = modules[path.rpartition(".")[0]] if belongs_to_its_caller(module) else module
-    node = Node(name, path, module, around, bool(sides), channel=channel)
-    return _at_call(node, called) if sharp else node
+    node = Node(name, path, modules[path], bool(sides), channel=channel)
+    node = replace(_at_call(node, called) if sharp else node, axis=_given_axis(model, node.whole))
+    declared = address in own.values() and not sides
+    return replace(node, axis=getattr(network, "node_axis", None)) if declared and node.axis is None else node
+
+
+def _given_axis(model: nn.Module, name: str) -> int | None:
+    """What a person has said of this node, or of all nodes."""
+    given = getattr(unwrapped(model), "channel_axes", None)
+    return given.get(name) if isinstance(given, Mapping) else given
+
+
+def set_channel_axis(model: Classifier, axis: int | Mapping[str, int] | None) -> None:
+    """Say at which axis (batch, …) the activations have their channels, at all nodes or by the names of some.
+
+    Raises:
+        InputError: an unknown node, or an axis that is none.
+    """
+    for name, number in axis.items() if isinstance(axis, Mapping) else [("", axis)]:
+        if name and resolve(model, name).channel is not None:
+            raise InputError(f"the axis of '{name}': leave out the channel")
+        if number is not None and (type(number) is not int or number == 0):
+            raise InputError(f"channel axis {number!r}: write a whole number, not 0, which is the axis of the images")
+    model.channel_axes = axis
 
 
 def _at_call(node: Node, called: str) -> Node:
@@ -115,37 +135,7 @@ def _at_call(node: Node, called: str) -> Node:
             f"node '{node.name}': an activation module's calls are those of the module around it; write "
             f"{node.path}, or {around}#{called}"
         )
-    return replace(node, around=node.module, call=(match[1], int(match[2])))
-
-
-def channel_axis(around: nn.Module, shape: Sequence[int]) -> int:
-    """Which axis of an activation of this shape holds the channels: 1, or the last one of what linear layers compute.
-
-    Those see (batch, tokens, features), and in Swin and ConvNeXt (batch, height, width, features). The latter is told
-    by sizes: the last is one that linear layers or layer norms around the activation have, and the second is none
-    that convolutions or batch norms there have.
-    """
-    if len(shape) == 3:
-        return 2
-    if len(shape) != 4:
-        return 1
-    of_convolutions: set[int] = set()
-    of_linear_layers: set[int] = set()
-    for module in around.modules():
-        if isinstance(module, nn.Conv2d):
-            of_convolutions |= {module.in_channels, module.out_channels}
-        elif isinstance(module, nn.BatchNorm2d):
-            of_convolutions.add(module.num_features)
-        elif isinstance(module, nn.Linear):
-            of_linear_layers |= {module.in_features, module.out_features}
-        elif isinstance(module, nn.LayerNorm):
-            of_linear_layers.add(module.normalized_shape[-1])
-    return 3 if shape[3] in of_linear_layers and shape[1] not in of_convolutions else 1
-
-
-def channels_first(activation: Tensor, around: nn.Module) -> Tensor:
-    """The activation with its channels at axis 1; one without channels as it is."""
-    return activation.movedim(channel_axis(around, activation.shape), 1) if activation.dim() > 1 else activation
+    return replace(node, call=(match[1], int(match[2])))
 
 
 def describe_shape(shape: Sequence[int]) -> str:

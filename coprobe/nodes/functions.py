@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-#: Receives an activation; what it returns, if anything, replaces it.
-See = Callable[[Tensor], Tensor | None]
+#: Receives an activation; what it returns, if anything, may replace it.
+Hook = Callable[[Tensor], Tensor | None]
 
 #: The names under which activation functions are addressed. ReLU6 and a clamp at 0 are called `relu` as well.
 FUNCTIONS = (
@@ -25,7 +25,7 @@ class Call(NamedTuple):
     Attributes:
         owner: path of the module that computes it; empty for the network itself.
         function: its name, one of `FUNCTIONS`.
-        number: the how manieth call of this function by this owner, from 1.
+        number: which call of this function by this owner, from 1.
         through: path of the activation module through which the owner calls it; empty if it calls the function.
     """
 
@@ -62,40 +62,40 @@ def _is_in_place(called: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     return getattr(called, "__name__", "").endswith("_") or bool(kwargs.get("inplace"))
 
 
-class Listener(TorchFunctionMode):
-    """Hears the activation functions that the modules of a network call, each under the module that calls it.
+class FunctionHooks(TorchFunctionMode):
+    """Hooks on the activation functions that the modules of a network call, each under the module that calls it.
 
-    It is active only while one of `owners` runs, so that nothing else is slowed down.
+    They are active only while one of `owners` runs, so that nothing else is slowed down.
 
     Args:
         network: whose modules are told apart.
-        hear: who wants to see the result of a call; asked at every call by an owner.
-        owners: paths of the modules whose own calls are heard.
-        replaces: what the `See` return goes on through the network.
+        hooks: those on a call; asked at every call by an owner.
+        owners: paths of the modules whose own calls are hooked.
+        replaces: what the hooks return goes on through the network.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        hear: Callable[[Call], Sequence[See]],
+        hooks: Callable[[Call], Sequence[Hook]],
         owners: Collection[str],
         *,
         replaces: bool = False,
     ) -> None:
         super().__init__()
         self._network = network
-        self._hear = hear
+        self._hooks = hooks
         self._replaces = replaces
         self._paths = {module: path for path, module in network.named_modules()}
         self._transparent = {m for m in self._paths if m is not network and belongs_to_its_caller(m)}
         self._owners = {network.get_submodule(path) for path in owners} - self._transparent
         self._running: list[nn.Module] = []
-        self._listening = 0
+        self._active = 0
         self._calls: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Listen in every forward pass inside the block."""
+        """In every forward pass inside the block."""
         with ExitStack() as handles:
             handles.callback(self._stop)
             for module in self._concerned():
@@ -111,11 +111,11 @@ class Listener(TorchFunctionMode):
         return inside | {module for module in self._paths if not self._owners.isdisjoint(module.modules())}
 
     def _stop(self) -> None:
-        """Not listening any more, also where an interruption has torn a pass without any hook."""
+        """Not active any more, also where an interruption has torn a pass without any hook."""
         self._running.clear()
         self._calls.clear()
-        if self._listening:
-            self._listening = 0
+        if self._active:
+            self._active = 0
             self.__exit__(None, None, None)
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
@@ -124,8 +124,8 @@ class Listener(TorchFunctionMode):
             self._stop()
         self._running.append(module)
         if module in self._owners:
-            self._listening += 1
-            if self._listening == 1:
+            self._active += 1
+            if self._active == 1:
                 self.__enter__()
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -133,12 +133,12 @@ class Listener(TorchFunctionMode):
             return  # another hook failed before this module was entered
         self._running.pop()
         if module in self._owners:
-            self._listening -= 1
-            if self._listening == 0:
+            self._active -= 1
+            if self._active == 0:
                 self.__exit__(None, None, None)
 
     def __torch_function__(self, called: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute as asked for, and show the result to those who want to see it."""
+        """Compute as asked for, and run the hooks on the result."""
         kwargs = kwargs or {}
         function = activation_function(called, args, kwargs)
         if function is None:
@@ -149,18 +149,18 @@ class Listener(TorchFunctionMode):
         path = self._paths[owner]
         self._calls[path, function] += 1
         through = self._paths[self._running[-1]] if self._running[-1] in self._transparent else ""
-        sees = self._hear(Call(path, function, self._calls[path, function], through))
-        if not (sees and self._replaces and _is_in_place(called, kwargs)):
-            return shown(called(*args, **kwargs), sees)
+        hooks = self._hooks(Call(path, function, self._calls[path, function], through))
+        if not (hooks and self._replaces and _is_in_place(called, kwargs)):
+            return hooked(called(*args, **kwargs), hooks)
         # A function that works in place is computed beside its argument, which then receives what replaces it: so
         # the caller who ignores the return value sees it too, and the gradient is right.
         argument, *others = args
-        return argument.copy_(shown(called(argument.clone(), *others, **kwargs), sees))
+        return argument.copy_(hooked(called(argument.clone(), *others, **kwargs), hooks))
 
 
-def shown(activation: Tensor, sees: Sequence[See]) -> Tensor:
-    """The activation after everyone has seen it, and perhaps replaced it."""
-    for see in sees:
-        replacement = see(activation)
+def hooked(activation: Tensor, hooks: Sequence[Hook]) -> Tensor:
+    """The activation after all hooks, or what they have replaced it with."""
+    for hook in hooks:
+        replacement = hook(activation)
         activation = activation if replacement is None else replacement
     return activation

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from coprobe.core.engine import frozen
-from coprobe.nodes.address import channels_first, network_of, node_table, resolve
-from coprobe.nodes.functions import Call, Listener, See
-from coprobe.nodes.watching import watch
+from coprobe.nodes.address import network_of, node_table, resolve
+from coprobe.nodes.axes import ChannelTracker
+from coprobe.nodes.channels import axis_at
+from coprobe.nodes.functions import Call, FunctionHooks, Hook
+from coprobe.nodes.hooks import hooks_at
 
 LETTERS = "ABCDE"
 
@@ -24,14 +25,16 @@ class Place:
     Attributes:
         path: the name of the node.
         letter: if it is one of `A` … `E`.
-        shape: of one image's activation, channels first.
+        shape: of one image's activation, channels first; without an axis as it is.
         function: the activation function behind which it lies; empty if the node table names another place.
+        axis: at which the activation (batch, …) has its channels; None where that can't be told.
     """
 
     path: str
     letter: str
     shape: tuple[int, ...]
     function: str = ""
+    axis: int | None = 1
 
 
 def places(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Place]:
@@ -45,30 +48,37 @@ def places(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Place]:
     """
     network = network_of(model)
     letters = {path: letter for letter, path in node_table(model).items()}
-    passed: list[tuple[Call | str, tuple[int, ...]]] = []
+    passed: list[tuple[Call | str, torch.Size, int | None]] = []
+    tracker = ChannelTracker()
 
-    def note(what: Call | str, around: nn.Module) -> See:
+    def note(what: Call | str) -> Hook:
         def keep(activation: Tensor) -> None:
-            passed.append((what, tuple(channels_first(activation, around).shape[1:])))
+            passed.append((what, activation.shape, tracker.axis(activation)))
 
         return keep
 
     owners = [path for path, _ in network.named_modules()]
-    named = [(node, note(node.name, node.around)) for node in (resolve(model, path) for path in letters)]
+    named = [(resolve(model, path), note(path)) for path in letters]
     parameter = next(model.parameters(), torch.zeros(0))
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
-    listener = Listener(network, lambda call: (note(call, network.get_submodule(call.owner)),), owners)
-    with frozen(model), torch.no_grad(), listener.attached(), watch(model, named):
+    tracker.declare(image, 1)
+    functions = FunctionHooks(network, lambda call: (note(call),), owners)
+    with tracker.following(model), functions.attached(), hooks_at(model, named):
         model(image)
-    calls_through = Counter(what.through for what, _ in passed if isinstance(what, Call))
+    calls_through = Counter(what.through for what, *_ in passed if isinstance(what, Call))
     found: dict[str, Place] = {}
-    for what, shape in passed:
+    for what, shape, seen in passed:
         if isinstance(what, str):
             name, function = what, ""
         else:
             once = what.through and calls_through[what.through] == 1
             name, function = what.through if once else f"{what.owner}#{what.function}{what.number}", what.function
-        found.setdefault(name, Place(name, letters.get(name, ""), shape, function))
+        if name not in found:
+            axis = axis_at(resolve(model, name), shape, seen)
+            one = list(shape[1:])
+            if axis is not None and len(shape) > 1:
+                one.insert(0, one.pop(axis - 1))
+            found[name] = Place(name, letters.get(name, ""), tuple(one), function, axis)
     return list(found.values())
 
 
@@ -79,13 +89,13 @@ def guess_table(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     of each resolution; where these are more than five, `A` … `E` are the last places of the first five resolutions. A
     network of one resolution, as a transformer is, gets five places evenly from the first to the last. Places
     without positions count only if there are no others, or where a network for large images ends in single pixels:
-    not behind the pooling, and not in squeeze-and-excitation.
+    not behind the pooling, and not in squeeze-and-excitation. Nor do places whose channels can't be told.
 
     Args:
         model: any module.
         image_shape: (channels, height, width) of the images it takes.
     """
-    everywhere = [place for place in places(model, image_shape) if place.function]
+    everywhere = [place for place in places(model, image_shape) if place.function and place.axis]
     wide = [number for number, place in enumerate(everywhere) if math.prod(place.shape[1:]) > 1]
     tail = max(wide, default=-1)
     candidates = [

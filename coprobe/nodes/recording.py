@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from coprobe.core.engine import frozen
 from coprobe.errors import InputError, RunError
-from coprobe.nodes.address import Node, channel_axis, channels_first, resolve
-from coprobe.nodes.functions import See
-from coprobe.nodes.watching import watch
+from coprobe.nodes.address import Node, resolve
+from coprobe.nodes.channels import channels_first
+from coprobe.nodes.functions import Hook
 
 #: Images on which it is checked that recording changes nothing.
 CHECKED = 16
@@ -49,14 +49,13 @@ def record(model: nn.Module, names: Iterable[str]) -> Iterator[Recording]:
 
     Raises:
         InputError: a wrapped model or an unknown node; during a forward pass, a node that passes no tensor, lacks
-            the channel, or is not passed exactly once.
+            the channel, is not passed exactly once, or has its channels where that can't be told (`channels_first`).
     """
     found = [resolve(model, name) for name in dict.fromkeys(names)]
     seen = Recording()
 
-    def keep_as(node: Node) -> See:
+    def keep_as(node: Node) -> Hook:
         def keep(activation: Tensor) -> None:
-            activation = channels_first(activation, node.around)
             seen.shapes[node.name] = tuple(activation.shape[1:])
             if node.channel is not None:
                 _check_channels(node, activation, [node.channel])
@@ -65,7 +64,7 @@ def record(model: nn.Module, names: Iterable[str]) -> Iterator[Recording]:
 
         return keep
 
-    with watch(model, [(node, keep_as(node)) for node in found]):
+    with channels_first(model, [(node, keep_as(node)) for node in found]):
         yield seen
 
 
@@ -79,24 +78,22 @@ def masked(model: nn.Module, channels: Mapping[str, Sequence[int]]) -> Iterator[
             the activations, their features are the channels. A node like `A:12` has channel 12 only.
 
     Raises:
-        InputError: a wrapped model or an unknown node; during a forward pass, a channel that the node does not
-            have, or a node that is not passed exactly once.
+        InputError: as `record`, or a channel that the node does not have.
     """
     found = [(resolve(model, name), tuple(indices)) for name, indices in channels.items()]
 
-    def zero(node: Node, indices: tuple[int, ...]) -> Callable[[Tensor], Tensor | None]:
+    def zero(node: Node, indices: tuple[int, ...]) -> Hook:
         def apply(activation: Tensor) -> Tensor | None:
-            _check_channels(node, channels_first(activation, node.around), indices)
+            _check_channels(node, activation, indices)
             if not indices:
                 return None
-            axis = channel_axis(node.around, activation.shape)
-            hidden = torch.zeros(activation.shape[axis], dtype=torch.bool, device=activation.device)
+            hidden = torch.zeros(activation.shape[1], dtype=torch.bool, device=activation.device)
             hidden[list(indices)] = True
-            return activation.masked_fill(hidden.view(-1, *[1] * (activation.dim() - 1 - axis)), 0)
+            return activation.masked_fill(hidden.view(-1, *[1] * (activation.dim() - 2)), 0)
 
         return apply
 
-    with watch(model, [(node, zero(node, indices)) for node, indices in found], replaces=True):
+    with channels_first(model, [(node, zero(node, indices)) for node, indices in found], replaces=True):
         yield
 
 
@@ -116,11 +113,10 @@ def tapped(model: nn.Module, name: str) -> Iterator[nn.Module]:
     tap = nn.Identity()
 
     def through(activation: Tensor) -> Tensor:
-        axis = channel_axis(node.around, activation.shape)
-        flowing: Tensor = tap(activation.movedim(axis, 1).clone())  # a copy, since the network may go on in place
-        return flowing.movedim(1, axis)
+        flowing: Tensor = tap(activation.clone())  # a copy, since the network may go on in place
+        return flowing
 
-    with watch(model, [(node, through)], replaces=True):
+    with channels_first(model, [(node, through)], replaces=True):
         yield tap
 
 

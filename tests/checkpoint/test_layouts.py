@@ -368,9 +368,9 @@ def test_a_file_cannot_name_code(tmp_path: Path) -> None:
 )
 def test_networks_of_libraries(tmp_path: Path, arch: str, package: str) -> None:
     pytest.importorskip(package)
-    from coprobe.models.zoo import zoo_network
+    from coprobe.models.public import public_network
 
-    source = zoo_network(arch, num_classes=7).eval()
+    source = public_network(arch, num_classes=7).eval()
     torch.save({"state_dict": prefixed("module.", source)}, tmp_path / "c.pt")
     read = load(tmp_path / "c.pt", arch=arch, arch_args={"num_classes": 7})
     images = torch.rand(2, *read.image_shape)
@@ -385,9 +385,9 @@ def test_networks_of_libraries(tmp_path: Path, arch: str, package: str) -> None:
 def test_a_network_of_robustbench_needs_no_flag_and_keeps_its_numbers(tmp_path: Path) -> None:
     if importlib.util.find_spec("robustbench") is None:  # its own start-up needs what setuptools no longer has
         pytest.skip("robustbench is not installed")
-    from coprobe.models.zoo import zoo_network
+    from coprobe.models.public import public_network
 
-    source = zoo_network("robustbench:Wong2020Fast").eval()
+    source = public_network("robustbench:Wong2020Fast").eval()
     torch.save(source.state_dict(), tmp_path / "c.pt")
     named = load(tmp_path / "c.pt", arch="robustbench:Wong2020Fast")
     read = load(tmp_path / "c.pt")

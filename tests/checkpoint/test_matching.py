@@ -9,7 +9,7 @@ import torch
 
 from coprobe.checkpoint import load
 from coprobe.errors import InputError
-from coprobe.models.zoo import zoo_network
+from coprobe.models.public import public_network
 
 LOST = "features.3.expand1x1.weight"
 
@@ -17,7 +17,7 @@ LOST = "features.3.expand1x1.weight"
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    return dict(zoo_network("torchvision:squeezenet1_1", num_classes=4).state_dict())
+    return dict(public_network("torchvision:squeezenet1_1", num_classes=4).state_dict())
 
 
 def refusal(path: Path) -> str:
@@ -50,7 +50,7 @@ def test_an_extra_and_a_misshapen_weight_are_named(tmp_path: Path, weights: dict
 
 def test_a_long_name_becomes_a_pattern_that_matches(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    state = zoo_network("torchvision:shufflenet_v2_x0_5", num_classes=4).state_dict()
+    state = public_network("torchvision:shufflenet_v2_x0_5", num_classes=4).state_dict()
     lost = "stage2.0.branch1.1.running_mean"
     torch.save({name: weight for name, weight in state.items() if name != lost}, tmp_path / "c.pt")
     pattern = f"{lost[:29]}*"
@@ -59,7 +59,7 @@ def test_a_long_name_becomes_a_pattern_that_matches(tmp_path: Path) -> None:
 
 
 def test_nothing_stays_on_the_meta_device(tmp_path: Path) -> None:
-    network = zoo_network("torchvision:squeezenet1_1", num_classes=4)
+    network = public_network("torchvision:squeezenet1_1", num_classes=4)
     torch.save(network.state_dict(), tmp_path / "c.pt")
     read = load(tmp_path / "c.pt").model.network
     assert not any(tensor.is_meta for tensor in (*read.parameters(), *read.buffers()))
@@ -67,7 +67,7 @@ def test_nothing_stays_on_the_meta_device(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by_name", [False, True])
 def test_a_library_network_that_is_only_looked_at_keeps_the_types_of_the_file(tmp_path: Path, by_name: bool) -> None:
-    weights = zoo_network("torchvision:mobilenet_v3_small", num_classes=7).state_dict()
+    weights = public_network("torchvision:mobilenet_v3_small", num_classes=7).state_dict()
     half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
     torch.save(half, tmp_path / "c.pt")
     named = {"arch": "torchvision:mobilenet_v3_small", "arch_args": {"num_classes": 7}} if by_name else {}

@@ -465,6 +465,19 @@ TABLE = [
         "node 'layer1.0#swish1': 'swish1' is no call of an activation function; write relu1 for the first ReLU, or "
         "another of relu, leaky_relu, prelu, rrelu, elu, celu, selu, gelu, silu, mish, hardswish, softplus with "
         "its number"),
+    Row("activations - --model nets.py:Tied --data digits --limit 20 --node relu", "an axis that can't be told", 2,
+        "node 'relu': can't tell which axis of its activations (batch×4×4×4) holds the channels; say "
+        "--channel-axis relu=AXIS, in Python wrap(…, channel_axis=AXIS)"),
+    Row("activations tiny.pt --limit 20 --node A --channel-axis 4", "an axis that is not there", 2,
+        "node 'A': axis 4 of its activations (batch×2×32×32) can't hold the channels; give 1 to 3"),
+    Row("nodes tiny.pt --channel-axis 0", "the axis of the images", 2,
+        "channel axis 0: write a whole number, not 0, which is the axis of the images"),
+    Row("nodes tiny.pt --channel-axis last", "a word for an axis", 2,
+        "--channel-axis last: write NODE=AXIS for each node, or one AXIS for all, as in A=3 or 3"),
+    Row("nodes tiny.pt --channel-axis A=1 --channel-axis 2", "one axis for all, beside another", 2,
+        "--channel-axis 2: write NODE=AXIS for each node, or one AXIS for all, as in A=3 or 3"),
+    Row("nodes tiny.pt --channel-axis relu9=1", "an axis of an unknown node", 2,
+        "unknown node 'relu9'; did you mean relu?"),
     Row("activations tiny.pt --limit 20 --attack pdg:10", "unknown attack", 2,
         "unknown attack 'pdg'; did you mean pgd?"),
     Row("activations tiny.pt --limit 20 --attack pgd:10:restart=2", "unknown option of an attack", 2,

@@ -21,14 +21,15 @@ def test_places_of_every_architecture(arch: str) -> None:
     before = fingerprint(model)
     found = places(model, (3, 32, 32))
     assert fingerprint(model) == before
-    relus = [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
-    assert [place.path for place in found] == relus
+    paths = [name for name, module in network.named_modules() if isinstance(module, network.activation)]
+    assert [place.path for place in found] == paths
     assert {place.letter: place.path for place in found if place.letter} == network.node_table
     assert [place.letter for place in found if place.letter] == list("ABCDE")
-    assert {place.function for place in found} == {"relu"} and not is_guessed(model)
-    with torch.no_grad(), record(model, relus) as seen:
+    assert {place.function for place in found} == {network.activation.__name__.lower()} and not is_guessed(model)
+    assert {place.axis for place in found} == {network.node_axis}, "what is followed is what is declared"
+    with torch.no_grad(), record(model, paths) as seen:
         model(torch.rand(2, 3, 32, 32))
-    assert [place.shape for place in found] == [tuple(seen[path].shape[1:]) for path in relus]
+    assert [place.shape for place in found] == [tuple(seen[path].shape[1:]) for path in paths]
 
 
 def test_places_are_in_the_order_of_execution_and_only_those_that_run() -> None:
@@ -114,7 +115,7 @@ def test_a_guess_without_positions_and_without_activation_functions() -> None:
 def test_a_vision_transformer() -> None:
     network, x = transformer().eval(), torch.rand(3, *SHAPE)
     blocks = ["encoder.layers.encoder_layer_0.mlp.1", "encoder.layers.encoder_layer_1.mlp.1"]
-    assert places(network, SHAPE) == [Place(path, "", (32, 5), "gelu") for path in blocks]
+    assert places(network, SHAPE) == [Place(path, "", (32, 5), "gelu", 2) for path in blocks]
     assert guess_table(network, SHAPE) == dict(zip("AB", blocks, strict=True))
     names = ["encoder.ln:in", "encoder.ln:in:3", blocks[0], "encoder.layers.encoder_layer_0.mlp#gelu1"]
     with torch.no_grad():

@@ -10,6 +10,8 @@ import click
 from coprobe.cli.options import ReadingOptions, debug_option, reading_options
 from coprobe.cli.output import Output, output_options, print_table
 
+_UNKNOWN = "unknown channel axis"
+
 
 @click.command(short_help="Where a checkpoint can be probed.")
 @click.argument("checkpoint")
@@ -45,8 +47,13 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     frame = pd.DataFrame({**asdict(place), "shape": list(place.shape)} for place in found)
     frame.attrs.update(provenance(**loaded.facts(), guessed=guessed))
     if output.for_people:
-        rows = [[place.path, place.letter, place.function, describe_shape(place.shape)] for place in found]
+        rows = [
+            [place.path, place.letter, place.function, describe_shape(place.shape) if place.axis else _UNKNOWN]
+            for place in found
+        ]
         note = "A…E are a guess: the first place, and the last one of each resolution" if guessed else ""
         note = note if rows else "no activation function is called; name module paths"
+        if not all(place.axis for place in found):
+            note += f"{'; ' * bool(note)}say which axis holds the channels with --channel-axis NODE=AXIS"
         print_table(f"{loaded.arch}, {side}×{side} pixels", ["place", "node", "after", "shape"], rows, note, left=3)
-    output.write(frame, lambda: draw_places(found, title=loaded.arch))
+    output.write(frame, lambda: draw_places([place for place in found if place.axis], title=loaded.arch))

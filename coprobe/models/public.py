@@ -106,7 +106,7 @@ _WITHOUT_AUXILIARY = (287, 472)
 _HEADS = ("fc", "head", "heads.head", "classifier", *(f"classifier.{i}" for i in (6, 5, 3, 2, 1)))
 
 
-def zoo_network(arch: str, **arch_args: Any) -> nn.Module:
+def public_network(arch: str, **arch_args: Any) -> nn.Module:
     """A randomly initialised network of torchvision, timm or RobustBench. Nothing is ever downloaded.
 
     Args:
@@ -257,8 +257,8 @@ def _takes(make: Callable[..., nn.Module]) -> str:
     return f"; it takes {some(names)}" if names else ""
 
 
-def zoo_proposals(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], nn.Module]]:
-    """The torchvision classifiers that could have such weights: name, arguments of `zoo_network`, network on meta.
+def public_proposals(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], nn.Module]]:
+    """The torchvision classifiers that could have such weights: name, arguments of `public_network`, network on meta.
 
     They have as many weights, or a few more or fewer: the nearest first. Whether one fits is for `mismatches` to say;
     no two have equal names and shapes. What leaves no trace (`transform_input` of GoogLeNet and Inception, dropout) is
@@ -281,7 +281,7 @@ def zoo_proposals(weights: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, A
             arch = f"torchvision:{name}"
             try:
                 with torch.device("meta"):
-                    network = zoo_network(arch, **arch_args)
+                    network = public_network(arch, **arch_args)
             except InputError:  # shapes of something else, which this one can't have
                 continue
             yield arch, arch_args, network

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from coprobe.errors import InputError
-from coprobe.models import mismatches, zoo
-from coprobe.models.zoo import SOURCES, zoo_network, zoo_proposals
+from coprobe.models import mismatches, public
+from coprobe.models.public import SOURCES, public_network, public_proposals
 
 #: At least one of each family, and every one that has as many weights as another family's.
 RECOGNISED = [
@@ -30,19 +30,19 @@ def needs(source: str) -> None:
 
 def on_meta(arch: str, **arch_args: Any) -> torch.nn.Module:
     with torch.device("meta"):
-        return zoo_network(arch, **arch_args)
+        return public_network(arch, **arch_args)
 
 
 def recognised(weights: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The first proposal that fits."""
-    return next((proposal[:2] for proposal in zoo_proposals(weights) if not mismatches(proposal[2], weights)), None)
+    return next((proposal[:2] for proposal in public_proposals(weights) if not mismatches(proposal[2], weights)), None)
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_has_its_unknown_names(source: str) -> None:
     needs(source)
     with pytest.raises(InputError, match=r"^unknown .* 'nonsense'; "):
-        zoo_network(f"{source}:nonsense")
+        public_network(f"{source}:nonsense")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_every_source_has_its_unknown_names(source: str) -> None:
 )
 def test_what_cannot_be_built_says_so_in_a_line(arch: str, arch_args: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError) as caught:
-        zoo_network(arch, **arch_args)
+        public_network(arch, **arch_args)
     message = str(caught.value)
     assert complaint in message
     assert "\n" not in message
@@ -73,9 +73,9 @@ def test_what_cannot_be_built_says_so_in_a_line(arch: str, arch_args: dict[str, 
 
 
 def test_torchvision_gets_its_arguments_and_random_weights() -> None:
-    network = zoo_network("torchvision:resnet18", num_classes=7)
+    network = public_network("torchvision:resnet18", num_classes=7)
     assert network.fc.out_features == 7
-    other = zoo_network("torchvision:resnet18", num_classes=7)
+    other = public_network("torchvision:resnet18", num_classes=7)
     assert not torch.equal(network.fc.weight, other.fc.weight)
 
 
@@ -85,7 +85,7 @@ def test_the_slow_initialisation_is_left_out(name: str, monkeypatch: pytest.Monk
 
     given: dict[str, Any] = {}
     monkeypatch.setattr(models, "get_model", lambda name, **arguments: given.update(arguments) or torch.nn.Identity())
-    zoo_network(f"torchvision:{name}", aux_logits=False)
+    public_network(f"torchvision:{name}", aux_logits=False)
     assert given == {"weights": None, "init_weights": False, "aux_logits": False}
 
 
@@ -98,8 +98,8 @@ def test_torchvision_is_recognised_by_names_and_shapes(name: str) -> None:
 def test_the_table_of_sizes_holds_every_classifier_once() -> None:
     from torchvision import models
 
-    names = " ".join(zoo._BY_SIZE.values()).split()
-    twice = [zoo._BY_SIZE[size] for size in zoo._WITHOUT_AUXILIARY]
+    names = " ".join(public._BY_SIZE.values()).split()
+    twice = [public._BY_SIZE[size] for size in public._WITHOUT_AUXILIARY]
     assert sorted(names) == sorted([*models.list_models(module=models), *twice])
 
 
@@ -133,13 +133,15 @@ def test_nothing_else_is_recognised() -> None:
     assert recognised({**vit, "conv_proj.weight": torch.empty(768, 3, 16, 15, device="meta")}) is None
 
 
-@pytest.mark.parametrize("size", sorted(zoo._BY_SIZE))
+@pytest.mark.parametrize("size", sorted(public._BY_SIZE))
 def test_few_are_compared(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "zoo_network", lambda arch, **given: torch.nn.Identity())
-    for start in zoo._FAMILIES:
-        count = len(list(zoo_proposals({"fc.weight": torch.empty(9, 9), **{f"{start}{i}": None for i in range(size)}})))
+    monkeypatch.setattr(public, "public_network", lambda arch, **given: torch.nn.Identity())
+    for start in public._FAMILIES:
+        count = len(
+            list(public_proposals({"fc.weight": torch.empty(9, 9), **{f"{start}{i}": None for i in range(size)}}))
+        )
         assert count <= 6
-    assert list(zoo_proposals({"fc.weight": torch.empty(9, 9), **{f"blocks.{i}": None for i in range(99)}})) == []
+    assert list(public_proposals({"fc.weight": torch.empty(9, 9), **{f"blocks.{i}": None for i in range(99)}})) == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "squeezenet1_1", "regnet_x_400mf", "googlenet", "maxvit_t"])
@@ -148,7 +150,7 @@ def test_one_that_is_one_weight_off_is_proposed(name: str) -> None:
     names = [name for name in weights if not name.endswith("num_batches_tracked")]
     for lost in (names[0], names[len(names) // 2], names[-2], names[-1]):
         shorter = {name: weight for name, weight in weights.items() if name != lost}
-        differences = [mismatches(network, shorter) for _, _, network in zoo_proposals(shorter)]
+        differences = [mismatches(network, shorter) for _, _, network in public_proposals(shorter)]
         assert [difference.name for difference in min(differences, key=len)] == [lost]
 
 
@@ -156,7 +158,7 @@ def test_one_that_is_one_weight_off_is_proposed(name: str) -> None:
 def test_what_is_not_installed_says_how_to_get_it(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, source, None)
     with pytest.raises(InputError, match=rf"^{source} is not installed; pip install 'coprobe\[zoo\]'$"):
-        zoo_network(f"{source}:anything")
+        public_network(f"{source}:anything")
 
 
 def test_a_broken_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +166,7 @@ def test_a_broken_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     with pytest.raises(InputError, match=r"timm is installed, but can't be imported \(ModuleNotFoundError: No module"):
-        zoo_network("timm:resnet18")
+        public_network("timm:resnet18")
 
 
 def test_timm_by_name_and_tag() -> None:
@@ -173,23 +175,23 @@ def test_timm_by_name_and_tag() -> None:
     assert network.get_classifier().out_features == 3
     assert network.pretrained_cfg["tag"] == "a1_in1k"
     with pytest.raises(InputError, match=r"unknown timm network 'resnet18\.a9_in1k'; did you mean resnet18\.a"):
-        zoo_network("timm:resnet18.a9_in1k")
+        public_network("timm:resnet18.a9_in1k")
     with pytest.raises(InputError, match="unknown timm network 'hf-hub:somebody/model'"):
-        zoo_network("timm:hf-hub:somebody/model")
+        public_network("timm:hf-hub:somebody/model")
     with pytest.raises(InputError, match="it takes num_classes, in_chans, output_stride"):
-        zoo_network("timm:resnet18", in_channels=1)
+        public_network("timm:resnet18", in_channels=1)
 
 
 def test_robustbench_networks_with_their_own_normalisation() -> None:
     needs("robustbench")
     loaded = "robustbench" in sys.modules
-    network = zoo_network("robustbench:Wong2020Fast")
+    network = public_network("robustbench:Wong2020Fast")
     assert network.mu.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
     assert network.linear.out_features == 10  # CIFAR-10 comes before ImageNet, which has the name too
     assert on_meta("robustbench:imagenet/Linf/Wong2020Fast").model.fc.out_features == 1000
     assert ("robustbench" in sys.modules) == loaded
     with pytest.raises(InputError, match="did you mean Wong2020Fast"):
-        zoo_network("robustbench:Wong2020Fats")
+        public_network("robustbench:Wong2020Fats")
 
 
 def test_robustbench_networks_that_come_with_downloads_are_refused() -> None:
