@@ -23,9 +23,9 @@ from benchmarks.timing import Bar, Candidate, bars, measure, publish, table
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.autoattack import AutoAttack
 from coprobe.attacks.base import PURPOSE
-from coprobe.attacks.examples import clean_images
 from coprobe.core.engine import products_in
 from coprobe.core.randomness import ImageRandomness, key_of
+from coprobe.data.stream import stream
 from coprobe.fast.classifier import fast
 from coprobe.metrics.accuracy import NO_NOISE, Noise
 from coprobe.nodes import NO_MASK, ChannelMask, masked
@@ -85,12 +85,12 @@ def auto_attacks(subject: Subject, spec: str) -> tuple[dict[str, Candidate], flo
     def direct() -> Tensor:
         made = []
         for first in range(0, len(dataset), attack.unit(size)):
-            x, y = clean_images(dataset, first, min(first + attack.unit(size), len(dataset)), device)
+            (batch,) = stream(dataset, [(first, min(first + attack.unit(size), len(dataset)))], device)
             seed = key_of(0, PURPOSE, first)
             adversary = pyautoattack.AutoAttack(subject.model, norm="Linf", eps=EPSILON, seed=seed, device=device)
             adversary.attacks_to_run = list(attack.sequence)
             with products_in("32"):
-                made.append(adversary.run_standard_evaluation(x, y, batch_size=size)[0])
+                made.append(adversary.run_standard_evaluation(batch.images, batch.labels, batch_size=size)[0])
         return torch.cat(made)
 
     alike = (direct() == ours(subject.model, plain=True)).flatten(1).all(1).double().mean().item()

@@ -11,13 +11,16 @@ import torch
 
 from coprobe.checkpoint import load as load_checkpoint
 from coprobe.core.defaults import ATTACKS
+from coprobe.core.engine import Progress, silent
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
 from coprobe.figures import fig04
 from coprobe.figures.style import save_all
+from coprobe.masking import Masking
 from coprobe.paper.own import FIGURES, OwnModel, draw
-from coprobe.probe import Diagnosis, Masking, Probe, Progress, silent
+from coprobe.probe import Probe
 from coprobe.training import PRESETS, Recipe, Run, TrainingCallback, train
+from coprobe.verdict.diagnosis import Diagnosis
 
 #: FGSM on scikit-learn's digits at a radius where it collapses.
 COLLAPSING = Recipe(**PRESETS["demo"])

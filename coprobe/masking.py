@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import nn
 
-from coprobe.attacks.examples import AdversarialBatch
 from coprobe.core.defaults import ALPHA, RANDOM_MASKS, SALIENT
-from coprobe.core.engine import frozen
-from coprobe.core.processes import ALONE, Processes
 from coprobe.core.randomness import generator_for
 from coprobe.core.registry import Registry
 from coprobe.errors import InputError
-from coprobe.metrics import ChannelStatistics, ImageSums
-from coprobe.nodes import ChannelMask, Node, tapped
+from coprobe.metrics import ChannelStatistics, Evaluation
+from coprobe.nodes import ChannelMask, Node
 
 
 @dataclass(frozen=True)
@@ -31,10 +27,8 @@ class Selection:
         alpha2: threshold of Eq. 7 in [0, 1]; used by `t-act`.
         count: number of channels; used by every other selector.
         alpha, reading: how T_act is computed, see `ChannelStatistics.t_act`.
-        model, batches, attack: what attribution needs, since it takes gradients: the model, the images, and the
-            spec under which the batches hold the adversarial ones.
+        attributions: by method, what selectors by attribution need: the table of `Attribution` at the node.
         seed, draws: of the random selector.
-        processes: those that have a part of the batches each.
     """
 
     statistics: ChannelStatistics
@@ -43,12 +37,9 @@ class Selection:
     count: int = 0
     alpha: float = ALPHA
     reading: str = "mean"
-    model: nn.Module | None = None
-    batches: Iterable[AdversarialBatch] | None = None
-    attack: str = ""
+    attributions: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     seed: int = 0
     draws: int = RANDOM_MASKS
-    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha2 <= 1:
@@ -64,6 +55,15 @@ class Selection:
     def t_act(self) -> np.ndarray:
         """T_act at the node, float64 (channels,)."""
         return self.statistics.t_act(self.node, alpha=self.alpha, reading=self.reading)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Accuracies with and without masked channels, the masks, and the statistics that chose them."""
+
+    evaluation: Evaluation
+    masks: tuple[ChannelMask, ...]
+    statistics: ChannelStatistics
 
 
 #: A selector returns the channels of one mask, or of several draws.
@@ -182,50 +182,35 @@ def by_chance(selection: Selection) -> list[tuple[int, ...]]:
     return drawn
 
 
-@SELECTORS.register(
+def _by_attribution(method: str) -> Selector:
+    def by_attribution(selection: Selection) -> list[tuple[int, ...]]:
+        if method not in selection.attributions:
+            raise InputError(f"this selector needs the attribution by {method} at node {selection.node}")
+        scores = selection.attributions[method]["attribution"].to_numpy()
+        return [_largest(scores, selection.count)]
+
+    return by_attribution
+
+
+SELECTORS.add(
     "attribution",
+    _by_attribution("gradient-x-activation"),
     summary="the channels with the largest gradient × activation for the predicted class (captum)",
     source="Shrikumar et al. 2016; captum LayerGradientXActivation",
     sized=True,
+    attribution="gradient-x-activation",
 )
-def by_gradient_x_activation(selection: Selection) -> list[tuple[int, ...]]:
-    """The `count` channels that speak most for the class predicted on the adversarial images."""
-    from captum.attr import LayerGradientXActivation
-
-    return [_largest(_attribution(selection, LayerGradientXActivation), selection.count)]
-
-
-@SELECTORS.register(
+SELECTORS.add(
     "conductance",
+    _by_attribution("conductance"),
     summary="the channels with the largest layer conductance for the predicted class (captum)",
     source="Dhamdhere et al. 2018; captum LayerConductance",
     sized=True,
+    attribution="conductance",
 )
-def by_conductance(selection: Selection) -> list[tuple[int, ...]]:
-    """As `attribution`, with conductance along the path from a black image in 8 steps."""
-    from captum.attr import LayerConductance
-
-    return [_largest(_attribution(selection, LayerConductance, n_steps=8), selection.count)]
 
 
-def _attribution(selection: Selection, method: Any, n_steps: int | None = None) -> np.ndarray:
-    """Sum over adversarial images of each channel's absolute attribution, summed over positions."""
-    if selection.model is None or selection.batches is None:
-        raise InputError("selectors by attribution need the model and its adversarial images")
-    sums = ImageSums()
-    for batch in selection.batches:
-        # A copy, since captum switches the gradient of its input on.
-        x = batch.images[selection.attack].detach().clone().requires_grad_()
-        # All steps at once would take n_steps times the memory; captum needs room for two at least.
-        settings = {"n_steps": n_steps, "internal_batch_size": 2 * len(x)} if n_steps else {}
-        with frozen(selection.model), tapped(selection.model, selection.node) as tap:
-            with torch.no_grad():
-                predicted = selection.model(x).argmax(1)
-            attributed = method(selection.model, tap).attribute(x, target=predicted, **settings)
-        per_image = attributed.detach().flatten(2).sum(2) if attributed.dim() > 2 else attributed.detach()
-        sums.add(batch.start, per_image.abs().double())
-    sums.gather(selection.processes)
-    total = sums.total()
-    if total is None:
-        raise InputError("no images to attribute; raise --limit")
-    return total.numpy()
+def attributions_for(selectors: Iterable[str]) -> list[str]:
+    """The methods of `Attribution` that these selectors need; `InputError` for an unknown selector."""
+    needed = (SELECTORS.entry(name).facts.get("attribution") for name in selectors)
+    return list(dict.fromkeys(method for method in needed if method))

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from coprobe.attacks import Attack, StepAttack
-    from coprobe.attacks.conveyor import Feed
-    from coprobe.core.engine import BatchSize
+    from coprobe.attacks import AdversarialExamples, Attack
+    from coprobe.data.stream import ImageBatch
 
 torch.set_num_threads(1)
 
@@ -109,36 +108,16 @@ def _own_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def attacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The specs of the attacks in the order in which batches were asked of them, in whatever way."""
-    from coprobe.attacks import Attack, StepAttack
-    from coprobe.attacks.autoattack import AutoAttack
-    from coprobe.attacks.gradient import SignGradientAttack
+    """The specs of the attacks in the order in which batches of adversarial examples were crafted."""
+    from coprobe.attacks import AdversarialExamples
 
     calls: list[str] = []
-    call, steps = Attack.__call__, StepAttack.steps
+    craft = AdversarialExamples.craft
 
-    def watch_over(owner: type[Attack]) -> None:
-        over = owner.over
+    def watched(self: AdversarialExamples, attack: Attack, batches: Iterator[ImageBatch]) -> Iterator[list[Tensor]]:
+        for crafted in craft(self, attack, batches):
+            calls.append(attack.spec)
+            yield crafted
 
-        def watched(self: Attack, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
-            made = over(self, model, feed, size)
-            for _ in feed.portions():
-                calls.append(self.spec)
-                yield next(made)
-
-        monkeypatch.setattr(owner, "over", watched)
-
-    def called(self: Attack, *arguments: Any, plain: bool = False, **settings: Any) -> Tensor:
-        if plain:
-            calls.append(self.spec)
-        return call(self, *arguments, plain=plain, **settings)
-
-    def stepping(self: StepAttack, *arguments: Any, **settings: Any) -> Iterator[Tensor]:
-        calls.append(self.spec)
-        return steps(self, *arguments, **settings)
-
-    for owner in (Attack, SignGradientAttack, AutoAttack):
-        watch_over(owner)
-    monkeypatch.setattr(Attack, "__call__", called)
-    monkeypatch.setattr(StepAttack, "steps", stepping)
+    monkeypatch.setattr(AdversarialExamples, "craft", watched)
     return calls

@@ -14,6 +14,7 @@ from coprobe.cli import cli
 from coprobe.core.registry import Registry
 from coprobe.data import DATASETS
 from coprobe.masking import SELECTORS
+from coprobe.metrics import METRICS
 from coprobe.models import ARCHITECTURES
 from coprobe.paper.claims import VERDICTS
 from coprobe.paper.figures import FIGURES
@@ -133,6 +134,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gallery": gallery,
     "commands": commands,
     "attacks": lambda: table(ATTACKS),
+    "metrics": lambda: table(METRICS),
     "methods": methods,
     "architectures": lambda: table(ARCHITECTURES),
     "datasets": lambda: table(DATASETS),

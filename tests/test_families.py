@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,8 @@ from coprobe.attacks import ATTACKS, AdversarialBatch, AdversarialExamples, pars
 from coprobe.core.engine import frozen
 from coprobe.data import Dataset
 from coprobe.errors import InputError
-from coprobe.masking import Selection, select
-from coprobe.metrics import ChannelStatistics, collect, collect_increments, collect_overlap
-from coprobe.metrics.accumulator import SUMS
-from coprobe.metrics.accuracy import evaluate
+from coprobe.metrics import Accuracy, ActivationIncrements, ChannelActivations, ChannelOverlap
+from coprobe.metrics.attribution import Attribution
 from coprobe.models import Classifier
 from coprobe.nodes import NO_MASK, ChannelMask, check_neutral, guess_table, masked, places, record, tapped
 from tests.attacks.small import fingerprint
@@ -44,7 +41,7 @@ def dataset() -> Dataset:
 
 
 def examples(model: nn.Module) -> AdversarialExamples:
-    return AdversarialExamples(model, dataset(), [PGD], batch_size=3)
+    return AdversarialExamples(model, dataset(), [PGD], batch_size=3, trajectories={PGD.spec})
 
 
 def two_passes(model: nn.Module, context: AbstractContextManager[Any]) -> None:
@@ -53,10 +50,8 @@ def two_passes(model: nn.Module, context: AbstractContextManager[Any]) -> None:
         model(IMAGES[:2])
 
 
-def choose(name: str, model: nn.Module, node: str) -> object:
-    row = {"node": node, "channels": 2, "positions": 1, "images": 1, "norm": 0.0, **dict.fromkeys(SUMS, 0.0)}
-    made_up = ChannelStatistics(pd.DataFrame([{**row, "channel": k} for k in range(2)]))
-    return select(name, Selection(made_up, node, count=1, model=model, batches=batches(), attack="a"))
+def attribute(method: str, model: nn.Module, node: str) -> object:
+    return Attribution(node=node, attack="a", method=method).measure(model, batches())
 
 
 @lru_cache
@@ -81,12 +76,16 @@ OPERATIONS: dict[str, Callable[[nn.Module, str, int], object]] = {
     "mask": lambda m, node, k: two_passes(m, masked(m, {node: [k]})),
     "tap": lambda m, node, k: two_passes(m, tapped(m, f"{node}:{k}" if k else node)),
     "check": lambda m, node, k: check_neutral(m, IMAGES[:4], [node, f"{node}:{k}"]),
-    "collect": lambda m, node, k: collect(m, batches(), [node, f"{node}:{k}"], "a"),
-    "increments": lambda m, node, k: collect_increments(examples(m), PGD, [node, f"{node}:{k}"]),
-    "overlap": lambda m, node, k: collect_overlap(m, batches(), node, "a", top=k + 1),
-    "evaluate": lambda m, node, k: evaluate(m, batches(), masks=[NO_MASK, ChannelMask({node: (k,)}, "one")]),
-    "attribution": lambda m, node, k: choose("attribution", m, f"{node}:{k}" if k else node),
-    "conductance": lambda m, node, k: choose("conductance", m, f"{node}:{k}" if k else node),
+    "collect": lambda m, node, k: ChannelActivations(nodes=(node, f"{node}:{k}"), attack="a").measure(m, batches()),
+    "increments": lambda m, node, k: ActivationIncrements(nodes=(node, f"{node}:{k}"), attack=PGD.spec).measure(
+        m, examples(m)
+    ),
+    "overlap": lambda m, node, k: ChannelOverlap(node=node, attack="a", top=k + 1).measure(m, batches()),
+    "evaluate": lambda m, node, k: Accuracy(attacks=("a",), masks=(NO_MASK, ChannelMask({node: (k,)}, "one"))).measure(
+        m, batches()
+    ),
+    "attribution": lambda m, node, k: attribute("gradient-x-activation", m, f"{node}:{k}" if k else node),
+    "conductance": lambda m, node, k: attribute("conductance", m, f"{node}:{k}" if k else node),
     "places": lambda m, node, k: places(m, (SHAPE[0] + k, *SHAPE[1:])),
     "guess": lambda m, node, k: guess_table(m, (SHAPE[0] + k, *SHAPE[1:])),
     **{spec: lambda m, node, k, spec=spec: attack(spec, m, k) for spec in ATTACKS},  # type: ignore[misc]

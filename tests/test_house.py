@@ -72,10 +72,11 @@ def registries() -> list[Registry]:
     from coprobe.attacks import ATTACKS
     from coprobe.data import DATASETS
     from coprobe.masking import SELECTORS
+    from coprobe.metrics import METRICS
     from coprobe.models import ARCHITECTURES
     from coprobe.training import METHODS
 
-    return [ATTACKS, DATASETS, SELECTORS, ARCHITECTURES, METHODS]
+    return [ATTACKS, METRICS, DATASETS, SELECTORS, ARCHITECTURES, METHODS]
 
 
 @pytest.mark.parametrize("registry", registries(), ids=lambda registry: registry.kind)

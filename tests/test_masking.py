@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialBatch
 from coprobe.errors import InputError
-from coprobe.masking import SELECTORS, Selection, compared_masks, count_of_percent, select
-from coprobe.metrics import ChannelStatistics, collect
+from coprobe.masking import SELECTORS, Selection, attributions_for, compared_masks, count_of_percent, select
+from coprobe.metrics import ChannelActivations, ChannelStatistics
 from coprobe.metrics.accumulator import SUMS
+from coprobe.metrics.attribution import Attribution
 from coprobe.nodes import NO_MASK, ChannelMask
 
 CAPTUM = pytest.mark.parametrize("name", ["attribution", "conductance"])
@@ -75,7 +75,7 @@ def test_variances_against_numpy() -> None:
     clean, adversarial = rng.normal(3, rng.uniform(0, 2, (1, 9, 1)), (2, 20, 9, 1))
     images = [torch.tensor(x)[..., None] for x in (clean, adversarial)]
     batch = AdversarialBatch(0, torch.zeros(20), dict(zip(("clean", "a"), images, strict=True)))
-    kept = collect(nn.Sequential(nn.Identity()), [batch], ["0"], "a")
+    kept = ChannelActivations(nodes=("0",), attack="a").measure(nn.Sequential(nn.Identity()), [batch])
     for name, values in (("variance", adversarial), ("variance-clean", clean)):
         (mask,) = select(name, Selection(kept, "0", count=4))
         assert mask.channels["0"] == tuple(sorted(np.argsort(values.var((0, 2)))[-4:].tolist()))
@@ -152,40 +152,46 @@ def images(count: int, start: int = 0) -> AdversarialBatch:
     return AdversarialBatch(start, torch.zeros(count, dtype=torch.int64), {"clean": x, "a": x})
 
 
+METHODS = {"attribution": "gradient-x-activation", "conductance": "conductance"}
+BATCHES = [images(3), images(2, 3)]
+
+
+def carried(model: nn.Module, *methods: str) -> Selection:
+    """Everything about node A, and its attributions."""
+    statistics = ChannelActivations(nodes=("A", "A:4"), attack="a").measure(model, BATCHES)
+    attributions = {name: Attribution(node="A", attack="a", method=name).measure(model, BATCHES) for name in methods}
+    return Selection(statistics, "A", count=1, attributions=attributions)
+
+
 @pytest.fixture
-def carrier() -> Iterator[Selection]:
-    model = Carrier().train()
-    batches = [images(3), images(2, 3)]
-    yield Selection(
-        collect(model, batches, ["A", "pool:in", "#relu1", "A:4"], "a"),
-        "A",
-        count=1,
-        model=model,
-        batches=batches,
-        attack="a",
-    )
+def carrier() -> Selection:
+    return carried(Carrier().train())
 
 
 @CAPTUM
 @pytest.mark.parametrize("node", ["A", "pool:in", "#relu1"])
-def test_attribution_finds_the_channel_that_carries_the_class(carrier: Selection, name: str, node: str) -> None:
-    (mask,) = select(name, replace(carrier, node=node))
+def test_attribution_finds_the_channel_that_carries_the_class(name: str, node: str) -> None:
+    model, method = Carrier().train(), METHODS[name]
+    statistics = ChannelActivations(nodes=(node,), attack="a").measure(model, BATCHES)
+    scores = Attribution(node=node, attack="a", method=method).measure(model, BATCHES)
+    (mask,) = select(name, Selection(statistics, node, count=1, attributions={method: scores}))
     assert mask.channels == {node: (2,)}
 
 
-def test_attribution_is_gradient_times_activation(carrier: Selection) -> None:
-    model = carrier.model
-    assert isinstance(model, Carrier)
+def test_attribution_is_gradient_times_activation() -> None:
+    model = Carrier().train()
     model.read.weight.data = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     total = torch.zeros(6, dtype=torch.float64)
-    assert carrier.batches is not None
-    for batch in carrier.batches:
+    for batch in BATCHES:
         x = batch.images["a"]
         activation = (x.mean(1, keepdim=True) * model.scale.detach().view(1, -1, 1, 1)).relu().mean((2, 3))
         winner = (activation @ model.read.weight.detach().T).argmax(1)
         total += (activation * model.read.weight.detach()[winner]).abs().double().sum(0)
+    selection = carried(model, "gradient-x-activation")
+    found = selection.attributions["gradient-x-activation"]
+    assert found["attribution"].to_numpy() == pytest.approx(total.numpy(), rel=1e-5)
     expected = tuple(sorted(total.argsort(descending=True)[:3].tolist()))
-    assert chosen("attribution", replace(carrier, count=3)) == [expected]
+    assert chosen("attribution", replace(selection, count=3)) == [expected]
 
 
 def state(model: nn.Module) -> tuple[object, ...]:
@@ -199,14 +205,13 @@ def state(model: nn.Module) -> tuple[object, ...]:
 
 @CAPTUM
 @pytest.mark.filterwarnings("error")
-def test_captum_leaves_model_and_images_as_they_were(carrier: Selection, name: str) -> None:
-    model, batches = carrier.model, carrier.batches
-    assert isinstance(model, Carrier) and isinstance(batches, list)
+def test_captum_leaves_model_and_images_as_they_were(name: str) -> None:
+    model, metric = Carrier().train(), Attribution(node="A", attack="a", method=METHODS[name])
     model.scale.requires_grad_(False)
-    before, pictures = state(model), [batch.images["a"].clone() for batch in batches]
-    select(name, carrier)
+    before, pictures = state(model), [batch.images["a"].clone() for batch in BATCHES]
+    metric.measure(model, BATCHES)
     assert state(model) == before
-    for batch, picture in zip(batches, pictures, strict=True):
+    for batch, picture in zip(BATCHES, pictures, strict=True):
         assert torch.equal(batch.images["a"], picture) and not batch.images["a"].requires_grad
 
     def fail(*_: object) -> None:
@@ -214,10 +219,10 @@ def test_captum_leaves_model_and_images_as_they_were(carrier: Selection, name: s
 
     handle = model.read.register_forward_hook(fail)
     with pytest.raises(KeyError, match="stop"):
-        select(name, carrier)
+        metric.measure(model, BATCHES)
     handle.remove()
     assert state(model) == before
-    assert not any(batch.images["a"].requires_grad for batch in batches)
+    assert not any(batch.images["a"].requires_grad for batch in BATCHES)
 
 
 def test_a_single_channel_has_no_others_to_choose_from(carrier: Selection) -> None:
@@ -233,15 +238,18 @@ def test_a_given_channel_is_masked_beside_as_many_others(carrier: Selection) -> 
 
 
 @CAPTUM
-def test_attribution_needs_model_and_images(carrier: Selection, name: str) -> None:
-    for missing in ("model", "batches"):
-        with pytest.raises(InputError, match="need the model"):
-            select(name, replace(carrier, **{missing: None}))
+def test_attribution_is_asked_for_where_it_is_needed(carrier: Selection, name: str) -> None:
+    assert attributions_for(["random", name, name, "variance"]) == [METHODS[name]]
+    with pytest.raises(InputError, match=f"needs the attribution by {METHODS[name]} at node A"):
+        select(name, carrier)
+    with pytest.raises(InputError, match="unknown attribution 'gradient'; did you mean gradient-x-activation"):
+        Attribution(method="gradient")
+    with pytest.raises(InputError, match="no images to attribute"):
+        Attribution(attack="a").measure(Carrier(), [])
 
 
-def test_a_mask_is_gone_after_the_block_and_after_an_exception(carrier: Selection) -> None:
-    model = carrier.model
-    assert model is not None
+def test_a_mask_is_gone_after_the_block_and_after_an_exception() -> None:
+    model = Carrier().train()
     x, before = images(4).images["a"], state(model)
     mask = ChannelMask({"A": (2,)})
     whole = model(x)

@@ -16,9 +16,7 @@ from coprobe.checkpoint import Checkpoint
 from coprobe.core.processes import Processes
 from coprobe.data import Dataset
 from coprobe.errors import InputError
-from coprobe.metrics import questions
-from coprobe.metrics.accuracy import Noise
-from coprobe.metrics.questions import Question
+from coprobe.metrics import Accuracy, ActivationIncrements, ChannelActivations, ChannelOverlap, Metric, Noise
 from coprobe.models import Classifier, build
 from coprobe.nodes import NO_MASK, node_table
 from coprobe.probe import Probe
@@ -72,7 +70,7 @@ def test_masking_the_salient_channel_gives_accuracy_back(attacks: list[str]) -> 
         if mask.reason == "random":
             rows = masking.evaluation.frame.query("mask == 'random' and draw == @mask.draw and attack == 'pgd:10'")
             assert rows["accuracy"].item() == (WEAK in mask.channels["A"])
-    assert attacks == ["fgsm", "pgd:10", "pgd:10:rule=always"]
+    assert attacks == ["pgd:10:rule=always", "fgsm", "pgd:10"]
     assert list(masking.evaluation.frame["attack"].unique()) == ["clean", "fgsm", "pgd:10"]
 
 
@@ -173,7 +171,7 @@ def test_a_label_of_the_checkpoint_is_the_same_experiment(tmp_path: Path, attack
         labelled = checkpoint(Overfitted(), metrics={"selected": selected, "epoch": 10})
         Probe(labelled, grey(12), EPSILON, cache=tmp_path).evaluate()
         assert attacks == ["fgsm", "pgd:10"]
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
 def test_the_last_increment_is_that_of_the_statistics() -> None:
@@ -287,7 +285,7 @@ def test_another_experiment_is_not_found(what: str, tmp_path: Path, attacks: lis
         assert attacks, other.facts
 
 
-def test_other_settings_are_not_found(tmp_path: Path, attacks: list[str]) -> None:
+def test_what_is_kept_is_taken_for_nothing_else(tmp_path: Path) -> None:
     kept = probe(cache=tmp_path)
     kept.mask(compare=())
     for settings in (
@@ -300,16 +298,16 @@ def test_other_settings_are_not_found(tmp_path: Path, attacks: list[str]) -> Non
         {"reading": "mse"},
         {"node": "relu:in"},
     ):
-        attacks.clear()
-        kept.mask(**{"compare": (), **settings})  # type: ignore[arg-type]
-        assert attacks, settings
+        found, anew = (one.mask(**{"compare": (), **settings}) for one in (kept, probe()))  # type: ignore[arg-type]
+        assert found.masks == anew.masks, settings
+        pd.testing.assert_frame_equal(found.evaluation.frame, anew.evaluation.frame, check_exact=True)
 
 
 def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
     probe(cache=tmp_path).activations()
     (file,) = tmp_path.glob("activations-*.parquet")
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(InputError, match="can't be read; delete it"):
+    with pytest.raises(InputError, match="damaged result; delete it, and it is made again"):
         probe(cache=tmp_path).activations()
 
 
@@ -334,7 +332,7 @@ def test_progress_counts_the_images_once(tmp_path: Path) -> None:
         yield shown.append
 
     probe(progress=progress, batch_size=5).mask(attacks=("fgsm",))
-    assert shown == [("FGSM, PGD-10 (rule=always)", 12), 5, 5, 2]
+    assert shown == [("PGD-10 (rule=always)", 12), 5, 5, 2, ("FGSM", 12), 5, 5, 2]
 
 
 def test_what_was_crafted_in_a_block_serves_all_that_comes_in_it(attacks: list[str]) -> None:
@@ -364,9 +362,9 @@ def test_what_is_kept_is_that_of_one_budget_and_what_its_stages_were_stays_known
         first = kept.evaluate(["aa:fast"])
         again = kept.evaluate(["aa:fast"], [Noise.parse("uniform:4")])
         assert attacks == ["aa:fast"] and first.frame.attrs["stages"] == again.frame.attrs["stages"] != []
-        kept.epsilon /= 2
-        kept.evaluate(["aa:fast"])
-    assert attacks == ["aa:fast"] * 2
+        for other in (replace(kept, epsilon=kept.epsilon / 2), replace(kept, seed=1)):
+            other.evaluate(["aa:fast"])
+    assert attacks == ["aa:fast"] * 3
 
 
 ARCHS = pytest.mark.parametrize("arch", NETWORKS)
@@ -392,11 +390,11 @@ def test_the_fast_way_finds_what_the_plain_way_finds(arch: str, nodes: tuple[str
     found = []
     for plain in (True, False):
         probe = weak(arch, plain=plain, say=pytest.fail)
-        evaluation, statistics, moved, overlap = probe.ask(
-            questions.accuracies(("fgsm", attack), (Noise(), Noise("uniform", 0.05)), 2),
-            questions.activations(nodes or tuple(node_table(probe.model)), always),
-            questions.increments(nodes or ("A",), always),
-            questions.overlap("D", always, 1),
+        evaluation, statistics, moved, overlap = probe.measure(
+            Accuracy(attacks=("fgsm", attack), noises=(Noise(), Noise("uniform", 0.05)), noise_draws=2),
+            ChannelActivations(nodes=nodes or tuple(node_table(probe.model)), attack=always),
+            ActivationIncrements(nodes=nodes or ("A",), attack=always),
+            ChannelOverlap(node="D", attack=always, top=1),
         )
         found.append((evaluation, statistics, moved, overlap))
     (evaluation, statistics, moved, overlap), (other, others, followed, common) = found
@@ -406,7 +404,7 @@ def test_the_fast_way_finds_what_the_plain_way_finds(arch: str, nodes: tuple[str
         alphas = (100.0, 1 / (statistics.s(node).mean() / IMAGES))  # that of the paper, and one that saturates nowhere
         for alpha in alphas:
             expected = statistics.t_act(node, alpha=alpha)
-            assert abs(others.t_act(node, alpha=alpha) - expected).max() < 1e-5
+            assert abs(others.t_act(node, alpha=alpha) - expected).max() < 2e-4
         assert ((expected > 0.1) & (expected < 0.999)).any()
         assert others.v_act(node) == pytest.approx(statistics.v_act(node), rel=1e-4)
     for node in moved.frame["node"].unique():
@@ -449,15 +447,15 @@ def test_results_do_not_depend_on_the_size_of_batches(arch: str, plain: bool) ->
         pd.testing.assert_frame_equal(evaluation, found[0][1], check_exact=True)
 
 
-def test_questions_asked_together_are_answered_as_one_by_one(attacks: list[str]) -> None:
+def test_metrics_of_one_pass_are_those_of_one_each(attacks: list[str]) -> None:
     spec = "pgd:10:rule=always"
     asked = [
-        questions.accuracies(("fgsm", spec), (Noise(), Noise("gauss", 0.1))),
-        questions.activations(("A",), spec),
-        questions.increments(("A",), spec),
-        questions.overlap("A", spec, 2),
+        Accuracy(attacks=("fgsm", spec), noises=(Noise(), Noise("gauss", 0.1))),
+        ChannelActivations(nodes=("A",), attack=spec),
+        ActivationIncrements(nodes=("A",), attack=spec),
+        ChannelOverlap(node="A", attack=spec, top=2),
     ]
-    evaluation, statistics, moved, overlap = probe(batch_size=5).ask(*asked)
+    evaluation, statistics, moved, overlap = probe(batch_size=5).measure(*asked)
     assert attacks == ["fgsm", spec] * 3, "two attacks for four questions, on three batches"
     one = probe(batch_size=5)
     for together, alone in (
@@ -467,31 +465,30 @@ def test_questions_asked_together_are_answered_as_one_by_one(attacks: list[str])
         (overlap, one.overlap(top=2)),
     ):
         pd.testing.assert_frame_equal(together, alone, check_exact=True, check_like=True)
-    assert probe().ask() == []
+    assert probe().measure() == []
 
 
-def test_only_open_questions_are_worked_on(tmp_path: Path, attacks: list[str]) -> None:
+def test_only_what_is_not_kept_is_worked_on(tmp_path: Path, attacks: list[str]) -> None:
     spec = "pgd:10:rule=always"
     statistics = probe(cache=tmp_path).activations(("A",))
     assert attacks == [spec]
-    again, evaluation = probe(cache=tmp_path).ask(questions.activations(("A",)), questions.accuracies(("fgsm",)))
+    again, evaluation = probe(cache=tmp_path).measure(ChannelActivations(nodes=("A",)), Accuracy(attacks=("fgsm",)))
     pd.testing.assert_frame_equal(again.frame, statistics.frame)
     assert evaluation.accuracy("fgsm") == 1 and attacks[1:].count("fgsm") == 1
     attacks.clear()
-    probe(cache=tmp_path).ask(questions.activations(("A",)), questions.accuracies(("fgsm",)))
-    assert attacks == [] and len(list(tmp_path.iterdir())) == 2
+    probe(cache=tmp_path).measure(ChannelActivations(nodes=("A",)), Accuracy(attacks=("fgsm",)))
+    assert attacks == [] and len(list(tmp_path.glob("*.parquet"))) == 2
 
 
-def test_wrong_questions_are_found_before_the_work(attacks: list[str]) -> None:
-    right = questions.accuracies(("fgsm",))
+def test_wrong_metrics_are_found_before_the_work(attacks: list[str]) -> None:
+    right = Accuracy(attacks=("fgsm",))
     for wrong, message in (
-        (questions.activations(("layer9",)), "unknown node 'layer9'"),
-        (questions.activations(("A",), "pdg"), "unknown attack 'pdg'; did you mean pgd"),
-        (questions.increments(("A",), "apgd-ce"), "'apgd-ce' does not hand out its steps"),
-        (questions.accuracies(("fgsm",), noise_draws=0), "--noise-draws 0: must be at least 1"),
+        (ChannelActivations(nodes=("layer9",)), "unknown node 'layer9'"),
+        (ChannelActivations(nodes=("A",), attack="pdg"), "unknown attack 'pdg'; did you mean pgd"),
+        (ActivationIncrements(nodes=("A",), attack="apgd-ce"), "'apgd-ce' does not hand out its steps"),
     ):
         with pytest.raises(InputError, match=message):
-            probe().ask(right, wrong)
+            probe().measure(right, wrong)
     assert attacks == []
 
 
@@ -511,24 +508,22 @@ def test_plain_is_another_experiment(tmp_path: Path, attacks: list[str]) -> None
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_processes_answer_as_one(count: int, tmp_path: Path) -> None:
     """Each gives all answers; the first one keeps them. (Plain, since torch.fx traces for all threads at once.)"""
-    asked: list[Question[Any]] = [
-        questions.accuracies(("fgsm", "pgd:10"), (Noise(), Noise("gauss", 0.1))),
-        questions.activations(("A",)),
-        questions.overlap("A", top=2),
+    asked: list[Metric[Any]] = [
+        Accuracy(attacks=("fgsm", "pgd:10"), noises=(Noise(), Noise("gauss", 0.1))),
+        ChannelActivations(nodes=("A",)),
+        ChannelOverlap(node="A", top=2),
     ]
-    expected = probe(plain=True).ask(*asked)
+    expected = probe(plain=True).measure(*asked)
     probes = [probe(cache=tmp_path / str(rank), plain=True) for rank in range(count)]
 
     def work(processes: Processes) -> list[Any]:
-        mine = probes[processes.rank]
-        mine.processes = processes
-        return mine.ask(*asked)
+        return replace(probes[processes.rank], processes=processes).measure(*asked)
 
     for answers in in_threads(count, work):
         for answer, wanted in zip(answers, expected, strict=True):
             found, one = (table if isinstance(table, pd.DataFrame) else table.frame for table in (answer, wanted))
             pd.testing.assert_frame_equal(found, one, check_like=True, rtol=1e-6)
-    assert [len(list((tmp_path / str(rank)).glob("*"))) for rank in range(count)] == [3, *[0] * (count - 1)]
+    assert [len(list((tmp_path / str(rank)).glob("*.parquet"))) for rank in range(count)] == [3, *[0] * (count - 1)]
 
 
 class Colours(nn.Module):

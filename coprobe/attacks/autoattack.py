@@ -15,17 +15,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks.base import ATTACKS, Attack
-from coprobe.attacks.conveyor import Feed
+from coprobe.attacks.base import ATTACKS, PURPOSE, Attack
 from coprobe.attacks.stages import Stage, Stages
 from coprobe.core.engine import BatchSize, frozen
 from coprobe.core.randomness import ImageRandomness, key_of
+from coprobe.data.stream import ImageBatch
 from coprobe.errors import InputError, unknown
 
 #: The members of the standard version in its order, cheap to dear.
 MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
-#: So many portions of a feed go through the members together, so that what one member leaves are fuller batches for the
+#: So many batches go through the members together, so that what one member leaves are fuller batches for the
 #: next. With more of them, a data set would have fewer shares for several processes.
 TOGETHER = 4
 
@@ -37,8 +37,8 @@ _STANDARD = "+".join(MEMBERS)
 class AutoAttack(Attack):
     """Members of AutoAttack (L∞) by the package pyautoattack, seeded by the seed and the index of the first image.
 
-    They run one after the other, each only on the images that are still classified correctly. Of a feed these are
-    gathered from `TOGETHER` portions at a time. Images that the model misclassifies anyway, and those that
+    They run one after the other, each only on the images that are still classified correctly. Of many batches these are
+    gathered from `TOGETHER` at a time. Images that the model misclassifies anyway, and those that
     no member breaks, come back as they are.
 
     Raises:
@@ -55,28 +55,29 @@ class AutoAttack(Attack):
         """The members in the order in which they run; a member alone is its own only one."""
         return (self.name,)
 
-    def unit(self, portion: int) -> int:
-        """`TOGETHER` portions."""
-        return TOGETHER * portion
+    def unit(self, batch_size: int) -> int:
+        """`TOGETHER` batches."""
+        return TOGETHER * batch_size
 
-    def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
-        """Adversarial images of a whole feed, portion by portion; the members get a unit of it, in batches of `size`.
+    def stream(self, model: nn.Module, batches: Iterator[ImageBatch], seed: int, size: BatchSize) -> Iterator[Tensor]:
+        """Adversarial images batch by batch; the members get a unit of images, in batches of `size`.
 
         Where memory runs out, all of the unit begins anew in batches of half the size.
 
         Raises:
             InputError, RunError: as the call; memory ran out, see `BatchSize`.
         """
-        coming = feed.portions()
-        while portions := list(islice(coming, TOGETHER)):
-            start, stop = portions[0][0], portions[-1][1]
-            x, y = feed.read(start, stop)
-            randomness = feed.randomness(torch.arange(start, stop, device=x.device))
+        while together := list(islice(batches, TOGETHER)):
+            x, y, indices = (
+                torch.cat(parts)
+                for parts in zip(*((batch.images, batch.labels, batch.indices) for batch in together), strict=True)
+            )
+            randomness = ImageRandomness(seed, PURPOSE, indices)
             done = None
             while done is None:
                 count = min(size.now, len(x))
                 done = size.attempt(count, partial(self._frozen, model, x, y, randomness, count))
-            yield from self._checked(done[0], x).split([stop - start for start, stop in portions])
+            yield from self.checked(done[0], x).split([len(batch) for batch in together])
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """Attack all of them in one batch."""

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks.conveyor import Feed
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
 from coprobe.core.registry import Registry
+from coprobe.data.stream import ImageBatch
 from coprobe.errors import InputError, RunError
 
 #: Every attack by the name that people write. Facts: `cost`, forward and backward passes per image.
@@ -58,6 +58,8 @@ class Attack(ABC):
     in_255ths: ClassVar[tuple[str, ...]] = ("epsilon",)
     name: ClassVar[str]
     title: ClassVar[str]
+    #: Of what it computes: raise it when the images change, so that results which are kept are measured anew.
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon)
@@ -81,7 +83,7 @@ class Attack(ABC):
             seed: of the random numbers, 0 or more.
             indices: int64 (batch,), where in the data set each image stands; None numbers them from 0. The random
                 numbers of an image depend on the seed and on its index, whatever batch it is in.
-            plain: take all images through all steps, also those that are done. The images are the same, see `convey`.
+            plain: take all images through all steps, also those that are done. The images are the same, see `batching`.
 
         Returns:
             A tensor like `x`, within `epsilon` of it and in [0, 1].
@@ -90,46 +92,43 @@ class Attack(ABC):
             InputError: shapes, types or ranges that are not as above.
             RunError: the model's gradients overflowed, so that the images are not finite.
         """
-        check_images(x, y)
-        x = x.detach()
-        randomness = _randomness(x, seed, indices)
+        batch = _checked_batch(x, y, seed, indices)
         if plain or len(x) == 0:
             with frozen(model):
-                return self._checked(self.run(model, x, y, randomness).detach(), x)
-        feed = Feed(lambda start, stop: (x[start:stop], y[start:stop]), 0, len(x), len(x), randomness.of)
-        (x_adv,) = self.over(model, feed, BatchSize(len(x), x.device))
+                randomness = ImageRandomness(seed, PURPOSE, batch.indices)
+                return self.checked(self.run(model, batch.images, y, randomness).detach(), batch.images)
+        (x_adv,) = self.stream(model, iter([batch]), seed, BatchSize(len(x), x.device))
         return x_adv
 
-    def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
-        """Adversarial images of a whole feed, portion by portion; between two portions the model is as before.
+    def stream(self, model: nn.Module, batches: Iterator[ImageBatch], seed: int, size: BatchSize) -> Iterator[Tensor]:
+        """Adversarial images of many batches, one after the other; between two of them the model is as before.
 
-        What becomes of an image depends on the other images of its `unit` and on nothing else of the feed.
+        What becomes of an image depends on the other images of its `unit` and on no others.
+
+        Args:
+            model: images to logits.
+            batches: the images; an attack may look ahead of the batch that it yields.
+            seed: of the random numbers.
+            size: how many images at once; halved where memory runs out.
 
         Raises:
             RunError: as the call; memory ran out, see `BatchSize`.
         """
-        for start, stop in feed.portions():
-            x, y = feed.read(start, stop)
-            randomness = feed.randomness(torch.arange(start, stop, device=x.device))
-            craft = partial(self._run_rows, model, x, y, randomness)
-            yield self._checked(torch.cat(list(in_batches(len(x), craft, size))), x)
+        for batch in batches:
+            work = partial(self._run_part, model, batch, seed)
+            yield self.checked(torch.cat(list(in_batches(len(batch), work, size))), batch.images)
 
-    def unit(self, portion: int) -> int:
-        """How many images in a row, from the first of a data set on, decide together what becomes of each of them.
+    def unit(self, batch_size: int) -> int:
+        """How many images, from a multiple of so many on, have to be attacked together: those of a batch."""
+        return batch_size
 
-        Args:
-            portion: of a feed, in images.
-        """
-        return portion
-
-    def _run_rows(
-        self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, first: int, stop: int
-    ) -> Tensor:
-        rows = torch.arange(first, stop, device=x.device)
+    def _run_part(self, model: nn.Module, batch: ImageBatch, seed: int, first: int, stop: int) -> Tensor:
+        part = batch.part(first, stop)
         with frozen(model):
-            return self.run(model, x[first:stop], y[first:stop], randomness.of(rows)).detach()
+            return self.run(model, part.images, part.labels, ImageRandomness(seed, PURPOSE, part.indices)).detach()
 
-    def _checked(self, x_adv: Tensor, x: Tensor) -> Tensor:
+    def checked(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """`x_adv` within the ball around `x`; raises `RunError` if it is not finite."""
         if not x_adv.isfinite().all():
             raise RunError(
                 f"{self.label}: the model's logits or gradients are not finite (NaN or infinite); "
@@ -185,8 +184,8 @@ class StepAttack(Attack):
 
         Between two steps the model is as it was before; arguments and errors are those of the call.
         """
-        check_images(x, y)
-        return self._projected(model, x.detach(), y, _randomness(x, seed, indices))
+        batch = _checked_batch(x, y, seed, indices)
+        return self._projected(model, batch.images, y, ImageRandomness(seed, PURPOSE, batch.indices))
 
     def _projected(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
         iterates = self.iterate(model, x, y, randomness)
@@ -212,14 +211,15 @@ def check_images(x: Tensor, y: Tensor) -> None:
             )
 
 
-def _randomness(x: Tensor, seed: int, indices: Tensor | None) -> ImageRandomness:
+def _checked_batch(x: Tensor, y: Tensor, seed: int, indices: Tensor | None) -> ImageBatch:
+    check_images(x, y)
     if seed < 0:
         raise InputError(f"seed {seed}: must be at least 0")
     if indices is None:
         indices = torch.arange(len(x), device=x.device)
     if indices.shape != x.shape[:1] or indices.dtype != torch.int64:
         raise InputError(f"indices must be {len(x)} int64 numbers, not {indices.dtype} {tuple(indices.shape)}")
-    return ImageRandomness(seed, PURPOSE, indices.to(x.device))
+    return ImageBatch(x.detach(), y, indices.to(x.device))
 
 
 def parse(spec: str, epsilon: float) -> Attack:

@@ -1,46 +1,44 @@
-"""Adversarial examples of a data set against one model, crafted once and used by everything that needs them."""
+"""Adversarial examples of a data set against one model: images read once, attacked, and handed on batch by batch."""
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import tee
 from typing import IO
 
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks.base import PURPOSE, Attack, StepAttack
-from coprobe.attacks.conveyor import Feed
-from coprobe.core.engine import BatchSize, in_batches, kind_of
-from coprobe.core.randomness import ImageRandomness
-from coprobe.data import Dataset, Reader
-from coprobe.errors import RunError
+from coprobe.attacks.base import ATTACKS, Attack, StepAttack
+from coprobe.core.engine import FULL, BatchSize, Progress, in_batches, kind_of, silent
+from coprobe.core.processes import ALONE, Processes
+from coprobe.data import Dataset
+from coprobe.data.stream import ImageBatch, bounds, stream
+from coprobe.errors import InputError, RunError
 
 #: The spec under which a batch holds its unperturbed images.
 CLEAN = "clean"
 
-#: Sees the iterates x_0, x_1, … of an attack on a batch as they come, and passes them on. It is given the index of the
-#: first image, the clean images, and the iterates.
-Follower = Callable[[int, Tensor, Iterator[Tensor]], Iterator[Tensor]]
-
-
-def clean_images(dataset: Dataset, start: int, stop: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Images start … stop − 1 as floats in [0, 1] and their labels, on the device."""
-    return dataset.images[start:stop].to(device).float().div_(255), dataset.labels[start:stop].to(device)
-
 
 @dataclass(frozen=True)
 class AdversarialBatch:
-    """Images and labels on the device; `images` maps an attack's spec, or `clean`, to a tensor N×C×H×W in [0, 1].
+    """Images and labels on the device, for the metrics.
 
-    `start` is the index of the first image in the data set; the others follow it.
+    Attributes:
+        start: the index of the first image in the data set; the others follow it.
+        labels: int64, batch.
+        images: an attack's spec, or `clean`, to images in [0, 1], batch × channels × height × width.
+        trajectories: an attack's spec to its iterates x_0 … x_T, each like the images, where these were asked for.
     """
 
     start: int
     labels: Tensor
     images: Mapping[str, Tensor]
+    trajectories: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     @property
     def indices(self) -> Tensor:
@@ -50,12 +48,13 @@ class AdversarialBatch:
     def part(self, first: int, stop: int) -> AdversarialBatch:
         """Some consecutive images of it, counted from 0."""
         images = {spec: images[first:stop] for spec, images in self.images.items()}
-        return AdversarialBatch(self.start + first, self.labels[first:stop], images)
+        steps = {spec: [x_t[first:stop] for x_t in iterates] for spec, iterates in self.trajectories.items()}
+        return AdversarialBatch(self.start + first, self.labels[first:stop], images, steps)
 
 
-@dataclass
+@dataclass(frozen=True)
 class AdversarialExamples:
-    """Clean and adversarial images, batch by batch in the order of the data set.
+    """Clean and adversarial images, batch by batch in the order of the data set; every pass reads each image once.
 
     Args:
         model: what is attacked (white box), images in [0, 1] to logits.
@@ -64,15 +63,16 @@ class AdversarialExamples:
         batch_size: images at once; None finds one that fits (see `engine.BatchSize`).
         device: where the model is.
         seed: of the attacks; an image gets the same random numbers in whatever batch it is.
-        keep: put what was crafted aside in a temporary file, so that a second pass crafts nothing again; without it
-            every pass crafts anew (the same images).
-        progress: called with the number of images after every batch of a crafting pass.
+        trajectories: specs of those attacks of which every iterate is wanted, too; of several restarts the first.
+        spool: where crafted images are put aside and found again, to be shared by examples of the same model, data
+            set and settings; None crafts anew in every pass (the same images).
+        progress: shows how many images of a pass are done.
         plain: take every image of a batch through all steps of its attack, instead of filling the places of those
-            that are done with the next ones. The images are the same, see `conveyor.convey`.
-        stretch: first image and end of the part of the data set that is gone through; None for all of it.
+            that are done with the next ones. The images are the same, see `batching`.
+        processes: those that share the images; each goes through its own shard.
 
-    Attributes:
-        followers: by spec, who wants to see the iterates of an attack without restarts, each on a batch of its own.
+    Raises:
+        InputError: the trajectories of an attack that hands out no steps; a batch size below 1.
     """
 
     model: nn.Module
@@ -81,104 +81,154 @@ class AdversarialExamples:
     batch_size: int | None = None
     device: torch.device | str = "cpu"
     seed: int = 0
-    keep: bool = False
-    progress: Callable[[int], None] | None = None
+    trajectories: Collection[str] = ()
+    spool: Spool | None = None
+    progress: Progress = silent
     plain: bool = False
-    stretch: tuple[int, int] | None = None
-    followers: dict[str, list[Follower]] = field(default_factory=dict, init=False, repr=False)
-    _shelf: _Shelf | None = field(default=None, init=False, repr=False)
+    processes: Processes = ALONE
+    #: Shared by everything that is done with the batches.
+    size: BatchSize = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        few_sizes = getattr(self.model, "compiled", False)
+        for attack in self.attacks:
+            if attack.spec in self.trajectories and not isinstance(attack, StepAttack):
+                stepping = ", ".join(one.name for one in ATTACKS.entries() if issubclass(one.value, StepAttack))
+                raise InputError(f"attack '{attack.spec}' does not hand out its steps; choose from {stepping}")
         kind = kind_of(self.model, self.dataset.image_shape)
-        #: Shared by everything that is done with the batches.
-        self.size = BatchSize(self.batch_size, self.device, kind, few_sizes=few_sizes)
+        few_sizes = getattr(self.model, "compiled", False)
+        object.__setattr__(self, "size", BatchSize(self.batch_size, self.device, kind, few_sizes=few_sizes))
 
     @property
-    def put_aside(self) -> bool:
-        """Whether the images are there, so that a pass crafts nothing."""
-        return self._shelf is not None
+    def shard(self) -> tuple[int, int]:
+        """First image and end of this process's share: not so small that it would be computed otherwise."""
+        unit = math.lcm(FULL, *(attack.unit(self.size.now) for attack in self.attacks))
+        return self.processes.shard(len(self.dataset), unit, FULL)
 
     def __iter__(self) -> Iterator[AdversarialBatch]:
-        if self._shelf is not None:
-            yield from self._shelf.batches(self.device)
-            return
-        shelf = _Shelf() if self.keep else None
-        for batch in self._crafted():
-            if shelf is not None:
-                shelf.put(batch)
-            yield batch
-            if self.progress:
-                self.progress(len(batch.labels))
-        self._shelf = shelf
+        spool = self.spool
+        first, stop = self.shard
+        ranges = spool.of(first, stop) if spool else []
+        ranges = ranges or list(bounds(first, stop, self.size.now))
+        inputs = tee(stream(self.dataset, ranges, self.device), len(self.attacks) + 1)
+        crafted = {
+            attack.spec: spool.read(attack, self.device)
+            if spool and attack in spool and attack.spec not in self.trajectories
+            else self.craft(attack, batches)
+            for attack, batches in zip(self.attacks, inputs[1:], strict=True)
+        }
+        writing = spool.writing(ranges, [attack for attack in self.attacks if attack not in spool]) if spool else None
+        label = ", ".join(attack.label for attack in self.attacks) or "clean images"
+        with self.progress(label, stop - first) as advance:
+            for batch in inputs[0]:
+                steps = {spec: next(iterates) for spec, iterates in crafted.items()}
+                images = {spec: iterates[-1] for spec, iterates in steps.items()}
+                if writing:
+                    writing.put(images)
+                trajectories = {spec: steps[spec] for spec in self.trajectories}
+                yield AdversarialBatch(
+                    int(batch.indices[0]), batch.labels, {CLEAN: batch.images, **images}, trajectories
+                )
+                advance(len(batch))
+        if writing:
+            writing.complete()
 
-    def _crafted(self) -> Iterator[AdversarialBatch]:
-        first, stop = self.stretch or (0, len(self.dataset))
-        with Reader(self.dataset, self.device, ahead=not self.plain) as read:
-            feed = Feed(read, first, stop, self.size.now, lambda indices: ImageRandomness(self.seed, PURPOSE, indices))
-            streams = {attack.spec: self._stream(attack, feed) for attack in self.attacks}
-            for start, end in feed.portions():
-                clean, labels = read(start, end)
-                crafted = {spec: next(stream) for spec, stream in streams.items()}
-                yield AdversarialBatch(start, labels, {CLEAN: clean, **crafted})
-
-    def _stream(self, attack: Attack, feed: Feed) -> Iterator[Tensor]:
-        if attack.spec in self.followers:
-            return self._by_portion(feed, lambda start, x, y: self._followed(attack, start, x, y))
+    def craft(self, attack: Attack, batches: Iterator[ImageBatch]) -> Iterator[list[Tensor]]:
+        """Per batch the adversarial images of one attack, alone in a list, or behind the iterates before them."""
+        if attack.spec in self.trajectories:
+            assert isinstance(attack, StepAttack)
+            return (self._trajectory(attack, batch) for batch in batches)
         if self.plain and isinstance(attack, StepAttack):  # the others have only one way
-            return self._by_portion(
-                feed, lambda start, x, y: attack(self.model, x, y, seed=self.seed, indices=_from(start, x), plain=True)
-            )
-        return attack.over(self.model, feed, self.size)
+            return ([self._plainly(attack, batch)] for batch in batches)
+        return ([x_adv] for x_adv in attack.stream(self.model, batches, self.seed, self.size))
 
-    def _by_portion(self, feed: Feed, craft: Callable[[int, Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
-        for start, end in feed.portions():
-            x, y = feed.read(start, end)
+    def _plainly(self, attack: Attack, batch: ImageBatch) -> Tensor:
+        def work(first: int, stop: int) -> Tensor:
+            part = batch.part(first, stop)
+            return attack(self.model, part.images, part.labels, seed=self.seed, indices=part.indices, plain=True)
 
-            def work(first: int, last: int, start: int = start, x: Tensor = x, y: Tensor = y) -> Tensor:
-                return craft(start + first, x[first:last], y[first:last])
+        return torch.cat(list(in_batches(len(batch), work, self.size)))
 
-            yield torch.cat(list(in_batches(end - start, work, self.size)))
+    def _trajectory(self, attack: StepAttack, batch: ImageBatch) -> list[Tensor]:
+        def work(first: int, stop: int) -> list[Tensor]:
+            part = batch.part(first, stop)
+            return list(attack.steps(self.model, part.images, part.labels, seed=self.seed, indices=part.indices))
 
-    def _followed(self, attack: Attack, start: int, x: Tensor, y: Tensor) -> Tensor:
-        assert isinstance(attack, StepAttack)
-        steps = attack.steps(self.model, x, y, seed=self.seed, indices=_from(start, x))
-        for follower in self.followers[attack.spec]:
-            steps = follower(start, x, steps)
-        *_, last = steps
-        return last
+        parts = list(in_batches(len(batch), work, self.size))
+        return [torch.cat(iterates) for iterates in zip(*parts, strict=True)]
 
 
-def _from(start: int, x: Tensor) -> Tensor:
-    return torch.arange(start, start + len(x), device=x.device)
+class Spool:
+    """Adversarial images in temporary files without a name, so that memory does not grow with them.
+
+    They take 12 KB for each image of 32×32 pixels and each attack.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        self._files: dict[Attack, _Written] = {}
+
+    def __contains__(self, attack: Attack) -> bool:
+        return attack in self._files
+
+    def of(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """First image and end of every batch of what is here; what is of another part of the data set is dropped."""
+        if self._ranges and (self._ranges[0][0], self._ranges[-1][1]) != (first, stop):
+            self._ranges, self._files = [], {}
+        return self._ranges
+
+    def same(self, attack: Attack) -> Attack:
+        """The attack that crafted what is here for an equal one, with its `stages`; else the given one."""
+        return next((crafted for crafted in self._files if crafted == attack), attack)
+
+    def read(self, attack: Attack, device: torch.device | str) -> Iterator[list[Tensor]]:
+        """The images of an attack batch by batch, on the device."""
+        return ([x_adv] for x_adv in self._files[attack].read(device))
+
+    def writing(self, ranges: list[tuple[int, int]], attacks: Sequence[Attack]) -> _Pass:
+        """A pass that puts the images of these attacks aside; nothing of it is found before it is complete."""
+        return _Pass(self, ranges, {attack: _Written() for attack in attacks})
+
+    def keep(self, ranges: list[tuple[int, int]], files: Mapping[Attack, _Written]) -> None:
+        """Take over what a complete pass has written."""
+        self._ranges = ranges
+        self._files.update(files)
 
 
-class _Shelf:
-    """Batches in a temporary file without a name, so that memory does not grow with them."""
+@dataclass(frozen=True)
+class _Pass:
+    spool: Spool
+    ranges: list[tuple[int, int]]
+    files: Mapping[Attack, _Written]
+
+    def put(self, images: Mapping[str, Tensor]) -> None:
+        for attack, file in self.files.items():
+            file.put(images[attack.spec])
+
+    def complete(self) -> None:
+        self.spool.keep(self.ranges, self.files)
+
+
+class _Written:
+    """Batches of images in a temporary file, in float32."""
 
     def __init__(self) -> None:
         with _room():
-            self._file: IO[bytes] = tempfile.TemporaryFile(prefix="coprobe-")  # noqa: SIM115 - closed with the shelf
-        self._batches: list[tuple[int, Tensor, dict[str, torch.Size]]] = []
+            self._file: IO[bytes] = tempfile.TemporaryFile(prefix="coprobe-")  # noqa: SIM115 - closed with this
+        self._shapes: list[torch.Size] = []
 
-    def put(self, batch: AdversarialBatch) -> None:
+    def put(self, images: Tensor) -> None:
         with _room():
-            for images in batch.images.values():
-                self._file.write(images.float().cpu().contiguous().numpy().data)
+            self._file.write(images.float().cpu().contiguous().numpy().data)
             self._file.flush()
-        shapes = {spec: images.shape for spec, images in batch.images.items()}
-        self._batches.append((batch.start, batch.labels.cpu(), shapes))
+        self._shapes.append(images.shape)
 
-    def batches(self, device: torch.device | str) -> Iterator[AdversarialBatch]:
+    def read(self, device: torch.device | str) -> Iterator[Tensor]:
         place = 0
-        for start, labels, shapes in self._batches:
-            images = {}
-            for spec, shape in shapes.items():
-                self._file.seek(place)
-                loaded = torch.empty(shape)
-                place += self._file.readinto(loaded.numpy().data)  # type: ignore[attr-defined]
-                images[spec] = loaded.to(device)
-            yield AdversarialBatch(start, labels.to(device), images)
+        for shape in self._shapes:
+            self._file.seek(place)  # another reader may have moved it
+            loaded = torch.empty(shape)
+            place += self._file.readinto(loaded.numpy().data)  # type: ignore[attr-defined]
+            yield loaded.to(device)
 
 
 @contextmanager

@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import tee
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coprobe.attacks.base import ATTACKS, StepAttack, project
-from coprobe.attacks.conveyor import Feed, Step, convey
+from coprobe.attacks.base import ATTACKS, PURPOSE, StepAttack, project
+from coprobe.attacks.batching import State, Step, in_full_batches
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
+from coprobe.data.stream import ImageBatch
 from coprobe.errors import InputError
 
 _CHOICES = {"start": ("uniform", "zero"), "rule": ("until-misclassified", "always")}
@@ -22,7 +24,7 @@ _CHOICES = {"start": ("uniform", "zero"), "rule": ("until-misclassified", "alway
 
 @dataclass(frozen=True, kw_only=True)
 class SignGradientAttack(StepAttack):
-    """x_{t+1} = project(x_t + step size · sign ∇ loss(model(x_t), y)).
+    """x_{t+1} = project(x_t + step size · sign ∇ loss(model(x_t), y)); other steps override `initial` and `update`.
 
     Args:
         epsilon: radius of the ball, a fraction.
@@ -50,6 +52,19 @@ class SignGradientAttack(StepAttack):
         """Per-image loss (batch,) that the attack raises."""
         return cross_entropy(logits, y, reduction="none")
 
+    def initial(self, x: Tensor, randomness: ImageRandomness, restart: int) -> State:
+        """What is known of each image before the first step: `x_adv`, a new tensor; extend it for more."""
+        if self.start == "zero":
+            return {"x_adv": x.clone()}
+        noise = randomness.uniform(x.shape[1:], restart).to(x.dtype)
+        return {"x_adv": project(x + (2 * noise - 1) * self.epsilon, x, self.epsilon)}
+
+    def update(self, state: State, gradient: Tensor, x: Tensor) -> State:
+        """The state after one step along the gradient of each image's loss."""
+        # sign(NaN) is 0, which would make a broken gradient look like robustness: it shall reach the images
+        sign = torch.where(gradient.isnan(), gradient, gradient.sign())
+        return {**state, "x_adv": project(state["x_adv"] + self.schedule[1] * sign, x, self.epsilon)}
+
     def iterate(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
         """Yield x_0 … x_T of the first run; all images go through the network at every step."""
         return self._iterate(model, x, y, randomness, 0)
@@ -57,37 +72,32 @@ class SignGradientAttack(StepAttack):
     def _iterate(
         self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, restart: int
     ) -> Iterator[Tensor]:
-        x_adv = self._begin(x, randomness, restart)
-        yield x_adv
+        state = self.initial(x, randomness, restart)
+        yield state["x_adv"]
         for taken in range(self.schedule[0]):
-            x_adv = self._advance(model, x, x_adv, y, randomness, (restart, taken)).points
-            yield x_adv
+            state = self._step(model, x, y, randomness, state, (restart, taken)).state
+            yield state["x_adv"]
 
-    def _begin(self, x: Tensor, randomness: ImageRandomness, restart: int) -> Tensor:
-        """x_0, a new tensor."""
-        if self.start == "zero":
-            return x.clone()
-        noise = randomness.uniform(x.shape[1:], restart).to(x.dtype)
-        return project(x + (2 * noise - 1) * self.epsilon, x, self.epsilon)
-
-    def _advance(
+    def _step(
         self,
         model: nn.Module,
         x: Tensor,
-        point: Tensor,
         y: Tensor,
         randomness: ImageRandomness,
+        state: State,
         place: tuple[int | Tensor, ...],
     ) -> Step:
-        """One step from `point`, and which images it moved; `place` is the restart and the step."""
-        gradient, logits = self._gradient(model, point, y, randomness, place)
-        # sign(NaN) is 0, which would make a broken gradient look like robustness: it shall reach the images
-        sign = torch.where(gradient.isnan(), gradient, gradient.sign())
-        stepped = project(point + self.schedule[1] * sign, x, self.epsilon)
+        """One step, and which images it moved; `place` is the restart and the number of the step."""
+        gradient, logits = self._gradient(model, state["x_adv"], y, randomness, place)
+        stepped = self.update(state, gradient, x)
         if self.rule == "always":
             return Step(stepped, None)
         correct = logits.argmax(1) == y
-        return Step(torch.where(correct.view(-1, 1, 1, 1), stepped, point), correct)
+        kept = {
+            name: torch.where(correct.view(-1, *[1] * (value.dim() - 1)), value, state[name])
+            for name, value in stepped.items()
+        }
+        return Step(kept, correct)
 
     def _gradient(
         self,
@@ -107,7 +117,7 @@ class SignGradientAttack(StepAttack):
         gradient = torch.where(logits.isfinite().all(1).view(-1, 1, 1, 1), gradient, torch.nan)
         return gradient, logits.detach()
 
-    def unit(self, portion: int) -> int:
+    def unit(self, batch_size: int) -> int:
         """One: no image depends on another."""
         return 1
 
@@ -120,24 +130,27 @@ class SignGradientAttack(StepAttack):
 
         return self._best(model, y, (last(restart) for restart in range(self.schedule[2])), BatchSize(device=x.device))
 
-    def over(self, model: nn.Module, feed: Feed, size: BatchSize) -> Iterator[Tensor]:
+    def stream(self, model: nn.Module, batches: Iterator[ImageBatch], seed: int, size: BatchSize) -> Iterator[Tensor]:
         """As `run`, but images that are done leave the batch, and the next ones take their places."""
-        runs = [self._conveyed(model, feed, size, restart) for restart in range(self.schedule[2])]
-        for (start, stop), restarts in zip(feed.portions(), zip(*runs, strict=True), strict=True):
-            x, y = feed.read(start, stop)
+        inputs = tee(batches, self.schedule[2])
+        runs = [self._run_in_full_batches(model, images, seed, size, n) for n, images in enumerate(inputs)]
+        for restarts in zip(*runs, strict=True):
+            batch = restarts[0][0]
             with frozen(model):
-                best = self._best(model, y, iter(restarts), size)
-            yield self._checked(best, x)
+                best = self._best(model, batch.labels, (x_adv for _, x_adv in restarts), size)
+            yield self.checked(best, batch.images)
 
-    def _conveyed(self, model: nn.Module, feed: Feed, size: BatchSize, restart: int) -> Iterator[Tensor]:
-        def advance(x: Tensor, point: Tensor, y: Tensor, randomness: ImageRandomness, taken: Tensor) -> Step:
+    def _run_in_full_batches(
+        self, model: nn.Module, batches: Iterator[ImageBatch], seed: int, size: BatchSize, restart: int
+    ) -> Iterator[tuple[ImageBatch, Tensor]]:
+        def step(x: Tensor, y: Tensor, randomness: ImageRandomness, state: State, taken: Tensor) -> Step:
             with frozen(model):
-                return self._advance(model, x, point, y, randomness, (restart, taken))
+                return self._step(model, x, y, randomness, state, (restart, taken))
 
-        def begin(x: Tensor, randomness: ImageRandomness) -> Tensor:
-            return self._begin(x, randomness, restart)
+        def start(x: Tensor, randomness: ImageRandomness) -> State:
+            return self.initial(x, randomness, restart)
 
-        return convey(feed, begin, advance, self.schedule[0], size)
+        return in_full_batches(batches, (seed, PURPOSE), start, step, self.schedule[0], size)
 
     def _best(self, model: nn.Module, y: Tensor, restarts: Iterator[Tensor], size: BatchSize) -> Tensor:
         best = next(restarts)

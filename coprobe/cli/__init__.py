@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ORDER = (
     "demo", "train", "methods", "inspect", "nodes", "activations", "mask", "increments", "evaluate", "transfer",
-    "diagnose", "figure", "table", "claims", "paper",
+    "measure", "diagnose", "figure", "table", "claims", "paper",
 )  # fmt: skip
 _LONGEST = 300
 

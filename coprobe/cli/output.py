@@ -96,7 +96,7 @@ class Output:
         """Whether tables are to be printed."""
         return not (self.as_json or _silent)
 
-    def write(self, frame: pd.DataFrame, draw: Callable[[], Figure], **extra: Any) -> None:
+    def write(self, frame: pd.DataFrame, draw: Callable[[], Figure] | None = None, **extra: Any) -> None:
         """Print a result as JSON and write it into files, as was asked for.
 
         Args:
@@ -112,7 +112,7 @@ class Output:
         if self.out:
             write_table(frame, self.out)
             message(f"wrote {self.out}")
-        if self.plot:
+        if self.plot and draw:
             from coprobe.figures.style import save
 
             save(draw(), self.plot, frame.attrs)
@@ -130,14 +130,14 @@ def _refuse_file_of_run(path: Path) -> None:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 plot_option = click.option("--plot", type=click.Path(path_type=Path), help="Write the picture (.png, .pdf, .svg).")
-_out_option = click.option(
+out_option = click.option(
     "--out", type=click.Path(path_type=Path), help="Write the full table (.parquet, .csv, .json)."
 )
 
 
 def output_options(function: F) -> F:
     """`--json`, `--out`, `--plot`: the arguments of `Output`."""
-    return json_option(_out_option(plot_option(function)))
+    return json_option(out_option(plot_option(function)))
 
 
 def print_table(

@@ -181,7 +181,7 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         return
     with atomic(path) as temporary:
         if path.suffix == ".parquet":
-            _storable(frame).to_parquet(temporary, index=False)
+            storable_frame(frame).to_parquet(temporary, index=False)
         else:
             write_csv(frame, temporary)
     if path.suffix == ".csv" and frame.attrs:
@@ -194,8 +194,8 @@ def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     frame.replace("\r", r"\\r", regex=True).to_csv(path, index=False, errors="backslashreplace")
 
 
-def _storable(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with lone surrogates escaped, where a column of mixed objects holds texts."""
+def storable_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with lone surrogates, which Parquet can't hold, escaped in columns of mixed objects."""
     mixed = [str(name) for name in frame if frame[name].dtype == object]
     return frame.assign(
         **{name: frame[name].map(lambda cell: storable(cell) if isinstance(cell, str) else cell) for name in mixed}

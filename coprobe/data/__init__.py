@@ -7,7 +7,6 @@ from coprobe.core.registry import discover
 from coprobe.data.catalog import DATASETS, Request, Source, default_root, load
 from coprobe.data.dataset import Dataset, balanced_prefix, hold_out, title
 from coprobe.data.loader import Batch, Loader, draw_augmentation
-from coprobe.data.reader import Reader
 
 discover(__name__)
 
@@ -16,7 +15,6 @@ __all__ = [
     "Batch",
     "Dataset",
     "Loader",
-    "Reader",
     "Request",
     "Source",
     "balanced_prefix",

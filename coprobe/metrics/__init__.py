@@ -1,26 +1,26 @@
-"""Statistics of activations at clean images and at their adversarial twins."""
+"""What is measured on clean and adversarial batches: update, merge_state, compute."""
 
-from coprobe.metrics.accumulator import ChannelAccumulator, differences_squared, image_sums
-from coprobe.metrics.channels import READINGS, ChannelStatistics, ChannelSums, collect
-from coprobe.metrics.increments import Increments, IncrementSums, collect_increments
-from coprobe.metrics.metric import Measurement, survey
-from coprobe.metrics.overlap import Overlap, collect_overlap
-from coprobe.metrics.sums import ImageSums
+from coprobe.core.registry import discover
+from coprobe.metrics.accuracy import NO_NOISE, Accuracy, Evaluation, Noise
+from coprobe.metrics.channels import READINGS, ChannelActivations, ChannelStatistics
+from coprobe.metrics.increments import ActivationIncrements, Increments
+from coprobe.metrics.metric import METRICS, Metric, measure
+from coprobe.metrics.overlap import ChannelOverlap
+
+discover(__name__)
 
 __all__ = [
+    "METRICS",
+    "NO_NOISE",
     "READINGS",
-    "ChannelAccumulator",
+    "Accuracy",
+    "ActivationIncrements",
+    "ChannelActivations",
+    "ChannelOverlap",
     "ChannelStatistics",
-    "ChannelSums",
-    "ImageSums",
-    "IncrementSums",
+    "Evaluation",
     "Increments",
-    "Measurement",
-    "Overlap",
-    "collect",
-    "collect_increments",
-    "collect_overlap",
-    "differences_squared",
-    "image_sums",
-    "survey",
+    "Metric",
+    "Noise",
+    "measure",
 ]

@@ -99,13 +99,13 @@ class ChannelAccumulator:
     @property
     def state(self) -> Any:
         """What was accumulated, on the host."""
-        return self._sums.blocks, self._norms.blocks, self._counts
+        return self._sums.state, self._norms.state, self._counts
 
-    def absorb(self, state: Any) -> None:
+    def merge_state(self, state: Any) -> None:
         """Add the `state` of an accumulator that saw other images."""
         sums, norms, counts = state
-        self._sums.absorb(sums)
-        self._norms.absorb(norms)
+        self._sums.merge_state(sums)
+        self._norms.merge_state(norms)
         self._count(**counts)
 
     def compute(self) -> dict[str, Any]:

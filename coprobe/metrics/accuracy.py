@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.attacks.labels import label_of
+from coprobe.core.defaults import ATTACKS
 from coprobe.core.engine import frozen
 from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError, RunError, unknown
-from coprobe.metrics import Measurement, survey
+from coprobe.metrics.metric import METRICS, Metric
 from coprobe.nodes import NO_MASK, ChannelMask
 
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -122,40 +125,62 @@ class Evaluation:
         return frame
 
 
-class Accuracy(Measurement[Evaluation]):
+@METRICS.register(
+    "accuracy",
+    summary="accuracy on clean and adversarial images, with noise added and channels masked afterwards",
+    source="Tables 1 to 7",
+)
+@dataclass(kw_only=True)
+class Accuracy(Metric[Evaluation]):
     """Accuracy on every attack's images × noise × mask.
 
     The images are those of the batches, so they are crafted once, against the unmasked and noise-free model.
 
     Args:
-        model: images in [0, 1] to logits, run in evaluation mode and left as it was.
-        attacks: specs of the images to measure, `clean` among them; None measures all that the batches hold.
+        attacks: specs under which the batches hold the images to measure, beside clean ones.
         noises: added after the attack; each draws from `seed`, the index of the image and the number of the draw.
         noise_draws: how often each noise is drawn anew.
         masks: applied to clean and adversarial images alike (Eq. 7).
         seed: of the noise.
 
     Raises:
-        InputError: no draws, or two masks that are called the same; in `result`, no images.
-        RunError: in `result`, logits that are not finite; an accuracy of such a model would mean nothing.
+        InputError: no draws, or two masks that are called the same; in `compute`, no images.
+        RunError: in `compute`, logits that are not finite; an accuracy of such a model would mean nothing.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        attacks: Sequence[str] | None = None,
-        *,
-        noises: Sequence[Noise] = (NO_NOISE,),
-        noise_draws: int = 1,
-        masks: Sequence[ChannelMask] = (NO_MASK,),
-        seed: int = 0,
-    ) -> None:
-        if len({(mask.reason, mask.draw) for mask in masks}) < len(masks):
+    attacks: tuple[str, ...] = ATTACKS
+    noises: tuple[Noise, ...] = (NO_NOISE,)
+    noise_draws: int = 1
+    masks: tuple[ChannelMask, ...] = (NO_MASK,)
+    name: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if len({(mask.reason, mask.draw) for mask in self.masks}) < len(self.masks):
             raise InputError("two masks have the same name and draw, and their counts would be mixed; name each once")
-        self._model, self._attacks, self._masks, self._seed = model, attacks, masks, seed
-        self._drawn = _draws(noises, noise_draws)
+        _draws(self.noises, self.noise_draws)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Where channels are masked."""
+        return tuple(dict.fromkeys(chain.from_iterable(mask.channels for mask in self.masks)))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As plain values."""
+        settings = {**super().settings, "noises": [noise.spec for noise in self.noises]}
+        del settings["masks"]
+        return settings if self.masks == (NO_MASK,) else {**settings, "masks": [asdict(mask) for mask in self.masks]}
+
+    def at(self, epsilon: float, seed: int) -> Accuracy:
+        """The same, with the specs as batches have them; raises `InputError` for an unknown attack or option."""
+        specs = [parse(spec, epsilon).spec for spec in self.attacks if spec != CLEAN]
+        return replace(self, epsilon=epsilon, seed=seed, attacks=tuple(dict.fromkeys(specs)))
+
+    def prepare(self, model: nn.Module) -> None:
+        """Begin without images."""
+        self._model = model
         self._images = 0
-        #: By attack, noise, its draw, mask, masked channels and its draw: on the device, so that nothing waits for it.
+        # By attack, noise, its draw, mask, masked channels and its draw; on the device, so that nothing waits for it.
         self._correct: dict[tuple[str, str, int, str, int, int], Tensor] = {}
         self._finite: Tensor | bool = True
         self._device = torch.device("cpu")
@@ -165,14 +190,14 @@ class Accuracy(Measurement[Evaluation]):
         correct = {}
         self._device = batch.labels.device
         finite = torch.ones((), dtype=torch.bool, device=self._device)
-        randomness = ImageRandomness(self._seed, "noise", batch.indices)
+        randomness = ImageRandomness(self.seed, "noise", batch.indices)
         for spec, images in batch.images.items():
-            if self._attacks is not None and spec not in self._attacks:
+            if spec != CLEAN and spec not in self.attacks:
                 continue
-            for noise, draw in self._drawn:
+            for noise, draw in _draws(self.noises, self.noise_draws):
                 noisy = noise.add(images, randomness, draw)
                 counts: dict[Hashable, Tensor] = {}
-                for mask in self._masks:
+                for mask in self.masks:
                     if (channels := mask.masked) not in counts:
                         with frozen(self._model), torch.no_grad(), mask.applied(self._model):
                             logits = self._model(noisy)
@@ -201,12 +226,12 @@ class Accuracy(Measurement[Evaluation]):
         """Images, counts by combination, and whether all logits were finite."""
         return self._images, {key: count.cpu() for key, count in self._correct.items()}, bool(self._finite)
 
-    def absorb(self, state: Any) -> None:
+    def merge_state(self, state: Any) -> None:
         """Add the counts."""
         images, correct, finite = state
         self._add(images, {key: count.to(self._device) for key, count in correct.items()}, finite)
 
-    def result(self) -> Evaluation:
+    def compute(self) -> Evaluation:
         """The table."""
         if self._images == 0:
             raise InputError("no images to evaluate; raise --limit")
@@ -218,13 +243,10 @@ class Accuracy(Measurement[Evaluation]):
         frame[["low", "high"]] = [wilson(count, self._images) for count in frame["correct"]]
         return Evaluation(frame)
 
-
-def evaluate(
-    model: nn.Module, batches: Iterable[AdversarialBatch], attacks: Sequence[str] | None = None, **settings: Any
-) -> Evaluation:
-    """`Accuracy` on these batches, which may be an `AdversarialExamples`; it says what the settings are."""
-    (evaluation,) = survey(batches, [Accuracy(model, attacks, **settings)])
-    return cast(Evaluation, evaluation)
+    @staticmethod
+    def restored(frame: pd.DataFrame) -> Evaluation:
+        """The evaluation around its table."""
+        return Evaluation(frame)
 
 
 def _draws(noises: Sequence[Noise], count: int) -> list[tuple[Noise, int]]:
@@ -232,6 +254,3 @@ def _draws(noises: Sequence[Noise], count: int) -> list[tuple[Noise, int]]:
     if count < 1:
         raise InputError(f"--noise-draws {count}: must be at least 1")
     return [(noise, draw) for noise in dict.fromkeys(noises) for draw in range(1 if noise.kind == "none" else count)]
-
-
-__all__ = ["CLEAN", "NO_NOISE", "Accuracy", "Evaluation", "Noise", "evaluate", "wilson"]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from coprobe.core.engine import frozen
 from coprobe.core.files import write_table
 from coprobe.errors import InputError
 from coprobe.metrics.accumulator import SUMS, ChannelAccumulator, image_sums
-from coprobe.metrics.metric import Measurement, survey
+from coprobe.metrics.metric import METRICS, AttackMetric
 from coprobe.metrics.reading import read_frame
 from coprobe.nodes import CHECKED, check_neutral, record, resolve
 
@@ -119,25 +118,32 @@ class ChannelStatistics:
         return ChannelStatistics(read_frame(path, "channel statistics", columns))
 
 
-class ChannelSums(Measurement[ChannelStatistics]):
+@METRICS.register(
+    "activations",
+    summary="per-channel differences between clean and adversarial activations: V_act, T_act, variance",
+    source="Eqs. 5 and 6",
+)
+@dataclass(kw_only=True)
+class ChannelActivations(AttackMetric[ChannelStatistics]):
     """Compares clean with adversarial activations at `nodes`: two forward passes per batch.
 
     On its first images it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
 
     Args:
-        model: the model, run in evaluation mode without gradients and left as it was.
         nodes: names of nodes, see `coprobe.nodes`.
-        attack: the spec under which the batches hold the adversarial images.
 
     Raises:
-        InputError: in `update`, unknown node; in `result`, no images.
-        RunError: in `update`, logits that recording changes; in `result`, activations that are not finite.
+        InputError: in `update`, unknown node; in `compute`, no images.
+        RunError: in `update`, logits that recording changes; in `compute`, activations that are not finite.
     """
 
-    def __init__(self, model: nn.Module, nodes: Sequence[str], attack: str) -> None:
+    nodes: tuple[str, ...] = ("A",)
+    name: ClassVar[str] = "activations"
+
+    def prepare(self, model: nn.Module) -> None:
+        """Begin with sums of nothing."""
         self._model = model
-        self._nodes = list(dict.fromkeys(nodes))
-        self._attack = attack
+        self._nodes = tuple(dict.fromkeys(self.nodes))
         self._accumulators = {name: ChannelAccumulator() for name in self._nodes}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
@@ -148,7 +154,7 @@ class ChannelSums(Measurement[ChannelStatistics]):
         with frozen(self._model), torch.no_grad(), record(self._model, self._nodes) as seen:
             self._model(batch.images[CLEAN])
             clean = dict(seen)
-            self._model(batch.images[self._attack])
+            self._model(batch.images[self.attack])
         # of all nodes before any is added, since memory can run out here as well
         sums = {name: image_sums(clean[name], seen[name]) for name in self._nodes}
         for name in self._nodes:
@@ -160,14 +166,14 @@ class ChannelSums(Measurement[ChannelStatistics]):
         """The states of the accumulators by node, and the shapes of the activations."""
         return {name: one.state for name, one in self._accumulators.items()}, self._shapes
 
-    def absorb(self, state: Any) -> None:
+    def merge_state(self, state: Any) -> None:
         """Add up node by node."""
         states, shapes = state
         for name, one in states.items():
-            self._accumulators[name].absorb(one)
+            self._accumulators[name].merge_state(one)
         self._shapes = self._shapes or shapes
 
-    def result(self) -> ChannelStatistics:
+    def compute(self) -> ChannelStatistics:
         """The table of sums."""
         if not self._shapes:
             raise InputError("no images to take statistics of; raise --limit")
@@ -178,13 +184,10 @@ class ChannelSums(Measurement[ChannelStatistics]):
             numbers = range(first, first + len(sums["difference"]))
             parts.append(pd.DataFrame({"node": name, "channel": numbers, "channels": channels, **sums}))
         frame = pd.concat(parts, ignore_index=True)
-        frame.attrs.update({"attack": self._attack, "shapes": {name: list(self._shapes[name]) for name in self._nodes}})
+        frame.attrs.update({"attack": self.attack, "shapes": {name: list(self._shapes[name]) for name in self._nodes}})
         return ChannelStatistics(frame)
 
-
-def collect(
-    model: nn.Module, batches: Iterable[AdversarialBatch], nodes: Sequence[str], attack: str
-) -> ChannelStatistics:
-    """`ChannelSums` of these batches, which may be an `AdversarialExamples`."""
-    (statistics,) = survey(batches, [ChannelSums(model, nodes, attack)])
-    return cast(ChannelStatistics, statistics)
+    @staticmethod
+    def restored(frame: pd.DataFrame) -> ChannelStatistics:
+        """The statistics around their table."""
+        return ChannelStatistics(frame)

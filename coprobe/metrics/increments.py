@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import ATTACKS, Attack, StepAttack
-from coprobe.attacks.examples import AdversarialBatch, AdversarialExamples, Follower
+from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.core.engine import frozen
 from coprobe.core.files import write_table
 from coprobe.errors import InputError, RunError
 from coprobe.metrics.accumulator import differences_squared
-from coprobe.metrics.metric import Measurement, survey
+from coprobe.metrics.metric import METRICS, AttackMetric
 from coprobe.metrics.reading import read_frame
 from coprobe.metrics.sums import ImageSums
 from coprobe.nodes import CHECKED, Recording, check_neutral, record, resolve
@@ -79,54 +77,55 @@ class Increments:
         return np.asarray(scaled, dtype=np.float64).reshape(-1, rows["channel"].nunique())
 
 
-class IncrementSums(Measurement[Increments]):
+@METRICS.register(
+    "increments",
+    summary="how far each channel is from its clean activation at every step of an attack",
+    source="Fig. 10",
+)
+@dataclass(kw_only=True)
+class ActivationIncrements(AttackMetric[Increments]):
     """Follows an attack step by step at `nodes`: one forward pass per step besides the attack's own.
 
     On its first images it makes sure that recording leaves the logits as they are, see `nodes.check_neutral`.
 
     Args:
-        model: what is attacked, images in [0, 1] to logits; left as it was.
         nodes: names of nodes, see `coprobe.nodes`.
         attack: one that hands out its steps; of several restarts the first is followed.
 
     Raises:
-        InputError: the attack hands out no steps; while following, unknown node; in `result`, no images.
-        RunError: while following, logits that recording changes; in `result`, activations that are not finite.
+        InputError: in `update`, unknown node; in `compute`, no images.
+        RunError: in `update`, logits that recording changes; in `compute`, activations that are not finite.
     """
 
-    def __init__(self, model: nn.Module, nodes: Sequence[str], attack: Attack) -> None:
-        if not isinstance(attack, StepAttack):
-            stepping = ", ".join(entry.name for entry in ATTACKS.entries() if issubclass(entry.value, StepAttack))
-            raise InputError(f"attack '{attack.spec}' does not hand out its steps; choose from {stepping}")
+    nodes: tuple[str, ...] = ("A",)
+    name: ClassVar[str] = "increments"
+    follows: ClassVar[bool] = True
+
+    def prepare(self, model: nn.Module) -> None:
+        """Begin with sums of nothing."""
         self._model = model
-        self._nodes = list(dict.fromkeys(nodes))
-        self._attack = attack
+        self._nodes = tuple(dict.fromkeys(self.nodes))
         self._sums = {node: ImageSums() for node in self._nodes}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._images = 0
-        self.follows = (attack.spec,)
 
-    def follow(self, spec: str) -> Follower:
-        """Record the clean images and every iterate, and add the differences when the attack is done."""
-        return self._follow
-
-    def _follow(self, start: int, x: Tensor, steps: Iterator[Tensor]) -> Iterator[Tensor]:
+    def update(self, batch: AdversarialBatch) -> None:
+        """Record the clean images and every iterate."""
         if not self._shapes:
-            check_neutral(self._model, x[:CHECKED], self._nodes)
-        clean = before = self._activations(x)
+            check_neutral(self._model, batch.images[CLEAN][:CHECKED], self._nodes)
+        clean = before = self._activations(batch.images[CLEAN])
         squared: dict[str, list[Tensor]] = {node: [] for node in self._nodes}
-        for x_step in steps:
-            now = self._activations(x_step)
+        for x_t in batch.trajectories[self.attack]:
+            now = self._activations(x_t)
             for node in self._nodes:
                 against = (clean[node], before[node])
                 squared[node].append(torch.stack([differences_squared(then, now[node]) for then in against], 1))
             before = now
-            yield x_step
         # images, 2, steps + 1, channels; of all nodes before any is added, since memory can run out here as well
         stacked = {node: torch.stack(squared[node], 2) for node in self._nodes}
         for node in self._nodes:
-            self._sums[node].add(start, stacked[node])
-        self._images += len(x)
+            self._sums[node].add(batch.start, stacked[node])
+        self._images += len(batch.labels)
         self._shapes = dict(clean.shapes)
 
     def _activations(self, images: Tensor) -> Recording:
@@ -134,29 +133,31 @@ class IncrementSums(Measurement[Increments]):
             self._model(images)
             return seen
 
-    def update(self, batch: AdversarialBatch) -> None:
-        """Nothing: all is seen on the way to the batch."""
-
     @property
     def state(self) -> Any:
         """Sums by node, shapes of the activations, and the number of images."""
-        return {node: sums.blocks for node, sums in self._sums.items()}, self._shapes, self._images
+        return {node: sums.state for node, sums in self._sums.items()}, self._shapes, self._images
 
-    def absorb(self, state: Any) -> None:
+    def merge_state(self, state: Any) -> None:
         """Add up node by node."""
         sums, shapes, images = state
-        for node, blocks in sums.items():
-            self._sums[node].absorb(blocks)
+        for node, one in sums.items():
+            self._sums[node].merge_state(one)
         self._shapes = self._shapes or shapes
         self._images += images
 
-    def result(self) -> Increments:
+    def compute(self) -> Increments:
         """The table of sums."""
         if not self._images:
             raise InputError("no images to follow an attack on; raise --limit")
         frame = pd.concat([self._rows(node) for node in self._nodes], ignore_index=True)
         shapes = {node: list(self._shapes[node]) for node in self._nodes}
-        frame.attrs.update({"attack": self._attack.spec, "shapes": shapes})
+        frame.attrs.update({"attack": self.attack, "shapes": shapes})
+        return Increments(frame)
+
+    @staticmethod
+    def restored(frame: pd.DataFrame) -> Increments:
+        """The increments around their table."""
         return Increments(frame)
 
     def _rows(self, node: str) -> pd.DataFrame:
@@ -183,9 +184,3 @@ class IncrementSums(Measurement[Increments]):
                 "step_squared": against_before.ravel(),
             }
         )
-
-
-def collect_increments(examples: AdversarialExamples, attack: Attack, nodes: Sequence[str]) -> Increments:
-    """`IncrementSums` of an attack, one of those of the examples, on the model that it attacks."""
-    (increments,) = survey(examples, [IncrementSums(examples.model, nodes, attack)])
-    return cast(Increments, increments)

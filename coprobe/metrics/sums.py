@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from coprobe.core.processes import Processes
-
 
 class ImageSums:
     """The sum of a tensor per image, added up in the order of a binary tree over the images' indices.
@@ -40,25 +38,18 @@ class ImageSums:
         self._blocks[level, place] = value
 
     @property
-    def blocks(self) -> dict[tuple[int, int], Tensor]:
-        """What has been added, on the host, to be taken over by `absorb`."""
+    def state(self) -> dict[tuple[int, int], Tensor]:
+        """What has been added, on the host, to be taken over by `merge_state`."""
         return {key: value.cpu() for key, value in self._blocks.items()}
 
-    def absorb(self, blocks: Mapping[tuple[int, int], Tensor]) -> None:
-        """Add what was added elsewhere: the `blocks` of sums over other images."""
+    def merge_state(self, blocks: Mapping[tuple[int, int], Tensor]) -> None:
+        """Add what was added elsewhere: the `state` of sums over other images."""
         for (level, place), value in blocks.items():
             self._insert(level, place, value)
 
-    def gather(self, processes: Processes) -> None:
-        """Add what all other processes have added; to be called in all of them."""
-        if processes.world_size > 1:
-            for rank, blocks in enumerate(processes.gather(self.blocks)):
-                if rank != processes.rank:
-                    self.absorb(blocks)
-
     def total(self) -> Tensor | None:
         """The sum of all, on the host; None if there were no images."""
-        rest = self.blocks
+        rest = self.state
         while len(rest) > 1:
             level, place = min(rest)
             value, other = rest.pop((level, place)), rest.pop((level, place ^ 1), None)

@@ -10,12 +10,12 @@ from pathlib import Path
 from coprobe.attacks import parse
 from coprobe.attacks.base import ATTACKS
 from coprobe.core.files import exclusive, sweep
+from coprobe.core.results import DamagedError, provenance_of
 from coprobe.errors import DivergedError
 from coprobe.paper.measure import DRAWS, Measurer, due
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
 from coprobe.paper.runs import Scale
-from coprobe.paper.store import DamagedError, about
 from coprobe.training import METHODS
 from coprobe.training.recipe import Recipe
 
@@ -162,7 +162,7 @@ def _repair(results: Results, need: Need, seed: int) -> None:
         results.find(need, seed)
     except DamagedError:
         results.path(need, seed).unlink()
-        about(results.path(need, seed)).unlink(missing_ok=True)
+        provenance_of(results.path(need, seed)).unlink(missing_ok=True)
 
 
 def _training(recipe: Recipe) -> float:

@@ -13,18 +13,18 @@ import torch
 
 from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint import Checkpoint, load
+from coprobe.core import results as store
 from coprobe.core.defaults import PROBING_ATTACK
 from coprobe.core.provenance import provenance
+from coprobe.core.results import DamagedError
 from coprobe.data import Dataset
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
 from coprobe.figures import fig04
 from coprobe.metrics.accuracy import Noise
-from coprobe.paper import store
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, Scale
-from coprobe.paper.store import DamagedError
 from coprobe.probe import Probe
 
 #: Draws of every noise.

@@ -14,11 +14,11 @@ import pandas as pd
 
 from coprobe.attacks.examples import CLEAN
 from coprobe.attacks.labels import label_of
+from coprobe.core import results as store
 from coprobe.core.files import write_json
 from coprobe.errors import InputError
 from coprobe.metrics import ChannelStatistics
 from coprobe.metrics.accuracy import wilson
-from coprobe.paper import store
 from coprobe.paper.needs import COLUMNS, XI, Need
 from coprobe.paper.runs import RUNS, Scale
 from coprobe.training.recipe import Recipe

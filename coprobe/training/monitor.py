@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +14,9 @@ from torch import nn
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.core.defaults import ATTACKS
+from coprobe.core.engine import silent
 from coprobe.data import Dataset
-from coprobe.metrics import ChannelSums, survey
-from coprobe.metrics.accuracy import Accuracy
+from coprobe.metrics import Accuracy, ChannelActivations, Metric, measure
 from coprobe.nodes import node_table
 
 
@@ -58,11 +60,12 @@ class Monitor:
             batch_size=250,
             device=self.device,
             seed=self.seed,
-            progress=progress,
+            progress=silent if progress is None else lambda what, images: nullcontext(progress),
         )
         nodes = list(node_table(model))
-        channels = [ChannelSums(model, nodes, ATTACKS[-1])] if nodes else []
-        evaluation, *statistics = survey(examples, [Accuracy(model), *channels])
+        channels = [ChannelActivations(nodes=tuple(nodes), attack=ATTACKS[-1])] if nodes else []
+        metrics: list[Metric[Any]] = [Accuracy(attacks=ATTACKS), *channels]
+        evaluation, *statistics = measure(examples, metrics, [model] * len(metrics))
         clean, fgsm, pgd10 = map(evaluation.accuracy, (CLEAN, *ATTACKS))
         row = {"clean": clean, "fgsm": fgsm, "pgd10": pgd10}
         return row | {f"v_act_{node}": one.v_act(node) for one in statistics for node in nodes}

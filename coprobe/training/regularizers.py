@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.data import Batch, balanced_prefix
 from coprobe.masking import Selection, count_of_percent, select
-from coprobe.metrics import collect
+from coprobe.metrics import ChannelActivations
 from coprobe.nodes import masked
 from coprobe.training.update import Pass, TrainingContext, UpdateState, uniform
 
@@ -137,7 +137,7 @@ class ChannelDivergence(Regularizer):
         chosen = context.dataset.subset(balanced_prefix(context.dataset.labels, self.images))
         attack = parse("pgd:10", self.epsilon)
         examples = AdversarialExamples(model, chosen, [attack], batch_size=250, device=context.device, seed=self.seed)
-        statistics = collect(model, examples, [self.node], attack.spec)
+        statistics = ChannelActivations(nodes=(self.node,), attack=attack.spec).measure(model, examples)
         count = count_of_percent(self.percent, len(statistics.node(self.node)))
         (mask,) = select("top" if self.by == "t-act" else self.by, Selection(statistics, self.node, count=count))
         self.channels = context.processes.broadcast(mask.channels[self.node])

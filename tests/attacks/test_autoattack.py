@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from coprobe.attacks import ATTACKS, AdversarialExamples, Attack, parse, project
 from coprobe.attacks.autoattack import AA, MEMBERS, AutoAttack, stages_of
 from coprobe.attacks.base import PURPOSE
-from coprobe.attacks.conveyor import Feed
 from coprobe.attacks.stages import Stage, Stages
 from coprobe.core.engine import FULL
 from coprobe.core.processes import Processes
-from coprobe.core.randomness import ImageRandomness, key_of
+from coprobe.core.randomness import key_of
 from coprobe.data import Dataset
+from coprobe.data.stream import bounds
 from coprobe.errors import InputError
-from coprobe.metrics.accuracy import evaluate
+from coprobe.metrics import Accuracy
 from tests.attacks.small import convolutional, trained
 
 T = TypeVar("T")
@@ -216,12 +216,8 @@ def test_members_go_through_a_data_set_in_full_batches_of_what_is_left(
 def test_several_processes_have_whole_units(total: int, portion: int) -> None:
     unit = parse("aa", EPSILON).unit(portion)
 
-    def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
     def units(first: int, stop: int) -> list[tuple[tuple[int, int], ...]]:
-        feed = Feed(read, first, stop, portion, lambda indices: ImageRandomness(0, PURPOSE, indices))
-        return list(batched(feed.portions(), unit // portion))
+        return list(batched(bounds(first, stop, portion), unit // portion))
 
     for count in (2, 3, 8):
         shares = [Processes(rank, count).shard(total, math.lcm(FULL, unit), FULL) for rank in range(count)]
@@ -245,7 +241,8 @@ def test_gains_add_up_to_the_accuracy_of_a_whole_data_set() -> None:
     data = Dataset((255 * x).round().byte(), y, tuple("abcd"), "made up", "test")
     attacks = [parse("aa", EPSILON), parse("aa:fast", EPSILON), parse("pgd", EPSILON), parse("apgd-ce", EPSILON)]
     began = time.perf_counter()
-    evaluation = evaluate(model, AdversarialExamples(model, data, attacks, batch_size=8, seed=SEED))
+    examples = AdversarialExamples(model, data, attacks, batch_size=8, seed=SEED)
+    evaluation = Accuracy(attacks=("aa", "aa:fast")).measure(model, examples)
     passed = time.perf_counter() - began
     stages = stages_of(attacks)
     assert [(stage["attack"], stage["member"]) for stage in stages] == [

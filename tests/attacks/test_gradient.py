@@ -17,6 +17,7 @@ from coprobe.attacks import parse
 from coprobe.attacks.base import PURPOSE
 from coprobe.attacks.gradient import CW, PGD
 from coprobe.core.randomness import ImageRandomness
+from coprobe.errors import InputError
 from tests.attacks.small import convolutional, linear, loss_of, trained
 
 SHAPE = (3, 4, 5)
@@ -239,3 +240,57 @@ def test_no_gradient_is_too_small() -> None:
     x = torch.full((4, *SHAPE), 0.75)  # margin 2·60·0.75 − 10 = 80: the gradient is about 1e-35
     x_adv = parse("fgsm:start=zero", 0.1)(model, x, torch.zeros(4).long())
     assert torch.allclose(x_adv, x - 0.1, rtol=0, atol=1e-6)
+
+
+def literal_mi_fgsm(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int, decay: float) -> Tensor:
+    """Dong et al. 2018, Algorithm 1, image by image and pixel by pixel."""
+    made = []
+    for image, label in zip(x, y, strict=True):
+        point, momentum = image.clone(), torch.zeros_like(image)
+        for _ in range(steps):
+            inside = point[None].clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(cross_entropy(model(inside), label[None]), inside)
+            momentum = decay * momentum + gradient[0] / sum(abs(value) for value in gradient.flatten().tolist())
+            moved = [
+                min(max(p + epsilon / steps * math.copysign(1, m) * (m != 0), c - epsilon, 0), c + epsilon, 1)
+                for p, m, c in zip(
+                    point.flatten().tolist(), momentum.flatten().tolist(), image.flatten().tolist(), strict=True
+                )
+            ]
+            point = torch.tensor(moved, dtype=x.dtype).view_as(image)
+        made.append(point)
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize(("steps", "decay"), [(10, 1.0), (4, 0.5), (3, 0.0)])
+def test_mi_fgsm_is_its_literal_algorithm(steps: int, decay: float) -> None:
+    model, x, y = trained()
+    model, x, y = deepcopy(model).double(), x[:6].double(), y[:6]
+    attack = parse(f"mi-fgsm:{steps}:decay={decay}:rule=always", 0.1)
+    expected = literal_mi_fgsm(model, x, y, 0.1, steps, decay)
+    torch.testing.assert_close(attack(model, x, y), expected, rtol=0, atol=1e-9)
+    assert (expected - x).abs().max() == pytest.approx(0.1) and attack.label.startswith(f"MI-FGSM-{steps}")
+
+
+def test_mi_fgsm_is_that_of_torchattacks() -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    model, x, y = trained()
+    theirs = torchattacks.MIFGSM(model, eps=0.1, alpha=0.01, steps=10, decay=1.0)(x, y)
+    torch.testing.assert_close(parse("mi-fgsm:rule=always", 0.1)(model, x, y), theirs, rtol=0, atol=1e-5)
+
+
+def test_momentum_carries_an_image_where_the_gradient_has_turned() -> None:
+    """Plain steps would go back and forth over the ridge of the loss; momentum goes on."""
+    with pytest.raises(InputError, match="mi-fgsm: iterations 0: must be at least 1"):
+        parse("mi-fgsm:0", 0.1)
+    with pytest.raises(InputError, match="mi-fgsm: decay -1: must be a number of at least 0"):
+        parse("mi-fgsm:decay=-1", 0.1)
+
+    class Ridge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            away = (x.mean((1, 2, 3)) - 0.525).abs()  # label 0 is least likely at 0.525
+            return torch.stack([away, -away], 1)
+
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    ends = {decay: float(parse(f"mi-fgsm:4:decay={decay}:rule=always", 0.08)(Ridge(), x, y).mean()) for decay in (0, 1)}
+    assert ends == {0: pytest.approx(0.54), 1: pytest.approx(0.56)}

@@ -249,7 +249,7 @@ def test_figure_and_its_second_time_without_an_attack(here, store, coprobe, monk
     assert all((here / name).stat().st_size > 300 for name in names)
     numbers = (here / names[2]).read_text()
     assert len(numbers.splitlines()) > 4
-    monkeypatch.setattr("coprobe.attacks.gradient.SignGradientAttack.over", None)
+    monkeypatch.setattr("coprobe.attacks.AdversarialExamples.craft", None)
     second = coprobe(f"{line} --json")
     assert second.code == 0
     assert parse(second.out)["files"] == names
@@ -259,7 +259,7 @@ def test_figure_and_its_second_time_without_an_attack(here, store, coprobe, monk
 def test_a_figure_of_changed_settings_is_made_anew(here, store, coprobe, monkeypatch):
     shutil.copytree(store / "co", here / "co")
     assert coprobe("figure 3 co --limit 20").code == 0
-    monkeypatch.setattr("coprobe.attacks.gradient.SignGradientAttack.over", None)
+    monkeypatch.setattr("coprobe.attacks.AdversarialExamples.craft", None)
     assert coprobe("figure 3 co --limit 20 --eps 8").code == 1
 
 

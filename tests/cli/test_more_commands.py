@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from rich.cells import cell_len
 
-from coprobe.attacks import parse
+from coprobe.attacks import AdversarialExamples, parse
 from coprobe.checkpoint import load
 from coprobe.data import load as load_data
 from coprobe.metrics.accuracy import Noise
@@ -94,9 +94,8 @@ def test_transfer_measures_every_model_on_the_images_of_the_first(two: Path, cop
     correct = {(row["target"], row["attack"]): row["correct"] for row in given["rows"]}
     source, data = load("co").model, load_data("digits", "test", limit=20)
     x, y = data.images.float() / 255, data.labels
-    examples = Probe(load("co"), data, 60 / 255)._examples([parse("pgd:2", 60 / 255)], keep=False)
-    with examples as batches:
-        (batch,) = batches
+    attacked = Probe(load("co"), data, 60 / 255).model
+    (batch,) = AdversarialExamples(attacked, data, [parse("pgd:2", 60 / 255)])
     x_adv = batch.images["pgd:2"]
     for name, model in (("co", source), ("tiny.pt", load("tiny.pt").model)):
         assert correct[name, "clean"] == (model(x).argmax(1) == y).sum()

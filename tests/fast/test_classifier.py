@@ -18,7 +18,7 @@ from coprobe.core.engine import frozen
 from coprobe.errors import RunError
 from coprobe.fast.classifier import FastClassifier, fast
 from coprobe.fast.layout import layout_of
-from coprobe.metrics.accuracy import evaluate
+from coprobe.metrics import Accuracy
 from coprobe.models import Classifier
 from tests.fast.networks import (
     Wilful,
@@ -196,7 +196,7 @@ def test_weights_that_are_not_finite_are_the_business_of_others(value: float) ->
 
     examples = AdversarialExamples(made, grey(4), [parse("fgsm", 8 / 255)])
     with pytest.raises(RunError, match="not finite"):
-        evaluate(made, examples)
+        Accuracy(attacks=("fgsm",)).measure(made, examples)
 
 
 def test_random_networks_draw_the_same_numbers() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from coprobe.errors import RunError
-from coprobe.metrics import ChannelAccumulator, accumulator, differences_squared, image_sums
-from coprobe.metrics.accumulator import SUMS
+from coprobe.metrics import accumulator
+from coprobe.metrics.accumulator import SUMS, ChannelAccumulator, differences_squared, image_sums
 
 SHAPES = [(7, 5, 4, 3), (7, 6), (3, 2, 9), (5, 1, 1, 1)]
 
@@ -112,15 +112,15 @@ def test_shards_add_up_bit_for_bit(grouping: list[list[int]]) -> None:
                 shard.update(STARTS[i], *BATCHES[i])
             shards.append(shard)
         for shard in shards[:taker] + shards[taker + 1 :]:
-            shards[taker].absorb(pickle.loads(pickle.dumps(shard.state)))
+            shards[taker].merge_state(pickle.loads(pickle.dumps(shard.state)))
         assert_same(shards[taker], filled(*BATCHES))
 
 
 def test_an_empty_shard_changes_nothing() -> None:
     empty, full = ChannelAccumulator(), filled(*BATCHES)
-    full.absorb(empty.state)
+    full.merge_state(empty.state)
     assert_same(full, filled(*BATCHES))
-    empty.absorb(full.state)
+    empty.merge_state(full.state)
     assert_same(empty, filled(*BATCHES))
 
 

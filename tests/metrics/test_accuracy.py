@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialBatch, AdversarialExamples, StepAttack, parse
+from coprobe.attacks.examples import Spool
 from coprobe.core.randomness import ImageRandomness
 from coprobe.data import Dataset
 from coprobe.errors import InputError, RunError
-from coprobe.metrics.accuracy import Evaluation, Noise, evaluate, wilson
+from coprobe.metrics.accuracy import Accuracy, Evaluation, Noise, wilson
 from coprobe.nodes import NO_MASK, ChannelMask
 
 EPSILON = 16 / 255
@@ -41,7 +45,13 @@ def dataset(count: int = 10) -> Dataset:
 
 def examples(model: nn.Module, *attacks: str, batch_size: int = 4) -> AdversarialExamples:
     parsed = [parse(attack, EPSILON) for attack in attacks]
-    return AdversarialExamples(model, dataset(), parsed, batch_size=batch_size, keep=True)
+    return AdversarialExamples(model, dataset(), parsed, batch_size=batch_size, spool=Spool())
+
+
+def evaluate(model: nn.Module, batches: Iterable[AdversarialBatch], **settings: Any) -> Evaluation:
+    """Under all attacks that are used here."""
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return Accuracy(attacks=("fgsm", "pgd:2", "pgd:3", "a"), **plain).measure(model, batches)
 
 
 @pytest.mark.parametrize(

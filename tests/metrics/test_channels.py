@@ -1,4 +1,4 @@
-"""`collect` and every derived value against literal NumPy formulas; files."""
+"""`ChannelActivations` and every derived value against literal NumPy formulas; files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialBatch
 from coprobe.errors import InputError, RunError
-from coprobe.metrics import ChannelStatistics, collect
+from coprobe.metrics import ChannelActivations, ChannelStatistics
 from coprobe.metrics.accumulator import SUMS
 from coprobe.nodes import record
 
@@ -61,7 +61,7 @@ def stored(node: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def statistics() -> ChannelStatistics:
-    return collect(small_model(), batches(4, 1, 6), NODES, "pgd:10")
+    return ChannelActivations(nodes=tuple(NODES), attack="pgd:10").measure(small_model(), batches(4, 1, 6))
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -92,7 +92,7 @@ def test_everything_agrees_with_numpy(statistics: ChannelStatistics, node: str) 
 
 @pytest.mark.parametrize("sizes", [(11,), (1,) * 11, (3, 8), (10, 1)])
 def test_split_into_batches_does_not_matter(statistics: ChannelStatistics, sizes: tuple[int, ...]) -> None:
-    other = collect(small_model(), batches(*sizes), NODES, "pgd:10").frame
+    other = ChannelActivations(nodes=tuple(NODES), attack="pgd:10").measure(small_model(), batches(*sizes)).frame
     for column in [*SUMS, "norm", "images", "positions", "channels"]:
         # Not 1e-12: the forward pass itself rounds differently in other batches.
         np.testing.assert_allclose(other[column], statistics.frame[column], rtol=1e-5, atol=1e-5)
@@ -134,13 +134,17 @@ def test_v_act_by_hand() -> None:
     clean = torch.zeros(2, 2)
     adversarial = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
     batch = AdversarialBatch(0, torch.zeros(2, dtype=torch.int64), {"clean": clean, "a": adversarial})
-    assert collect(nn.Sequential(nn.Identity()), [batch], ["0"], "a").v_act("0") == pytest.approx(3, rel=1e-15)
+    assert ChannelActivations(nodes=("0",), attack="a").measure(nn.Sequential(nn.Identity()), [batch]).v_act(
+        "0"
+    ) == pytest.approx(3, rel=1e-15)
 
 
 def test_variance_of_a_constant_is_not_negative() -> None:
     batch = torch.full((7, 3, 5, 3), 0.1)
     frame = {"clean": batch, "a": batch}
-    statistics = collect(nn.Sequential(nn.Identity()), [AdversarialBatch(0, torch.zeros(7), frame)], ["0"], "a")
+    statistics = ChannelActivations(nodes=("0",), attack="a").measure(
+        nn.Sequential(nn.Identity()), [AdversarialBatch(0, torch.zeros(7), frame)]
+    )
     for of in ("clean", "adversarial"):
         assert (statistics.variance("0", of) >= 0).all()
         np.testing.assert_allclose(statistics.variance("0", of), 0, atol=1e-16)
@@ -151,13 +155,19 @@ def test_model_that_gives_nan_is_an_error() -> None:
     with torch.no_grad():
         model[2].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
-        collect(model, batches(11), ["3"], "pgd:10")
+        ChannelActivations(nodes=("3",), attack="pgd:10").measure(model, batches(11))
 
 
 def test_model_is_left_as_it_was() -> None:
     model = small_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    collect(model, batches(11), ["1", "3"], "pgd:10")
+    ChannelActivations(
+        nodes=(
+            "1",
+            "3",
+        ),
+        attack="pgd:10",
+    ).measure(model, batches(11))
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -165,9 +175,9 @@ def test_model_is_left_as_it_was() -> None:
 
 def test_no_images_and_unknown_nodes(statistics: ChannelStatistics) -> None:
     with pytest.raises(InputError, match="no images"):
-        collect(small_model(), [], ["1"], "pgd:10")
+        ChannelActivations(nodes=("1",), attack="pgd:10").measure(small_model(), [])
     with pytest.raises(InputError, match="unknown node"):
-        collect(small_model(), batches(11), ["conv9"], "pgd:10")
+        ChannelActivations(nodes=("conv9",), attack="pgd:10").measure(small_model(), batches(11))
     with pytest.raises(InputError, match="'4' is not in these statistics"):
         statistics.s("4")
 
@@ -180,11 +190,24 @@ def test_recording_that_changes_the_logits_is_an_error() -> None:
     model = small_model()
     model[1] = Hooked()
     with pytest.raises(RunError, match="recording at 1 changes the logits"):
-        collect(model, batches(11), ["1"], "pgd:10")
+        ChannelActivations(nodes=("1",), attack="pgd:10").measure(model, batches(11))
 
 
 def test_a_node_named_twice_counts_once() -> None:
-    assert len(collect(small_model(), batches(11), ["1", "1"], "pgd:10").frame) == 5
+    assert (
+        len(
+            ChannelActivations(
+                nodes=(
+                    "1",
+                    "1",
+                ),
+                attack="pgd:10",
+            )
+            .measure(small_model(), batches(11))
+            .frame
+        )
+        == 5
+    )
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialBatch
 from coprobe.errors import InputError, RunError
-from coprobe.metrics import collect_overlap
+from coprobe.metrics import ChannelOverlap
 
 MODEL = nn.Sequential(nn.Identity())
 
@@ -39,7 +39,7 @@ def test_agrees_with_sets(top: int, size: int) -> None:
         best([sum(image[k] for image in part) for k in range(6)], top)
         for part in (squared, squared[::2], squared[1::2])
     )
-    (row,) = collect_overlap(MODEL, batches(moved, size), "0", "a", top=top).to_dict("records")
+    (row,) = ChannelOverlap(node="0", attack="a", top=top).measure(MODEL, batches(moved, size)).to_dict("records")
     expected = sum(jaccard(best(image, top), everyone) for image in squared) / 11
     assert row["jaccard_images"] == pytest.approx(expected, rel=1e-12)
     assert row["jaccard_halves"] == pytest.approx(jaccard(even, odd), rel=1e-12)
@@ -49,45 +49,45 @@ def test_agrees_with_sets(top: int, size: int) -> None:
 
 def test_the_same_channels_in_every_image() -> None:
     moved = torch.tensor([[0.1, 5, 0, -6], [0, -0.4, 0.1, 0.5], [0, 2, 1, 2]])
-    (row,) = collect_overlap(MODEL, batches(moved), "0", "a", top=2).to_dict("records")
+    (row,) = ChannelOverlap(node="0", attack="a", top=2).measure(MODEL, batches(moved)).to_dict("records")
     assert (row["jaccard_images"], row["jaccard_halves"]) == (1, 1)
 
 
 def test_halves_are_the_images_of_even_and_odd_index() -> None:
     moved = torch.tensor([[3.0, 0, 0, 0], [0, 1, 0, 0]] * 4)
-    (row,) = collect_overlap(MODEL, batches(moved), "0", "a", top=1).to_dict("records")
+    (row,) = ChannelOverlap(node="0", attack="a", top=1).measure(MODEL, batches(moved)).to_dict("records")
     assert row["jaccard_halves"] == 0
     assert row["jaccard_images"] == 0.5  # the data set's top channel is 0
 
 
 def test_of_equal_channels_the_first_comes_first() -> None:
-    (row,) = collect_overlap(MODEL, batches(torch.zeros(4, 80)), "0", "a").to_dict("records")
+    (row,) = ChannelOverlap(node="0", attack="a").measure(MODEL, batches(torch.zeros(4, 80))).to_dict("records")
     assert (row["jaccard_images"], row["jaccard_halves"]) == (1, 1)
 
 
 @pytest.mark.parametrize("top", [0, -1, 7])
 def test_a_top_that_is_not_there(top: int) -> None:
     with pytest.raises(InputError, match=rf"top {top}: node '0' has 6 channels"):
-        collect_overlap(MODEL, batches(torch.ones(4, 6)), "0", "a", top=top)
+        ChannelOverlap(node="0", attack="a", top=top).measure(MODEL, batches(torch.ones(4, 6)))
 
 
 def test_too_few_images_and_unknown_nodes() -> None:
     for images in (0, 1):
         with pytest.raises(InputError, match=f"{images} images have no two halves"):
-            collect_overlap(MODEL, batches(torch.ones(images, 6))[:images], "0", "a")
+            ChannelOverlap(node="0", attack="a").measure(MODEL, batches(torch.ones(images, 6))[:images])
     with pytest.raises(InputError, match="unknown node 'Q'"):
-        collect_overlap(MODEL, batches(torch.ones(4, 6)), "Q", "a")
+        ChannelOverlap(node="Q", attack="a").measure(MODEL, batches(torch.ones(4, 6)))
 
 
 def test_activations_that_are_not_finite() -> None:
     moved = torch.ones(4, 6)
     moved[2, 1] = torch.nan
     with pytest.raises(RunError, match="not finite"):
-        collect_overlap(MODEL, batches(moved), "0", "a")
+        ChannelOverlap(node="0", attack="a").measure(MODEL, batches(moved))
 
 
 def test_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.BatchNorm2d(6)).train()
     images = [AdversarialBatch(0, torch.zeros(4), {"clean": torch.rand(4, 6, 2, 2), "a": torch.rand(4, 6, 2, 2)})]
-    collect_overlap(model, images, "0", "a")
+    ChannelOverlap(node="0", attack="a").measure(model, images)
     assert model.training and model[0].num_batches_tracked == 0 and not model[0]._forward_hooks

@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coprobe.core.processes import Processes
-from coprobe.metrics import ImageSums
-from tests.metrics.threads import in_threads
+from coprobe.metrics.sums import ImageSums
 
 IMAGES = 75
 
@@ -85,7 +83,7 @@ def test_any_division_among_processes_gives_the_sum_of_the_tree(cuts: list[int],
         shares[owner].add(first, values()[first:stop])
     for rank, share in enumerate(shares):
         if rank != taker:
-            shares[taker].absorb(pickle.loads(pickle.dumps(share.blocks)))
+            shares[taker].merge_state(pickle.loads(pickle.dumps(share.state)))
     assert torch.equal(total(shares[taker]), expected())
 
 
@@ -111,9 +109,9 @@ def test_a_total_can_be_taken_on_the_way() -> None:
 
 def test_no_images_have_no_sum() -> None:
     sums = ImageSums()
-    assert sums.total() is None and sums.blocks == {}
+    assert sums.total() is None and sums.state == {}
     sums.add(3, torch.zeros(0, 4))
-    sums.absorb({})
+    sums.merge_state({})
     assert sums.total() is None
 
 
@@ -130,9 +128,9 @@ def test_memory_grows_with_the_logarithm_of_the_images() -> None:
     for count in (100, 7, 250, 250, 1, 99, 31, 640) * 20:
         sums.add(first, torch.ones(count, 3, dtype=torch.float64))
         first += count
-        assert len(sums.blocks) <= 2 * first.bit_length()
-        held = sum(block.untyped_storage().nbytes() for block in sums.blocks.values())
-        assert held == 8 * 3 * len(sums.blocks), "no block keeps a batch in memory"
+        assert len(sums.state) <= 2 * first.bit_length()
+        held = sum(block.untyped_storage().nbytes() for block in sums.state.values())
+        assert held == 8 * 3 * len(sums.state), "no block keeps a batch in memory"
     assert total(sums).tolist() == [first] * 3
 
 
@@ -142,15 +140,3 @@ def test_what_is_added_may_change_afterwards() -> None:
     before = total(sums).clone()
     batch.zero_()
     assert torch.equal(total(sums), before)
-
-
-@pytest.mark.parametrize("bounds", [[0, 20, 33, IMAGES], [0, 0, 64, IMAGES], [0, 1, 2, IMAGES]])
-def test_gathering_gives_every_process_the_sum_of_all(bounds: list[int]) -> None:
-
-    def work(processes: Processes) -> Tensor:
-        sums, first, stop = ImageSums(), bounds[processes.rank], bounds[processes.rank + 1]
-        sums.add(first, values()[first:stop])
-        sums.gather(processes)
-        return total(sums)
-
-    assert all(torch.equal(found, expected()) for found in in_threads(3, work))

@@ -29,7 +29,7 @@ class Together(Processes):
         self.barrier.wait(10)
         return gathered
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         return self.gather(value)[0]
 
 

@@ -15,8 +15,8 @@ import pandas as pd
 
 from coprobe.attacks.examples import CLEAN
 from coprobe.checkpoint.normalisation_check import converged
+from coprobe.core import results as store
 from coprobe.metrics.accumulator import SUMS
-from coprobe.paper import store
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, Scale, scale_of

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from coprobe.cli import main
+from coprobe.core import results as store
 from coprobe.errors import InputError
 from coprobe.metrics.accuracy import wilson
-from coprobe.paper import store
 from coprobe.paper.claims import CLAIMS, CONTROLS, chosen, judged, markdown, needs
 from coprobe.paper.claims.record import Estimate, at_least, at_most, conclude
 from coprobe.paper.needs import Need

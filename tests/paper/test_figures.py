@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from coprobe.core import results as store
 from coprobe.data import title
 from coprobe.metrics.accuracy import wilson
-from coprobe.paper import store
 from coprobe.paper.figures import FIGURES, PaperFigure, baseline, caption
 from coprobe.paper.needs import ATTACKS
 from coprobe.paper.results import MissingResultError, Results
@@ -100,7 +100,7 @@ def test_what_is_declared_is_needed(folder: Path, tmp_path: Path, number: int) -
     results = Results(Path(shutil.copytree(folder / str(number), tmp_path / "runs")), MADE)
     for need in figure.needs:
         here = need.on(results.which(need.run, need.which))
-        facts = store.about(results.path(here))
+        facts = store.provenance_of(results.path(here))
         text = facts.read_text()
         facts.unlink()
         with pytest.raises(MissingResultError, match=f"{need.kind} of run {need.run} .*'coprobe paper --scale demo "):

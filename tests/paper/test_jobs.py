@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from coprobe.core import results as store
 from coprobe.errors import InputError
-from coprobe.paper import store
 from coprobe.paper.jobs import Job, Order, execute, plan_jobs
 from coprobe.paper.needs import Need
 from coprobe.paper.runs import RUNS, SCALES

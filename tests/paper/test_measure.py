@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from coprobe.checkpoint import load
+from coprobe.core import results as store
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
 from coprobe.metrics.accuracy import Noise
-from coprobe.paper import store
 from coprobe.paper.measure import DRAWS, Measurer, due, noise_of
 from coprobe.paper.needs import Need
 from coprobe.paper.results import Results
@@ -171,7 +171,7 @@ def test_a_result_says_how_it_was_made(measurer: Measurer) -> None:
 
     need = replace(NEED, attacks=(), noises=("none",))
     measurer.measure(need)
-    facts = json.loads(store.about(measurer.results.path(need)).read_text())
+    facts = json.loads(store.provenance_of(measurer.results.path(need)).read_text())
     assert (facts["epsilon"], facts["images"], facts["seed"]) == (XI, TINY.images, 0) and facts["seconds"] > 0
     assert len(facts["checkpoint_digest"]) == 16
 
@@ -198,7 +198,7 @@ def test_what_is_due(tmp_path: Path) -> None:
     assert [need.which for need in due(results, needs, "mep-16", 0)] == ["last", "best"]
     results.path(NEED).parent.mkdir()
     results.path(NEED).write_text("")
-    store.about(results.path(NEED)).write_text("")
+    store.provenance_of(results.path(NEED)).write_text("")
     with pytest.raises(store.DamagedError, match="damaged"):
         due(results, needs, "mep-12", 0)
     assert due(results, needs, "mep-12", 0, repair=True) == [NEED]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from coprobe.core.results import DamagedError
 from coprobe.errors import InputError
 from coprobe.paper import claims, tables
 from coprobe.paper.figures import FIGURES
@@ -16,7 +17,6 @@ from coprobe.paper.needs import Need
 from coprobe.paper.plan import chosen, items, minutes, order_of, overview, render, seconds_per_pass
 from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, SCALES
-from coprobe.paper.store import DamagedError
 from tests.paper.made import make_results
 from tests.paper.tiny import TINY, do
 

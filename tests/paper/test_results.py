@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from coprobe.core import results as store
 from coprobe.errors import InputError
 from coprobe.metrics.accuracy import wilson
-from coprobe.paper import store
 from coprobe.paper.needs import Need
 from coprobe.paper.results import MissingResultError, Results, summary
 from coprobe.paper.runs import SCALES

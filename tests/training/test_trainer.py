@@ -16,8 +16,7 @@ import coprobe
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.data import Batch, Dataset, hold_out, load
 from coprobe.errors import InputError
-from coprobe.metrics import collect
-from coprobe.metrics.accuracy import evaluate
+from coprobe.metrics import Accuracy, ChannelActivations
 from coprobe.training import METHODS, Run, train
 from coprobe.training.loop import TrainingLoop
 from coprobe.training.regularizers import ChannelDivergence, FeatureStability, LogitStability
@@ -79,15 +78,16 @@ def test_the_history_is_what_can_be_measured_again_from_the_checkpoint(run: Run,
     model = coprobe.load(run.checkpoint).model
     attacks = [parse("fgsm", 26 / 255), parse("pgd:10", 26 / 255)]
     examples = AdversarialExamples(model, held_out, attacks, batch_size=250, seed=0)
-    evaluation = evaluate(model, examples)
+    evaluation = Accuracy().measure(model, examples)
     last = run.history.iloc[-1]
     assert last["clean"] == pytest.approx(evaluation.accuracy("clean"))
     assert last["fgsm"] == pytest.approx(evaluation.accuracy("fgsm"))
     assert last["pgd10"] == pytest.approx(evaluation.accuracy("pgd:10"))
     at_16 = AdversarialExamples(model, held_out, [parse("pgd:10", 16 / 255)], batch_size=250, seed=0)
-    assert last["pgd10_16"] == pytest.approx(evaluate(model, at_16).accuracy("pgd:10"))
-    assert last["v_act_B_16"] == pytest.approx(collect(model, at_16, ["B"], "pgd:10").v_act("B"), rel=1e-3)
-    statistics = collect(model, examples, ["A", "E"], "pgd:10")
+    assert last["pgd10_16"] == pytest.approx(Accuracy().measure(model, at_16).accuracy("pgd:10"))
+    v_act = ChannelActivations(nodes=("B",), attack="pgd:10").measure(model, at_16).v_act("B")
+    assert last["v_act_B_16"] == pytest.approx(v_act, rel=1e-3)
+    statistics = ChannelActivations(nodes=("A", "E"), attack="pgd:10").measure(model, examples)
     assert last["v_act_A"] == pytest.approx(statistics.v_act("A"), rel=1e-3)
     assert last["v_act_E"] == pytest.approx(statistics.v_act("E"), rel=1e-3)
 
@@ -247,10 +247,10 @@ def test_watching_the_test_set_is_asked_for_and_changes_nothing_else(run: Run, d
     examples = AdversarialExamples(
         checkpoint.model, load("digits", "test", limit=40), [parse("pgd:10", 26 / 255)], batch_size=250
     )
-    evaluation = evaluate(checkpoint.model, examples)
+    evaluation = Accuracy().measure(checkpoint.model, examples)
     last = asked.history.iloc[-1]
     assert (last["clean"], last["pgd10"]) == (evaluation.accuracy("clean"), evaluation.accuracy("pgd:10"))
-    v_act = collect(checkpoint.model, examples, ["B"], "pgd:10").v_act("B")
+    v_act = ChannelActivations(nodes=("B",), attack="pgd:10").measure(checkpoint.model, examples).v_act("B")
     assert last["v_act_B"] == pytest.approx(v_act, rel=1e-3)
     assert run.history["v_act_B"].iloc[-1] != pytest.approx(v_act, rel=1e-3)
     assert same(weights(asked.checkpoint), weights(run.checkpoint))
@@ -272,7 +272,7 @@ def test_bf16_trains_in_bf16_and_is_measured_in_float32(digits: Dataset, tmp_pat
     v_act = {}
     for checkpoint.model.precision in ("32", "bf16"):
         examples = AdversarialExamples(checkpoint.model, held_out, [parse("pgd:10", 8 / 255)], batch_size=250)
-        statistics = collect(checkpoint.model, examples, ["A"], "pgd:10")
+        statistics = ChannelActivations(nodes=("A",), attack="pgd:10").measure(checkpoint.model, examples)
         v_act[checkpoint.model.precision] = statistics.v_act("A")
     assert rounded.history["v_act_A"].iloc[-1] == pytest.approx(v_act["32"], rel=1e-5)
     assert v_act["bf16"] != pytest.approx(v_act["32"], rel=1e-5)

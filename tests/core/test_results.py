@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coprobe.paper import store
+from coprobe.core import results as store
 
 FRAME = pd.DataFrame(
     {
@@ -45,8 +45,8 @@ def test_a_file_can_be_read_and_written_again_byte_for_byte(path: Path) -> None:
 
 
 def test_it_says_what_it_is_of(path: Path) -> None:
-    assert store.about(path).name == "a-1.5.provenance.json"
-    facts = json.loads(store.about(path).read_text())
+    assert store.provenance_of(path).name == "a-1.5.provenance.json"
+    facts = json.loads(store.provenance_of(path).read_text())
     assert (facts["key"], facts["seconds"], len(facts["sha256"])) == ("key", 1.5, 64)
     assert sorted(file.name for file in path.parent.iterdir()) == ["a-1.5.csv", "a-1.5.provenance.json"]
 
@@ -58,7 +58,7 @@ def test_no_file_or_half_a_pair_is_no_result(path: Path, tmp_path: Path) -> None
     assert store.read(path, "key") is None
     path.write_bytes(content)
     assert store.read(path, "key") is not None
-    store.about(path).unlink()
+    store.provenance_of(path).unlink()
     assert store.read(path, "key") is None
 
 
@@ -75,7 +75,7 @@ def test_damage_is_named_with_its_remedy(path: Path, damage: str) -> None:
     elif damage == "changed":
         path.write_bytes(path.read_bytes().replace(b"3", b"4"))
     else:
-        store.about(path).write_text("{" if damage == "facts" else "[]")
+        store.provenance_of(path).write_text("{" if damage == "facts" else "[]")
     with pytest.raises(store.DamagedError, match=r"a-1\.5\.csv: damaged result; 'coprobe paper --repair' makes it"):
         store.read(path, "key")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import AdversarialExamples, Attack, StepAttack, conveyor, parse
+from coprobe.attacks import AdversarialExamples, Attack, StepAttack, batching, parse
 from coprobe.attacks.base import PURPOSE
-from coprobe.attacks.conveyor import Feed
-from coprobe.attacks.examples import clean_images
+from coprobe.attacks.batching import State, Step, in_full_batches
 from coprobe.core.engine import BatchSize
+from coprobe.core.processes import Processes
 from coprobe.core.randomness import ImageRandomness
 from coprobe.data import Dataset
+from coprobe.data.stream import ImageBatch, bounds, stream
 from coprobe.errors import RunError
 from tests.architectures import IMAGES, NETWORKS, subject
 from tests.attacks.small import convolutional, fingerprint
@@ -27,7 +28,11 @@ SEED = 3
 
 def attack_on(arch: str, spec: str) -> Attack:
     _, _, step = NETWORKS[arch]
-    return parse(spec if spec.startswith("fgsm") else f"{spec}:step-size={step}", 8 * step / 255)
+    return parse(spec if "fgsm" in spec else f"{spec}:step-size={step}", 8 * step / 255)
+
+
+def clean_images(data: Dataset, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    return data.images[start:stop] / 255, data.labels[start:stop]
 
 
 @lru_cache
@@ -86,6 +91,8 @@ def test_every_image_is_that_of_the_plain_way(arch: str, form: str, batch_size: 
         "cw:3:start=zero:rule=always",
         "pgd-eot:2:samples=3",
         "pgd-eot:2:samples=2:restarts=2",
+        "mi-fgsm:4",
+        "mi-fgsm:3:start=uniform:rule=always:decay=0.5",
     ],
 )
 def test_every_kind_of_attack_gives_the_images_of_the_plain_way(form: str, spec: str) -> None:
@@ -98,14 +105,16 @@ def test_every_kind_of_attack_gives_the_images_of_the_plain_way(form: str, spec:
 
 @FORMS
 @pytest.mark.parametrize("seed", [0, 11])
-@pytest.mark.parametrize("stretch", [(0, 40), (5, 62), (53, 70), (7, 7)])
-def test_a_part_of_the_data_set_is_that_part_of_all(form: str, seed: int, stretch: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("rank", "count"), [(0, 2), (1, 2), (2, 3), (0, 9)])
+def test_a_part_of_the_data_set_is_that_part_of_all(form: str, seed: int, rank: int, count: int) -> None:
     """What several processes craft is what one does; random numbers belong to the index."""
     model, data = subject("preact-resnet18", form)
     attack = attack_on("preact-resnet18", "pgd:4")
-    first, stop = stretch
+    examples = AdversarialExamples(model, data, [attack], batch_size=16, seed=seed, processes=Processes(rank, count))
+    first, stop = examples.shard
+    assert (first == stop) == (count > 5), "one of many processes has no images"
     expected = whole(model, data, attack, seed)[first:stop]
-    batches = list(AdversarialExamples(model, data, [attack], batch_size=16, seed=seed, stretch=stretch))
+    batches = list(examples)
     assert [batch.start for batch in batches] == list(range(first, stop, 16))
     assert torch.equal(torch.cat([batch.images[attack.spec] for batch in batches] or [expected]), expected)
     for batch in batches:
@@ -196,17 +205,17 @@ def bright(*indices: int, count: int = 200) -> Dataset:
 @pytest.mark.parametrize(("portions", "ahead"), [(0, 2), (1, 2), (5, 5), (10**6, 46)])
 def test_how_far_it_runs_ahead_is_bounded(portions: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the first image is on its way for 60 steps, all others are done: they wait for it in memory."""
-    monkeypatch.setattr(conveyor, "_HELD_BACK", portions * 4 * 6 * 4)
+    monkeypatch.setattr(batching, "_HELD_BACK", portions * 4 * 6 * 4)
     data, reads, yielded, furthest = bright(0), [0], 0, 0
     attack = parse("pgd:60:step-size=1", 16 / 255)
 
-    def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        reads.append(stop)
-        return clean_images(data, start, stop)
+    def read() -> Iterator[ImageBatch]:
+        for batch in stream(data, bounds(0, 200, 4)):
+            reads.append(int(batch.indices[-1]) + 1)
+            yield batch
 
-    feed = Feed(read, 0, 200, 4, lambda indices: ImageRandomness(SEED, PURPOSE, indices))
     parts = []
-    for part in attack.over(Slow(), feed, BatchSize(4)):
+    for part in attack.stream(Slow(), read(), SEED, BatchSize(4)):
         furthest = max(furthest, max(reads) // 4 - yielded)
         yielded += 1
         parts.append(part)
@@ -307,18 +316,21 @@ def test_every_image_takes_its_own_steps() -> None:
     """The step is called with each image's number of steps so far, and never more often than there are steps."""
     data, seen = bright(1, 2, 50, 199), Counter[tuple[int, int]]()
 
-    def advance(x: Tensor, point: Tensor, y: Tensor, randomness: ImageRandomness, taken: Tensor) -> conveyor.Step:
+    def step(x: Tensor, y: Tensor, randomness: ImageRandomness, state: State, taken: Tensor) -> Step:
+        assert torch.equal(state["index"], randomness.indices), "every image keeps its own state"
         pairs = set(zip(randomness.indices.tolist(), taken.tolist(), strict=True))
         seen.update(pairs)  # copies that fill the batch up count once
         assert torch.equal(x, clean_images(data, 0, 200)[0][randomness.indices])
-        assert torch.equal(point, x + taken.view(-1, 1, 1, 1))
-        return conveyor.Step(point + 1, x.amax((1, 2, 3)) == 1)
+        assert torch.equal(state["x_adv"], x + taken.view(-1, 1, 1, 1))
+        return Step({**state, "x_adv": state["x_adv"] + 1}, x.amax((1, 2, 3)) == 1)
 
-    feed = Feed(lambda start, stop: clean_images(data, start, stop), 0, 200, 9, lambda i: ImageRandomness(0, "", i))
-    begin: Callable[[Tensor, ImageRandomness], Tensor] = lambda x, randomness: x.clone()  # noqa: E731
-    size = BatchSize(24)
-    parts = list(conveyor.convey(feed, begin, advance, 7, size))
+    def start(x: Tensor, randomness: ImageRandomness) -> State:
+        return {"x_adv": x.clone(), "index": randomness.indices}
+
+    done = list(in_full_batches(stream(data, bounds(0, 200, 9)), (0, PURPOSE), start, step, 7, BatchSize(24)))
+    parts = [x_adv for _, x_adv in done]
     assert [len(part) for part in parts] == [9] * 22 + [2]
+    assert torch.equal(torch.cat([batch.images for batch, _ in done]), clean_images(data, 0, 200)[0])
     steps = [7 if index in (1, 2, 50, 199) else 1 for index in range(200)]
     assert seen == Counter((index, taken) for index in range(200) for taken in range(steps[index]))
     expected = clean_images(data, 0, 200)[0] + torch.tensor(steps).view(-1, 1, 1, 1)

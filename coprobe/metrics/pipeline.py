@@ -1,0 +1,111 @@
+"""From questions to results: images read once, attacked, shown to every metric, and the results kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import pandas as pd
+
+from coprobe.attacks import Attack
+from coprobe.attacks.autoattack import AutoAttack, stages_of
+from coprobe.attacks.examples import AdversarialExamples, Spool
+from coprobe.core.provenance import provenance
+from coprobe.core.results import ResultStore
+from coprobe.metrics.accuracy import Evaluation
+from coprobe.metrics.metric import Metric, measure, table_of
+from coprobe.metrics.setup import Setup
+
+#: Facts that change no result: a moved file, its label or another device is the same experiment.
+_IRRELEVANT = ("checkpoint", "stage", "device")
+
+
+def results_of(
+    setup: Setup, metrics: Sequence[Metric[Any]], targets: Sequence[Setup] = (), spool: Spool | None = None
+) -> list[Any]:
+    """What the metrics compute, from one pass over the images: nothing is attacked twice.
+
+    What the result store has is not measured again, and if it has all, no image is attacked.
+
+    Args:
+        setup: the model that is attacked, the images, and the settings.
+        metrics: what to measure; `epsilon` and `seed` are those of the setup.
+        targets: of each metric the model that is measured; none means the one that is attacked.
+        spool: where crafted images are shared with other questions.
+
+    Raises:
+        InputError: an unknown node or attack, before the work; and what a metric raises.
+    """
+    targets = targets or [setup] * len(metrics)
+    metrics = [metric.at(setup.epsilon, setup.seed) for metric in metrics]
+    setup.check_nodes([node for metric in metrics for node in metric.nodes])
+    store = ResultStore(setup.cache)
+    depends = [_depends(setup, metric, target) for metric, target in zip(metrics, targets, strict=True)]
+    frames = [_found(setup, store, metric, about) for metric, about in zip(metrics, depends, strict=True)]
+    open_ones = [number for number, frame in enumerate(frames) if frame is None]
+    open_ones = [number for number, frame in enumerate(frames) if frame is None]
+    if open_ones:
+        asked = [metrics[number] for number in open_ones]
+        examples = _examples(setup, asked, spool)
+        models = [targets[number].model_at(metrics[number].nodes) for number in open_ones]
+        measured = measure(examples, asked, models, setup.processes)
+        stages = _stages(setup, examples.attacks)
+        for number, result in zip(open_ones, measured, strict=True):
+            frame = frames[number] = table_of(result)
+            about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts), **depends[number]}
+            if isinstance(result, Evaluation):
+                about["stages"] = [row for row in stages if row["attack"] in metrics[number].attacks]
+            frame.attrs = json.loads(json.dumps(about))  # in plain values, as they come back from a file
+            if setup.processes.leads:
+                store.keep(metrics[number].name, frame, **_relevant(setup.facts), **depends[number])
+    return [metric.restored(cast(pd.DataFrame, frame)) for metric, frame in zip(metrics, frames, strict=True)]
+
+
+def _depends(setup: Setup, metric: Metric[Any], target: Setup) -> dict[str, Any]:
+    """What a result depends on beside the facts of the setup, as plain values."""
+    versions = {metric.name: metric.version}
+    versions |= {attack.name: attack.version for attack in setup.attacks(metric.attacks)}
+    about = {**metric.settings, "nodes": list(metric.nodes), "attacks": list(metric.attacks)}
+    if changed := {name: version for name, version in versions.items() if version > 1}:
+        about["versions"] = changed
+    return about if target is setup else {**about, "target": _relevant(target.model_facts)}
+
+
+def _relevant(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in _IRRELEVANT}
+
+
+def _found(setup: Setup, store: ResultStore, metric: Metric[Any], depends: Mapping[str, Any]) -> pd.DataFrame | None:
+    """What the first process finds, for all of them; without any such result, no image has to be looked at."""
+    found = None
+    if setup.processes.leads and store.holds(metric.name):
+        found = store.find(metric.name, **_relevant(setup.facts), **depends)
+    return setup.processes.broadcast(found)
+
+
+def _examples(setup: Setup, metrics: Sequence[Metric[Any]], spool: Spool | None) -> AdversarialExamples:
+    attacks = setup.attacks([spec for metric in metrics for spec in metric.attacks])
+    return AdversarialExamples(
+        setup.model_at([node for metric in metrics for node in metric.nodes]),
+        setup.dataset,
+        [spool.same(attack) for attack in attacks] if spool else attacks,
+        batch_size=setup.batch_size,
+        device=setup.device,
+        seed=setup.seed,
+        trajectories={spec for metric in metrics if metric.follows for spec in metric.attacks},
+        spool=spool,
+        progress=setup.progress,
+        plain=setup.plain,
+        processes=setup.processes,
+    )
+
+
+def _stages(setup: Setup, attacks: Sequence[Attack]) -> list[dict[str, Any]]:
+    """What the members of AutoAttack did, in all processes."""
+    for attack in attacks:
+        if isinstance(attack, AutoAttack) and attack.stages.processes < setup.processes.world_size:
+            for rank, state in enumerate(setup.processes.gather(attack.stages.state)):
+                if rank != setup.processes.rank:
+                    attack.stages.absorb(state)
+    return stages_of(attacks)

@@ -1,0 +1,153 @@
+"""A model, images and settings: what results depend on, and what says so beside them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coprobe.attacks import Attack, parse
+from coprobe.attacks.examples import CLEAN, Spool
+from coprobe.checkpoint import Checkpoint
+from coprobe.core.defaults import EPS
+from coprobe.core.engine import Progress, silent
+from coprobe.core.processes import ALONE, Processes
+from coprobe.data import Dataset, title
+from coprobe.data.stream import stream
+from coprobe.errors import InputError
+from coprobe.fast.classifier import fast, plain
+from coprobe.models import Classifier
+from coprobe.nodes import CHECKED, check_neutral
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A checkpoint together with the images it is probed on.
+
+    Args:
+        checkpoint: what is probed; its model moves to `device`, and else stays as it is.
+        dataset: clean images.
+        epsilon: radius of the attacks, a fraction.
+        device: where to work.
+        batch_size: images at once; None finds one that fits.
+        precision: `32` (float32), `tf32` or `bf16` (faster where the hardware has it; results differ slightly).
+        seed: of attacks, noise and random masks.
+        cache: directory in which results are kept and looked up; None keeps nothing. A result is found again
+            only for the same weights, images and settings.
+        plain: use the model as it is instead of its fast form, and take all images through all steps of an attack.
+        compiled: run the model through torch.compile; not together with `plain`.
+        processes: those that share the images; each gets all results.
+        progress: shows how far the attacks are.
+        say: told in a sentence where the fast form of the model can't be used.
+
+    Raises:
+        InputError: the images don't fit the model (classes, channels, size), or a precision that is not there.
+    """
+
+    checkpoint: Checkpoint
+    dataset: Dataset
+    epsilon: float = EPS / 255
+    device: torch.device | str = "cpu"
+    batch_size: int | None = None
+    precision: str = "32"
+    seed: int = 0
+    cache: Path | None = None
+    plain: bool = False
+    compiled: bool = False
+    processes: Processes = ALONE
+    progress: Progress = field(default=silent, repr=False)
+    say: Callable[[str], object] = field(default=warnings.warn, repr=False)
+    _forms: list[tuple[frozenset[str], Classifier]] = field(default_factory=list, init=False, repr=False, compare=False)
+    _spools: list[Spool] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        images = f"{self.dataset.name} ({self.dataset.split})"
+        self.checkpoint.check_fit(images, self.dataset.num_classes, self.dataset.image_shape)
+        if self.plain and self.compiled:
+            raise InputError("--plain switches --compile off; leave one of them out")
+        self._forms.append((frozenset(), plain(self.checkpoint.model.to(self.device), self.precision)))
+
+    @property
+    def model(self) -> Classifier:
+        """What is attacked: the fast form of the checkpoint's model, or with `plain` the model itself."""
+        return self.model_at(())
+
+    @property
+    def stored_model(self) -> Classifier:
+        """The checkpoint's own network in the precision that was asked for."""
+        return self._forms[0][1]
+
+    def model_at(self, nodes: Sequence[str]) -> Classifier:
+        """The model in the form in which these nodes can be recorded and masked; the one that was used last is kept."""
+        if self.plain:
+            return self.stored_model
+        for at, model in self._forms[1:]:
+            if at >= set(nodes):
+                return model
+        made = fast(
+            self.stored_model,
+            images=self.first_images(CHECKED),
+            nodes=tuple(dict.fromkeys(nodes)),
+            precision=self.precision,
+            compiled=self.compiled,
+            processes=self.processes,
+            say=self.say if self.processes.leads else lambda text: None,
+        )
+        self._forms[1:] = [(frozenset(nodes), made)]
+        return made
+
+    def first_images(self, count: int) -> Tensor:
+        """As many as there are, at most `count`: float in [0, 1], on the device."""
+        (batch,) = stream(self.dataset, [(0, min(len(self.dataset), count))], self.device)
+        return batch.images
+
+    def check_nodes(self, nodes: Sequence[str]) -> None:
+        """Look on one image whether there are such nodes, before the work."""
+        check_neutral(self.stored_model, self.first_images(1), list(dict.fromkeys(nodes)))
+
+    def attacks(self, specs: Sequence[str]) -> list[Attack]:
+        """The attacks of these specs at the radius, each once; `clean` is none."""
+        parsed = (parse(spec, self.epsilon) for spec in specs if spec != CLEAN)
+        return list({attack.spec: attack for attack in parsed}.values())
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """What identifies the model and its preprocessing."""
+        return {
+            **self.checkpoint.facts(),
+            "arch": self.checkpoint.arch,
+            "arch_args": self.checkpoint.arch_args,
+            "mean": self.stored_model.mean,
+            "std": self.stored_model.std,
+            **({} if self.stored_model.channel_axes is None else {"channel_axis": self.stored_model.channel_axes}),
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What identifies the inputs of a result: model, images, budget, seed."""
+        return {
+            **self.model_facts,
+            "data": self.dataset.name,
+            "split": self.dataset.split,
+            "images": len(self.dataset),
+            **({"skipped": len(self.dataset.skipped)} if self.dataset.skipped else {}),
+            "data_digest": self.dataset.digest(),
+            "epsilon": round(self.epsilon * 255, 6),
+            "seed": self.seed,
+            "device": str(self.device),
+            "precision": self.precision,
+            "plain": self.plain,
+            "compiled": self.compiled,
+        }
+
+    @property
+    def caption(self) -> str:
+        """What results are from, in a few words for tables and figures: data, n, budget, seed."""
+        budget = f"ε = {self.epsilon * 255:g}/255"
+        stage = f", {self.checkpoint.stage}" if self.checkpoint.stage else ""
+        return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}{stage}"

@@ -1,0 +1,52 @@
+"""Is a checkpoint CO-affected? The verdict from what was measured, with its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coprobe.attacks.examples import CLEAN
+from coprobe.attacks.labels import label_of
+from coprobe.core.defaults import ATTACKS, SALIENT
+from coprobe.metrics import ChannelStatistics, Evaluation
+from coprobe.verdict.rule import verdict_of
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether a checkpoint is CO-affected.
+
+    Attributes:
+        verdict: `CO-affected`, `stable`, `not robust` or `did not converge`.
+        sentence: the verdict and its evidence in a sentence.
+        evaluation: accuracy on clean, FGSM and PGD images.
+        statistics: channels at every node of the table.
+        salient: by node, the channels with T_act above `SALIENT`.
+    """
+
+    verdict: str
+    sentence: str
+    evaluation: Evaluation
+    statistics: ChannelStatistics
+    salient: dict[str, list[int]]
+
+
+def diagnosed(evaluation: Evaluation, statistics: ChannelStatistics, epsilon: float, classes: int) -> Diagnosis:
+    """The verdict from accuracies under `ATTACKS` and from the statistics of all nodes.
+
+    Args:
+        evaluation: holds both.
+        statistics: of the nodes to be named.
+        epsilon: radius of the attacks, a fraction.
+        classes: how many there are.
+    """
+    nodes = list(statistics.frame["node"].unique())
+    salient = {node: (statistics.t_act(node) > SALIENT).nonzero()[0].tolist() for node in nodes}
+    clean, fgsm, pgd = map(evaluation.accuracy, (CLEAN, *ATTACKS))
+    verdict = verdict_of(clean, fgsm, pgd, classes)
+    where = ", ".join(f"{len(found)} of {len(statistics.node(node))} at {node}" for node, found in salient.items())
+    n = int(evaluation.frame["n"].iloc[0])
+    sentence = (
+        f"{verdict}: at {epsilon * 255:g}/255 accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
+        f"{pgd:.1%} under {label_of(ATTACKS[1])} (n = {n}); channels with T_act > {SALIENT}: {where}"
+    )
+    return Diagnosis(verdict, sentence, evaluation, statistics, salient)
