@@ -76,8 +76,8 @@ class Match:
     @property
     def undecided(self) -> dict[str, list[Any]]:
         """Of those that are assumed, the ones that names and shapes can't tell, with the values they may have."""
-        untold = ARCHITECTURES[self.arch].untold if self.is_ours else {}
-        return {name: list(values) for name, values in untold.items() if name in self.assumed}
+        undecided = ARCHITECTURES[self.arch].undecided if self.is_ours else {}
+        return {name: list(values) for name, values in undecided.items() if name in self.assumed}
 
     @property
     def allowed_mismatch(self) -> dict[str, list[str]]:

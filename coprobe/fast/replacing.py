@@ -9,7 +9,13 @@ from torch import nn
 
 
 class Replacement(nn.Conv2d):
-    """A convolution that computes what another one does, with its weights, in another way."""
+    """A convolution that computes what another one does, with its weights, in another way.
+
+    Attributes:
+        channel_axis: of the output, for `nodes`, which can't follow memory that is written part by part.
+    """
+
+    channel_axis = 1
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         names = (

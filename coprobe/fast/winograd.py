@@ -53,8 +53,6 @@ class Winograd(Replacement):
         convolution: one that it `suits`.
     """
 
-    channel_axis = 1  # for `nodes`, which can't see it through memory that is written part by part
-
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__(convolution)
         self.register_buffer("_there", _at_points(self.weight), persistent=False)

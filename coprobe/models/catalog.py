@@ -58,12 +58,12 @@ class Architecture:
     Attributes:
         build: takes keyword-only arguments, each with a default, among them width, num_classes, in_channels.
         read_args: a state dict to those arguments; raises `KeyError` when a weight that it needs is absent.
-        untold: the arguments that leave no trace in names and shapes, with the values that they may have.
+        undecided: the arguments that leave no trace in names and shapes, with the values that they may have.
     """
 
     build: Callable[..., Network]
     read_args: Callable[[Mapping[str, Shaped]], dict[str, Any]]
-    untold: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    undecided: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")

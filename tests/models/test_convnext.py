@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-from coprobe.models import build
+from coprobe.fast.classifier import FastClassifier, fast
+from coprobe.models import Classifier, build
 from tests.models.recognised import recognised
 
 DEPTHS = {"convnext-atto": (2, 2, 6, 2), "convnext-tiny": (3, 3, 9, 3)}
@@ -61,3 +62,12 @@ def test_nodes(arch: str) -> None:
         network.get_submodule(path).register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape[1:])))
     network(torch.rand(1, 3, 32, 32))
     assert shapes == [(32, 32, 16), (32, 32, 16), (16, 16, 32), (8, 8, 64), (4, 4, 128)]
+
+
+def test_its_fast_form_holds_bfloat16() -> None:
+    torch.manual_seed(0)
+    model, x = Classifier(build("convnext-atto", width=8)).eval(), torch.rand(4, 3, 32, 32)
+    made = fast(model, images=x, nodes=["A", "stages.1.0.dwconv"], precision="bf16", say=pytest.fail)
+    assert isinstance(made, FastClassifier) and made.network.stages[0][0].norm.weight.dtype == torch.bfloat16
+    expected = model(x)
+    assert 0 < (made(x) - expected).abs().amax() < 0.05 * expected.abs().amax()
