@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 def exclusive(directory: str | os.PathLike[str], *, wait: bool = True) -> Iterator[None]:
     """Keep `directory`, which is made if it is not there, to this process while the block runs.
 
-    The system lets go when the process ends, however it ends. Windows has no such lock, and nothing waits there.
+    The system lets go when the process ends, however it ends.
 
     Args:
         directory: where only one is to work.
@@ -78,35 +78,22 @@ def exclusive(directory: str | os.PathLike[str], *, wait: bool = True) -> Iterat
     Raises:
         InputError: another process works there, and this one is not to wait.
     """
+    from filelock import FileLock, Timeout
+
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     path = directory / ".lock"
-    with ExitStack() as files:
-        locked = -1
-        while not _is_at(path, locked):  # whoever had the lock has removed its file, and the next makes another
-            locked = files.enter_context(path.open("w")).fileno()
-            try:
-                fcntl.flock(locked, how)
-            except BlockingIOError:
-                raise InputError(f"{directory}: another process works there; wait for it, or name another") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the file that is open there is the one that `path` names now."""
+    lock = FileLock(path, timeout=-1 if wait else 0)
     try:
-        return descriptor >= 0 and os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{directory}: another process works there; wait for it, or name another") from None
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows removes no file that is open, so filelock does it there
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def sweep(directory: str | os.PathLike[str]) -> None:
