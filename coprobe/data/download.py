@@ -6,11 +6,11 @@ import hashlib
 import http.client
 import shutil
 import sys
+import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from coprobe._version import __version__
 from coprobe.core.files import exclusive
@@ -123,7 +123,7 @@ def _transfer(url: str, part: Path) -> None:
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise

@@ -19,13 +19,15 @@ from PIL import Image
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
+    urlopen = urllib.request.urlopen
+
     def refuse(request, timeout):
         if urllib.parse.urlsplit(request.full_url).hostname == "127.0.0.1":
-            return urllib.request.urlopen(request, timeout=timeout)
+            return urlopen(request, timeout=timeout)
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("coprobe.data.download.urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
 @pytest.fixture

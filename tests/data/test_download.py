@@ -1,5 +1,6 @@
 import hashlib
 import threading
+import urllib.request
 import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -198,11 +199,11 @@ def test_an_error_of_the_server(site, numbers):
 
 
 def test_an_interruption_keeps_what_came(site, numbers, part, monkeypatch):
-    def interrupt(path):
+    def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_md5", interrupt)
+        patched.setattr(hashlib, "md5", interrupt)
         with pytest.raises(KeyboardInterrupt):
             numbers()
     assert part.read_bytes() == CONTENT
@@ -259,7 +260,7 @@ def test_failures_say_why_and_leave_nothing(error, reason, tmp_path, monkeypatch
         assert timeout == module.TIMEOUT
         raise error
 
-    monkeypatch.setattr(module, "urlopen", fail)
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
     with pytest.raises(InputError, match=f"no pets in .*{reason}.*; put pets there, or name") as caught:
         ensure("pets", tmp_path, Download("http://example.invalid/pets.zip", MD5, "pets"))
     assert "\n" not in str(caught.value)

@@ -186,13 +186,18 @@ def test_a_row_group_that_grows_too_much(tmp_path, write_parquet, monkeypatch):
 
 def test_wide_rows_are_read_few_at_a_time(tmp_path, pictures, write_parquet, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", pictures(6), [0, 1] * 3, groups=100)
-    file = module._open(path)
-    size = file.parquet.metadata.row_group(0).column(0).total_uncompressed_size
-    monkeypatch.setattr(module, "BYTES_AT_ONCE", 2 * size)
-    assert module._rows_at_once(file, 0) == 2
-    assert len(load(f"parquet:{path}")) == 6
-    monkeypatch.setattr(module, "BYTES_AT_ONCE", 1)
-    assert module._rows_at_once(file, 0) == 1
+    size = pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+    batches, read = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(self, rows, **which):
+        batches.append((which["columns"], rows))
+        return read(self, rows, **which)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    for allowed, rows in ((2 * size, 2), (1, 1)):
+        monkeypatch.setattr(module, "BYTES_AT_ONCE", allowed)
+        assert len(load(f"parquet:{path}", cache=False)) == 6
+        assert batches.pop() == (["img.bytes"], rows)
 
 
 def test_image_without_bytes(tmp_path, pictures, write_parquet):
