@@ -4,7 +4,7 @@ To add a data set, add a module to this folder that registers a reader in `catal
 """
 
 from coprobe.core.registry import discover
-from coprobe.data.catalog import DATASETS, Request, Source, default_root, load
+from coprobe.data.catalog import DATASETS, RawDataset, default_root, load
 from coprobe.data.dataset import Dataset, balanced_prefix, hold_out, title
 from coprobe.data.loader import Batch, Loader, draw_augmentation
 
@@ -15,8 +15,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "Loader",
-    "Request",
-    "Source",
+    "RawDataset",
     "balanced_prefix",
     "default_root",
     "draw_augmentation",

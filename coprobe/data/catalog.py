@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,53 +15,36 @@ from torch import Tensor
 from coprobe.core.registry import Registry
 from coprobe.data.bounds import cause, in_its_folder, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
-from coprobe.data.decoded import identity, remembered
-from coprobe.data.gather import Encoded, gather
+from coprobe.data.disk_cache import cache_key, cached
+from coprobe.data.images import EncodedImages, decode_images
 from coprobe.errors import InputError, unknown
 
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a reader is asked for.
-
-    Attributes:
-        spec: the data set as the user named it, for error messages.
-        path: what followed the colon in `spec`; None for a data set that takes no path.
-        split: "train" or "test".
-        root: the folder in which named data sets are kept.
-    """
-
-    spec: str
-    path: Path | None
-    split: str
-    root: Path
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader answers: every label, and the images or a way to get some of them.
+class RawDataset:
+    """What a reader finds of one split: every label, and the images, which may be yet to be decoded.
 
     Attributes:
         labels: int64, batch.
         classes: the class names, in the order of the labels.
-        images: uint8, batch × channels × height × width; or, where they are yet to be decoded, a function that gives
-            the encoded images at some indices, so that only those that are wanted are read.
-        notes: what a person should know about how the data set was read.
-        files: of encoded images, a function from ascending indices to the files that those images come from; without
-            it they are decoded every time.
+        images: uint8, batch × channels × height × width; or encoded, so that only those that are wanted are read.
+        notes: what a person should know about how it was read.
     """
 
     labels: Tensor
     classes: tuple[str, ...]
-    images: Tensor | Encoded
+    images: Tensor | EncodedImages
     notes: tuple[str, ...] = ()
-    files: Callable[[Tensor], Sequence[Path]] | None = None
 
 
-DATASETS: Registry[Callable[[Request], Source]] = Registry("dataset")
-"""Readers by name. The fact `argument` says what must follow the name after a colon, where something must."""
+DATASETS: Registry[Callable[[Path, str], RawDataset]] = Registry("dataset")
+"""Readers by name, called with a path and a split ("train" or "test").
+
+The path is the folder in which named data sets are kept, or, where the fact `argument` says that something must follow
+the name after a colon, what follows it.
+"""
 
 
 def default_root() -> Path:
@@ -89,7 +72,7 @@ def load(
             filled where the classes allow it. What is read then is the data set without those images: its digest is
             that of such a data set, not that of the whole one.
         cache: keep decoded images in the folder `decoded` of `root`, and map them from there the next time, as long as
-            the files that they come from are unchanged (see `decoded.identity`); nothing else about the result differs.
+            the files that they come from are unchanged (see `disk_cache.cache_key`); the result is the same.
 
     Raises:
         InputError: an unknown name or split, a path too many or missing, a limit below 1, data that are missing and
@@ -99,34 +82,34 @@ def load(
         raise unknown("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}")
-    reader, where = _named(spec)
+    root = default_root() if root is None else root
     started = time.time_ns()
-    request = Request(spec, where, split, default_root() if root is None else root)
-    source = reader(request)
+    raw = _read(spec, split, root)
     what = f"{spec} ({split})"
-    check_labels(source.labels, len(source.classes), what)
-    total = len(source.labels)
-    chosen = torch.arange(total) if limit is None else balanced_prefix(source.labels, limit)
+    check_labels(raw.labels, len(raw.classes), what)
+    every = torch.arange(len(raw.labels))
+    chosen = every if limit is None else balanced_prefix(raw.labels, limit)
 
-    def build(images: Tensor, rows: Tensor = chosen, skipped: tuple[str, ...] = ()) -> Dataset:
-        notes = tuple(f"{what}: {note}" for note in (*source.notes, *_remarks(source, skipped)))
-        return Dataset(images, source.labels[rows], source.classes, spec, split, skipped, notes)
+    def build(images: Tensor, rows: Tensor, skipped: tuple[str, ...] = ()) -> Dataset:
+        notes = tuple(f"{what}: {note}" for note in (*raw.notes, *_remarks(raw, skipped)))
+        return Dataset(images, raw.labels[rows], raw.classes, spec, split, skipped, notes)
 
-    encoded = source.images
+    encoded = raw.images
     if isinstance(encoded, Tensor):
-        return build(encoded[chosen])
+        return build(encoded[chosen], chosen)
 
-    decode = partial(gather, encoded, source.labels, source.classes, what, limit=limit, skip_bad=skip_bad)
-    if not cache or source.files is None:
-        return build(*decode())
-    # Any image may be tried in place of a bad one.
-    files = source.files(torch.arange(total) if skip_bad else chosen)
-    identify = partial(identity, files, source.labels, (limit, skip_bad), started)
-    return remembered(request.root / "decoded", identify, decode, lambda found: build(*found))
+    def decode() -> Dataset:
+        return build(*decode_images(encoded, raw.labels, raw.classes, what, limit=limit, skip_bad=skip_bad))
+
+    if not cache:
+        return decode()
+    files = encoded.files(every if skip_bad else chosen)  # any image may be tried in place of a bad one
+    settings = spec, split, limit, skip_bad, raw.classes, raw.notes
+    return cached(root / "decoded", partial(cache_key, files, raw.labels, settings, started), decode)
 
 
-def _named(spec: str) -> tuple[Callable[[Request], Source], Path | None]:
-    """The reader of a data set, and what it is to read where it takes a path."""
+def _read(spec: str, split: str, root: Path) -> RawDataset:
+    """What the reader that `spec` names finds at the path that follows, or in `root`."""
     name, _, path = spec.partition(":")
     entry = DATASETS.entry(name)
     argument = entry.facts.get("argument")
@@ -134,7 +117,7 @@ def _named(spec: str) -> tuple[Callable[[Request], Source], Path | None]:
         raise InputError(f"dataset '{name}' needs a path; write {name}:{argument}")
     if not argument and spec != name:
         raise InputError(f"dataset '{name}' takes no path, but '{spec}' was given; write {name}")
-    return entry.value, _path(name, path) if argument else None
+    return entry.value(_path(name, path) if argument else root, split)
 
 
 def _path(name: str, text: str) -> Path:
@@ -150,11 +133,11 @@ def _path(name: str, text: str) -> Path:
     return path
 
 
-def _remarks(source: Source, skipped: tuple[str, ...]) -> Iterator[str]:
+def _remarks(raw: RawDataset, skipped: tuple[str, ...]) -> Iterator[str]:
     """What a person should know of any data set."""
-    if len(source.labels) > 1 and source.labels.min() == source.labels.max():
-        name = short(source.classes[int(source.labels[0])])
-        yield f"all {len(source.labels)} images are of one class, '{name}'"
+    if len(raw.labels) > 1 and raw.labels.min() == raw.labels.max():
+        name = short(raw.classes[int(raw.labels[0])])
+        yield f"all {len(raw.labels)} images are of one class, '{name}'"
     if skipped:
         names = listed([in_its_folder(name) for name in skipped])
         yield f"left out {len(skipped)} bad {'images' if len(skipped) > 1 else 'image'}: {names}"

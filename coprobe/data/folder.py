@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from coprobe.data.bounds import listed, short
-from coprobe.data.catalog import DATASETS, Request, Source
+from coprobe.data.catalog import DATASETS, RawDataset
 from coprobe.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -24,22 +24,21 @@ SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validati
     source="torchvision's ImageFolder",
     argument="DIR",
 )
-def folder(request: Request) -> Source:
-    """Images of one size below `request.path`, as RGB.
+def folder(path: Path, split: str) -> RawDataset:
+    """Images of one size below `path`, as RGB.
 
     Where there are split folders, the classes are those of `train`, so that both splits number them alike. A folder
     without split folders serves as either split. Names that begin with a dot (`.ipynb_checkpoints`) are passed over.
     """
-    assert request.path is not None
     try:
-        place = _split_folder(request.path, request.split)
-        train = request.path / "train"
-        classes = class_folders(train if place != request.path and train.is_dir() else place)
+        place = _split_folder(path, split)
+        train = path / "train"
+        classes = class_folders(train if place != path and train.is_dir() else place)
         strangers = sorted(set(class_folders(place)) - set(classes))
         samples = list_images(place, {name: number for number, name in enumerate(classes)}, SUFFIXES)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise InputError(f"{request.path}: {reason}; {request.spec} needs DIR/train/CLASS/ or DIR/CLASS/") from None
+        raise InputError(f"{path}: {reason}; folder:{path} needs DIR/train/CLASS/ or DIR/CLASS/") from None
     if not classes:
         held = "image files but no class folders" if _has_images(place) else "no class folders"
         raise InputError(f"{place}: holds {held}; put the images of each class into a folder of its own")
@@ -48,9 +47,8 @@ def folder(request: Request) -> Source:
     if not samples:
         raise InputError(f"{place}: holds no images; files that end in {', '.join(SUFFIXES)} are read")
     labels = torch.tensor([label for _, label in samples])
-    paths = [path for path, _ in samples]
-    notes = tuple(_remarks(place, request, labels, classes))
-    return Source(labels, classes, partial(encoded_files, paths), notes, partial(chosen_files, paths))
+    notes = tuple(_remarks(place, path, labels, classes))
+    return RawDataset(labels, classes, ImageFiles([file for file, _ in samples]), notes)
 
 
 def class_folders(place: Path) -> tuple[str, ...]:
@@ -68,14 +66,19 @@ def list_images(place: Path, numbers: Mapping[str, int], suffixes: tuple[str, ..
     return samples
 
 
-def chosen_files(paths: Sequence[Path], chosen: Tensor) -> list[Path]:
-    """The files at `chosen`, as `Source.files` gives them."""
-    return [paths[row] for row in chosen.tolist()]
+@dataclass(frozen=True)
+class ImageFiles:
+    """Encoded images, each in a file of its own."""
 
+    paths: Sequence[Path]
 
-def encoded_files(paths: Sequence[Path], chosen: Tensor) -> Iterator[tuple[Path, str]]:
-    """The files at `chosen` and their names, as `Source.images` gives them."""
-    return ((path, str(path)) for path in chosen_files(paths, chosen))
+    def read(self, rows: Tensor) -> Iterator[tuple[Path, str]]:
+        """See `EncodedImages`."""
+        return ((path, str(path)) for path in self.files(rows))
+
+    def files(self, rows: Tensor) -> list[Path]:
+        """See `EncodedImages`."""
+        return [self.paths[row] for row in rows.tolist()]
 
 
 def _walk(top: Path) -> Iterator[tuple[str, str]]:
@@ -96,8 +99,8 @@ def _has_images(place: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path in place.iterdir())
 
 
-def _remarks(place: Path, request: Request, labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
-    if place == request.path:
+def _remarks(place: Path, path: Path, labels: Tensor, classes: Sequence[str]) -> Iterator[str]:
+    if place == path:
         yield "has no folders train and test, so the same images serve as either split"
     counts = labels.bincount(minlength=len(classes)).tolist()
     empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]

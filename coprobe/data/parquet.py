@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from coprobe.data.bounds import cause, check_growth, short
-from coprobe.data.catalog import DATASETS, Request, Source
+from coprobe.data.catalog import DATASETS, RawDataset
 from coprobe.errors import InputError
 
 IMAGE_COLUMNS = ("img", "image")
@@ -51,22 +51,20 @@ class _File:
     source="https://huggingface.co/docs/hub/datasets-image",
     argument="DIR",
 )
-def parquet(request: Request) -> Source:
+def parquet(path: Path, split: str) -> RawDataset:
     """Images of the column `img` or `image` (a struct with `bytes`), as RGB, with the labels beside them.
 
     Class names come from the `huggingface` entry of the schema; without it they are "0" … "C-1", C being the largest
     label plus one. A single file serves as either split.
     """
-    assert request.path is not None
-    files = [_open(path) for path in _split_files(request.path, request.split)]
+    files = [_open(file) for file in _split_files(path, split)]
     rows = sum(file.rows for file in files)
     if rows > MAX_ROWS:
-        raise InputError(f"{request.path}: {rows} rows, more than {MAX_ROWS}; split it up")
+        raise InputError(f"{path}: {rows} rows, more than {MAX_ROWS}; split it up")
     labels = torch.cat([_labels(file) for file in files])
-    classes = _class_names(files[0]) or _numbered(labels, request.path)
-    shared = ("is a single file, so the same images serve as either split",) if request.path.is_file() else ()
-    paths = [file.path for file in files]
-    return Source(labels, classes, lambda chosen: _encoded(files, chosen), shared, lambda chosen: paths)
+    classes = _class_names(files[0]) or _numbered(labels, path)
+    shared = ("is a single file, so the same images serve as either split",) if path.is_file() else ()
+    return RawDataset(labels, classes, _ParquetImages(files), shared)
 
 
 def _split_files(path: Path, split: str) -> list[Path]:
@@ -177,26 +175,28 @@ def _numbered(labels: Tensor, path: Path) -> tuple[str, ...]:
     return tuple(map(str, range(largest + 1)))
 
 
-def _encoded(files: list[_File], chosen: Tensor) -> Iterator[tuple[bytes, str]]:
-    """The encoded images at `chosen` (ascending row numbers through all files), a batch of rows in memory at a time."""
-    start = 0
-    for file in files:
-        mine = chosen[(chosen >= start) & (chosen < start + file.rows)] - start
-        yield from _encoded_in(file, mine)
-        start += file.rows
+@dataclass(frozen=True)
+class _ParquetImages:
+    """Encoded images in row groups, whose rows count through all files; a batch of rows is in memory at a time."""
+
+    parts: list[_File]
+
+    def read(self, rows: Tensor) -> Iterator[tuple[bytes, str]]:
+        start = 0
+        for file in self.parts:
+            first = start
+            for group in range(file.parquet.num_row_groups):
+                stop = start + file.parquet.metadata.row_group(group).num_rows
+                mine = rows[(rows >= start) & (rows < stop)] - start
+                if len(mine):
+                    yield from _read_group(file, group, mine, start - first)
+                start = stop
+
+    def files(self, rows: Tensor) -> list[Path]:
+        return [file.path for file in self.parts]
 
 
-def _encoded_in(file: _File, chosen: Tensor) -> Iterator[tuple[bytes, str]]:
-    start = 0
-    for group in range(file.parquet.num_row_groups):
-        stop = start + file.parquet.metadata.row_group(group).num_rows
-        mine = chosen[(chosen >= start) & (chosen < stop)] - start
-        if len(mine):
-            yield from _encoded_in_group(file, group, mine, start)
-        start = stop
-
-
-def _encoded_in_group(file: _File, group: int, chosen: Tensor, first_row: int) -> Iterator[tuple[bytes, str]]:
+def _read_group(file: _File, group: int, chosen: Tensor, first_row: int) -> Iterator[tuple[bytes, str]]:
     batches = file.parquet.iter_batches(_rows_at_once(file, group), row_groups=[group], columns=[file.image_bytes])
     start = 0
     while start <= int(chosen[-1]):

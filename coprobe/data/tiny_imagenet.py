@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from coprobe.data.bounds import cause
-from coprobe.data.catalog import DATASETS, Request, Source
+from coprobe.data.catalog import DATASETS, RawDataset
 from coprobe.data.download import Download, ensure
-from coprobe.data.folder import chosen_files, class_folders, encoded_files, list_images
+from coprobe.data.folder import ImageFiles, class_folders, list_images
 from coprobe.errors import InputError
 
 ARCHIVE = Download(
@@ -23,21 +22,21 @@ ARCHIVE = Download(
     summary="110 000 colour images 64×64 of 200 ImageNet classes",
     source="Le and Yang, Tiny ImageNet Visual Recognition Challenge, 2015",
 )
-def tiny_imagenet(request: Request) -> Source:
+def tiny_imagenet(root: Path, split: str) -> RawDataset:
     """Tiny ImageNet from `tiny-imagenet-200` in the data folder; the classes are its WordNet ids, sorted.
 
     The test split is the published validation set: the labels of the published test set are not public.
     """
-    folder = ensure("tiny-imagenet", request.root, ARCHIVE)
+    folder = ensure("tiny-imagenet", root, ARCHIVE)
     try:
-        classes, samples = _list(folder, request.split)
+        classes, samples = _list(folder, split)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{folder}: not the published layout ({cause(error)}); delete it and it will be downloaded again"
         ) from None
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
     paths = [path for path, _ in samples]
-    return Source(labels, classes, partial(encoded_files, paths), files=partial(chosen_files, paths))
+    return RawDataset(labels, classes, ImageFiles(paths))
 
 
 def _list(folder: Path, split: str) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:

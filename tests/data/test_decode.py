@@ -14,7 +14,7 @@ from coprobe.errors import InputError
 
 
 def decode(source, where):
-    """Decode as `gather` does."""
+    """Decode as `decode_images` does."""
     with strict():
         return module.decode(source, where)
 

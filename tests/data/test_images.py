@@ -3,15 +3,22 @@ import pytest
 import torch
 
 from coprobe.data import balanced_prefix
-from coprobe.data.gather import gather
+from coprobe.data.images import decode_images
 from coprobe.errors import InputError
 
 CLASSES = ("cat", "dog", "eel")
 
 
+class Encoded:
+    """Encoded images from a function of their rows."""
+
+    def __init__(self, read):
+        self.read = read
+
+
 @pytest.fixture
 def collect(pictures, encode):
-    """A function: gather from as many pictures as there are labels, of which some are bad; with the rows read."""
+    """A function: decode from as many pictures as there are labels, of which some are bad; with the rows read."""
     images = pictures(30)
 
     def run(labels, bad=(), limit=None, skip_bad=False):
@@ -22,7 +29,8 @@ def collect(pictures, encode):
                 read.append(row)
                 yield (b"<html>" if row in bad else encode(images[row])), f"dir/{row}.png"
 
-        found = gather(encoded, torch.tensor(labels), CLASSES, "made", limit=limit, skip_bad=skip_bad)
+        options = {"limit": limit, "skip_bad": skip_bad}
+        found = decode_images(Encoded(encoded), torch.tensor(labels), CLASSES, "made", **options)
         assert np.array_equal(found.images.numpy(), images[found.rows.numpy()].transpose(0, 3, 1, 2))
         return found, read
 
@@ -86,7 +94,8 @@ def test_only_bad_images(collect):
 def test_another_size_is_an_error_that_names_both(skip_bad, pictures, encode):
     items = [(encode(pictures(1, 5, 7)[0]), "one"), (encode(pictures(1, 7, 5)[0]), "two")]
     with pytest.raises(InputError, match="two: 5×7 pixels, but one has 7×5"):
-        gather(lambda chosen: iter(items), torch.tensor([0, 0]), CLASSES, "made", limit=None, skip_bad=skip_bad)
+        encoded = Encoded(lambda rows: iter(items))
+        decode_images(encoded, torch.tensor([0, 0]), CLASSES, "made", limit=None, skip_bad=skip_bad)
 
 
 def test_more_than_the_memory_is_refused(collect, monkeypatch):

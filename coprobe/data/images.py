@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,32 @@ from coprobe.data.dataset import balanced_prefix
 from coprobe.data.decode import BadImageError, decode, strict
 from coprobe.errors import InputError
 
-Encoded = Callable[[Tensor], Iterator[tuple[bytes | Path, str]]]
-"""From ascending indices to the encoded images (or their files) in that order, each with how errors name it."""
-
-
 NAMED = 3
 """How many of several bad images a refusal names."""
+
+
+class EncodedImages(Protocol):
+    """The images of a data set as they are stored."""
+
+    def read(self, rows: Tensor) -> Iterator[tuple[bytes | Path, str]]:
+        """The encoded images (or their files) at ascending `rows`, in that order, each with how errors name it."""
+
+    def files(self, rows: Tensor) -> Sequence[Path]:
+        """The files that the images at `rows` are stored in."""
+
+
+class DecodedImages(NamedTuple):
+    """What was decoded.
+
+    Attributes:
+        images: uint8, chosen × channels × height × width.
+        rows: int64, chosen; which images these are, ascending.
+        skipped: the names of the bad images that were left out.
+    """
+
+    images: Tensor
+    rows: Tensor
+    skipped: tuple[str, ...] = ()
 
 
 class _Bad(NamedTuple):
@@ -30,30 +50,16 @@ class _Bad(NamedTuple):
     message: str
 
 
-class Gathered(NamedTuple):
-    """What `gather` found.
-
-    Attributes:
-        images: uint8, chosen × 3 × height × width.
-        rows: int64, chosen; their indices, ascending.
-        skipped: the names of the bad images that were passed over.
-    """
-
-    images: Tensor
-    rows: Tensor
-    skipped: tuple[str, ...]
-
-
 @strict()
-def gather(
-    encoded: Encoded,
+def decode_images(
+    encoded: EncodedImages,
     labels: Tensor,
     classes: Sequence[str],
     where: str,
     *,
     limit: int | None,
     skip_bad: bool,
-) -> Gathered:
+) -> DecodedImages:
     """Decode all images, or a class-balanced prefix of them.
 
     With `skip_bad` the prefix is the one that a data set without the bad images would have: for every image that
@@ -76,12 +82,12 @@ def gather(
     is_bad = is_tried.clone()
     bad: list[_Bad] = []
     chosen = _prefix(labels, is_bad, limit)
-    album = _Album(len(chosen), where)
+    decoded = _ImageArray(len(chosen), where)
     while len(fresh := chosen[~is_tried[chosen]]):
         is_tried[fresh] = True
-        for row, (source, name) in zip(fresh.tolist(), encoded(fresh), strict=True):
+        for row, (image, name) in zip(fresh.tolist(), encoded.read(fresh), strict=True):
             try:
-                album.add(row, decode(source, name), name)
+                decoded.add(row, decode(image, name), name)
             except BadImageError as error:
                 is_bad[row] = True
                 if skip_bad or len(bad) < NAMED:
@@ -91,7 +97,7 @@ def gather(
             raise _refusal(bad, int(is_bad.sum()), len(fresh))
         _check_losses(labels, is_bad, classes, where, bad)
         chosen = _prefix(labels, is_bad, limit)
-    return Gathered(*album.in_order(), tuple(image.where for image in bad))
+    return DecodedImages(*decoded.in_order(), tuple(image.where for image in bad))
 
 
 def _prefix(labels: Tensor, is_bad: Tensor, limit: int | None) -> Tensor:
@@ -122,33 +128,33 @@ def _refusal(bad: Sequence[_Bad], count: int, tried: int) -> InputError:
     )
 
 
-class _Album:
-    """Decoded images of one size in one array, whose size the first decides."""
+class _ImageArray:
+    """Images of one size in one array, made when the first tells the size."""
 
     def __init__(self, count: int, where: str) -> None:
         self._count = count
         self._where = where
-        self.pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
-        self.rows: list[int] = []
+        self._pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
+        self._rows: list[int] = []
         self._first = ""
 
     def add(self, row: int, rgb: np.ndarray, name: str) -> None:
         height, width = rgb.shape[:2]
-        if not self.rows:
+        if not self._rows:
             check_memory(self._where, self._count * rgb.nbytes)
-            self.pixels = np.empty((self._count, 3, height, width), dtype=np.uint8)
+            self._pixels = np.empty((self._count, 3, height, width), dtype=np.uint8)
             self._first = name
-        elif self.pixels.shape[2:] != (height, width):
+        elif self._pixels.shape[2:] != (height, width):
             raise InputError(
                 f"{name}: {width}×{height} pixels, but {self._first} has "
-                f"{self.pixels.shape[3]}×{self.pixels.shape[2]}; all images of a data set must have one size"
+                f"{self._pixels.shape[3]}×{self._pixels.shape[2]}; all images of a data set must have one size"
             )
-        self.pixels[len(self.rows)] = rgb.transpose(2, 0, 1)
-        self.rows.append(row)
+        self._pixels[len(self._rows)] = rgb.transpose(2, 0, 1)
+        self._rows.append(row)
 
     def in_order(self) -> tuple[Tensor, Tensor]:
         """The images in the order of their rows, and the rows."""
-        rows, pixels = torch.tensor(self.rows), torch.from_numpy(self.pixels[: len(self.rows)])
+        rows, images = torch.tensor(self._rows), torch.from_numpy(self._pixels[: len(self._rows)])
         order = rows.argsort()
         in_order = torch.equal(order, torch.arange(len(rows)))
-        return (pixels, rows) if in_order else (pixels[order], rows[order])
+        return (images, rows) if in_order else (images[order], rows[order])

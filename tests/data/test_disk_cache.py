@@ -1,37 +1,39 @@
 """What was decoded once is the same when it comes from its copy, and a copy that could be wrong is never used."""
 
 import errno
-import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 from types import SimpleNamespace
 
-import PIL
 import PIL.features
+import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from coprobe.data import Dataset, decoded, default_root, load
-from coprobe.data import gather as gathering
+from coprobe.data import Dataset, default_root, disk_cache, load
 from coprobe.errors import InputError
+
+BYTES = 3 * 8 * 8 + 8
+"""Of an image and its label."""
 
 
 @pytest.fixture
 def settled(monkeypatch):
     """Files count as settled that the test has just written, and small data sets are kept."""
-    monkeypatch.setattr(decoded, "SETTLED", -(10**11))
-    monkeypatch.setattr(decoded, "SMALLEST", 0)
+    monkeypatch.setattr(disk_cache, "SETTLED", -(10**11))
+    monkeypatch.setattr(disk_cache, "SMALLEST", 0)
 
 
 @pytest.fixture
 def decodes(monkeypatch):
-    """The names of the images that are decoded."""
-    names = []
-    decode = gathering.decode
-    monkeypatch.setattr(gathering, "decode", lambda source, where: names.append(where) or decode(source, where))
-    return names
+    """The files that Pillow has opened."""
+    opened = []
+    open_ = PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda file, **how: opened.append(file) or open_(file, **how))
+    return opened
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_decoded_once(kind, tmp_path, source, settled, decodes, pictures, write_
 def test_copies_are_in_the_data_folder(source, settled, monkeypatch, tmp_path):
     monkeypatch.setenv("COPROBE_DATA", str(tmp_path / "mine"))
     load(f"folder:{source}")
-    assert [path.suffix for path in copies(default_root())] == [decoded.SUFFIX]
+    assert [path.suffix for path in copies(default_root())] == [disk_cache.SUFFIX]
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3, 5])
@@ -165,7 +167,12 @@ def test_a_changed_source_is_decoded_again(change, kept, source, root, decodes):
 
 @pytest.mark.parametrize(
     ("thing", "name", "value"),
-    [(decoded, "FORMAT", 0), (decoded, "__version__", "0"), (PIL, "__version__", "0"), (PIL.features, "version", str)],
+    [
+        (disk_cache, "FORMAT", 0),
+        (disk_cache, "__version__", "0"),
+        (PIL, "__version__", "0"),
+        (PIL.features, "version", str),
+    ],
 )
 def test_other_software_decodes_again(thing, name, value, kept, source, root, decodes, monkeypatch):
     monkeypatch.setattr(thing, name, value)
@@ -178,7 +185,7 @@ def test_everything_counts_that_decides_the_result(monkeypatch):
 
     def identified(names="ab", labels=(0, 1), settings=(None, False), **changed):
         monkeypatch.setattr(os, "stat", lambda name: SimpleNamespace(**facts | changed))
-        return decoded.identity(names, torch.tensor(labels), settings, 10**10)
+        return disk_cache.cache_key(names, torch.tensor(labels), settings, 10**10)
 
     keys = [identified(), identified("a"), identified("ac"), identified(labels=(1, 1)), identified(settings=(2, False))]
     keys += [identified(**{name: 5}) for name in facts]
@@ -186,18 +193,18 @@ def test_everything_counts_that_decides_the_result(monkeypatch):
     assert all(len(key) == 64 for key in keys)
     assert identified() == keys[0]
     for name in ("st_mtime_ns", "st_ctime_ns"):
-        assert identified(**{name: 10**10 - decoded.SETTLED + 1}) == ""
+        assert identified(**{name: 10**10 - disk_cache.SETTLED + 1}) == ""
     monkeypatch.undo()
-    assert decoded.identity(["/absent"], torch.tensor([0]), (), 10**20) == ""
+    assert disk_cache.cache_key(["/absent"], torch.tensor([0]), (), 10**20) == ""
 
 
 def test_files_that_may_still_be_changing_are_not_kept(source, tmp_path, monkeypatch):
     """A second change within the same tick of the clock would not show."""
-    monkeypatch.setattr(decoded, "SMALLEST", 0)
+    monkeypatch.setattr(disk_cache, "SMALLEST", 0)
     load(f"folder:{source}", root=tmp_path)
     assert not (tmp_path / "decoded").exists()
     now = (source / "a" / "0.bmp").stat().st_ctime_ns
-    later = max(path.stat().st_ctime_ns for path in source.rglob("*.bmp")) + decoded.SETTLED
+    later = max(path.stat().st_ctime_ns for path in source.rglob("*.bmp")) + disk_cache.SETTLED
     for instant, is_kept in ((now, False), (later - 1, False), (later, True)):
         monkeypatch.setattr("coprobe.data.catalog.time.time_ns", lambda instant=instant: instant)
         load(f"folder:{source}", root=tmp_path)
@@ -205,14 +212,8 @@ def test_files_that_may_still_be_changing_are_not_kept(source, tmp_path, monkeyp
 
 
 def test_files_that_change_while_they_are_decoded_are_not_kept(source, root, monkeypatch):
-    decode = gathering.decode
-
-    def interrupted(path, where):
-        rgb = decode(path, where)
-        replaced(source)
-        return rgb
-
-    monkeypatch.setattr(gathering, "decode", interrupted)
+    open_ = PIL.Image.open
+    monkeypatch.setattr(PIL.Image, "open", lambda file, **how: replaced(source) or open_(file, **how))
     load(f"folder:{source}", root=root)
     assert not (root / "decoded").exists()
 
@@ -231,11 +232,11 @@ def flipped(position):
 @pytest.mark.parametrize(
     "damage",
     [
-        *(pytest.param(flipped(position), id=f"bit at {position}") for position in (0, 31, 32, 39, 40, 90, -300, -1)),
         *(
-            pytest.param(lambda content, size=size: content[:size], id=f"cut {size}")
-            for size in (0, 9, 39, 60, 500, -1)
+            pytest.param(flipped(position), id=f"bit at {position}")
+            for position in (0, 7, 8, 90, *range(100, 800, 50), -1000, -300, -1)
         ),
+        *(pytest.param(lambda content, size=size: content[:size], id=f"cut {size}") for size in (0, 7, 9, 60, 500, -1)),
         pytest.param(lambda content: content + b"\0", id="longer"),
         pytest.param(lambda content: bytes(len(content)), id="zeros"),
         pytest.param(lambda content: b"\xff" * len(content), id="ones"),
@@ -346,13 +347,13 @@ def test_a_full_file_system(mounted, source, settled, decodes, monkeypatch):
 
 def test_what_is_decoded_in_a_moment_is_not_kept(source, root, monkeypatch):
     for smallest, is_kept in ((5 * 3 * 8 * 8 + 1, False), (5 * 3 * 8 * 8, True)):
-        monkeypatch.setattr(decoded, "SMALLEST", smallest)
+        monkeypatch.setattr(disk_cache, "SMALLEST", smallest)
         load(f"folder:{source}", root=root)
         assert (root / "decoded").exists() == is_kept
 
 
 def test_half_of_the_free_disk_stays_free(kept, source, root, monkeypatch):
-    size = kept.stat().st_size
+    size = 5 * BYTES
     kept.unlink()
     for free, is_kept in ((2 * size - 1, False), (2 * size, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: shutil._ntuple_diskusage(9, 9, free))
@@ -370,31 +371,32 @@ def test_the_copy_that_was_unused_longest_makes_room(source, root, monkeypatch, 
     mine = root / "decoded" / "notes.txt"
     mine.write_text("not a copy")
     os.utime(mine, (1, 1))
-    left = root / "decoded" / f".1-0000.tmp{decoded.SUFFIX}"
-    left.write_bytes(bytes(300))
-    os.utime(left, (2, 2))
+    for name in (f".1-0000.tmp{disk_cache.SUFFIX}", ".tmp9Zx0aB"):  # of killed processes
+        left = root / "decoded" / name
+        left.write_bytes(bytes(300))
+        os.utime(left, (2, 2))
 
     load(spec, root=root, limit=5)  # the oldest is used once more
     sizes = {limit: path.stat().st_size for limit, path in paths.items()}
-    monkeypatch.setattr(decoded, "LARGEST", sum(sizes.values()))
+    monkeypatch.setattr(disk_cache, "LARGEST", sum(sizes.values()))
     load(spec, root=root, limit=2)
     new = set(copies(root)) - {*paths.values(), mine}
     assert len(new) == 1
     assert set(copies(root)) == {paths[5], paths[3], mine, *new}
 
-    monkeypatch.setattr(decoded, "LARGEST", sizes[4] - 1)
+    monkeypatch.setattr(disk_cache, "LARGEST", 4 * BYTES - 1)
     assert_as_without(spec, root, decodes, is_decoded=True, limit=4)
     assert set(copies(root)) == {paths[5], paths[3], mine, *new}
 
 
 def load_often(spec, root, times):
     """The digests that a process sees while others write and remove the same copy."""
-    decoded.SETTLED, decoded.SMALLEST = -(10**11), 0
+    disk_cache.SETTLED, disk_cache.SMALLEST = -(10**11), 0
     digests = set()
     for _ in range(times):
         digests.add(load(spec, root=root).digest())
         for path in copies(root):
-            if path.suffix == decoded.SUFFIX and not path.name.startswith("."):
+            if path.suffix == disk_cache.SUFFIX and not path.name.startswith("."):
                 path.unlink(missing_ok=True)
     return digests
 
@@ -408,9 +410,13 @@ def test_several_processes_at_once(source, root):
     assert [path for path in copies(root) if path.name.startswith(".")] == []
 
 
-def test_the_header_says_what_is_there(kept, source):
-    content = kept.read_bytes()
-    header = json.loads(content[40 : 40 + int.from_bytes(content[32:40], "little")])
-    data = load(f"folder:{source}", cache=False)
-    assert header == {"shape": [5, 3, 8, 8], "rows": [0, 1, 2, 3, 4], "skipped": [], "digest": data.digest()}
-    assert content.endswith(data.images.numpy().tobytes())
+def test_everyone_can_read_what_is_kept(source, root):
+    before = os.umask(0o027)
+    try:
+        data = load(f"folder:{source}", root=root)
+    finally:
+        os.umask(before)
+    (path,) = copies(root)
+    assert path.stat().st_mode & 0o777 == 0o640
+    kept = load_file(path)
+    assert torch.equal(kept["images"], data.images) and torch.equal(kept["labels"], data.labels)
