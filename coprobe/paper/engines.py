@@ -6,17 +6,19 @@ import errno
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from coprobe.core import processes
 from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError, unknown
 from coprobe.paper.jobs import Job, Order, execute
 from coprobe.training.interruption import Interruption
@@ -125,11 +127,16 @@ def answer(job: Job, order: Order) -> str | None:
     return None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Worker:
-    process: Any
-    connection: Connection
-    job: Job | None = None
+    """A process, as a pool of its own, so that its death is no other's, and its number."""
+
+    pool: ProcessPoolExecutor
+    pid: Future[int]
+
+    def send(self, number: int) -> None:
+        with suppress(BrokenProcessPool, ProcessLookupError):  # it is gone already
+            os.kill(self.pid.result(), number)
 
 
 class LocalEngine(Engine):
@@ -145,85 +152,67 @@ class LocalEngine(Engine):
     def __init__(self, order: Order, count: int) -> None:
         self._order = order
         self._count = count
-        self._workers: list[_Worker] = []
-        self._attempts: dict[str, int] = {}
+        self._idle: list[_Worker] = []
+        self._running: dict[Future[str | None], tuple[Job, _Worker]] = {}
+        self._attempts: Counter[str] = Counter()
 
     @property
     def free(self) -> bool:
-        return sum(worker.job is not None for worker in self._workers) < self._count
+        return len(self._running) < self._count
 
     def submit(self, job: Job) -> None:
         """Hand a job to an idle worker, or to a new one."""
-        idle = [worker for worker in self._workers if worker.job is None]
-        worker = idle[0] if idle else self._hire()
-        self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
-        worker.job = job
-        with suppress(OSError):  # it died while it was idle, which `finished` notices
-            worker.connection.send(job)
+        self._attempts[job.name] += 1
+        while True:
+            worker = self._idle.pop() if self._idle else self._hire()
+            with suppress(BrokenProcessPool):  # it died while it was idle
+                self._running[worker.pool.submit(_serve, job, self._order)] = job, worker
+                return
 
     def finished(self) -> list[tuple[Job, str | None]]:
         """What ended; a job whose worker died is begun again, up to `ATTEMPTS` times."""
         ended: list[tuple[Job, str | None]] = []
-        busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
-        for ready in wait(list(busy), timeout=_LOOK_EVERY):
-            worker = busy[ready]  # type: ignore[index]
-            job, worker.job = worker.job, None
-            assert job is not None
+        for future in wait(self._running, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED).done:
+            job, worker = self._running.pop(future)
             try:
-                ended.append((job, worker.connection.recv()))
-            except (EOFError, OSError):
-                worker.process.join()
-                worker.connection.close()
-                self._workers.remove(worker)
+                ended.append((job, future.result()))
+                self._idle.append(worker)
+            except BrokenProcessPool:
+                worker.pool.shutdown()
                 if self._attempts[job.name] < ATTEMPTS:
                     self.submit(job)
                 else:
-                    ended.append((job, f"its worker died (exit code {worker.process.exitcode}), {ATTEMPTS} times"))
+                    ended.append((job, f"its worker died {ATTEMPTS} times; if memory is short, lower --jobs"))
         return ended
 
     def close(self) -> None:
         """Ask the workers to save and end, and see that they do."""
-        for worker in self._workers:
-            if worker.job is not None:
-                worker.process.terminate()
-            worker.connection.close()
-        for worker in self._workers:
-            worker.process.join(_TIME_TO_SAVE)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-        self._workers.clear()
+        busy = [worker for _, worker in self._running.values()]
+        for worker in busy:
+            worker.send(signal.SIGTERM)
+        if wait(self._running, timeout=_TIME_TO_SAVE).not_done:
+            for worker in busy:
+                worker.send(signal.SIGKILL)
+        for worker in (*busy, *self._idle):
+            worker.pool.shutdown()
+        self._running.clear()
+        self._idle.clear()
 
     def _hire(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._order), daemon=False)
-        process.start()
-        theirs.close()
-        self._workers.append(_Worker(process, ours))
-        return self._workers[-1]
+        context = multiprocessing.get_context(processes.START_METHOD)
+        pool = ProcessPoolExecutor(1, context, _prepare, (self._order.device,))
+        return _Worker(pool, pool.submit(os.getpid))
 
 
-def _serve(connection: Connection, order: Order) -> None:
-    """A worker: one job after the other, until there are no more."""
+def _prepare(device: str) -> None:
+    """What a worker does first."""
     import torch
 
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C goes to the parent alone, which asks the workers once
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if order.device == "cpu":
+    if device == "cpu":
         torch.set_num_threads(1)  # results must not depend on how many jobs run
-    while True:
-        try:
-            job = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            connection.send(answer(job, order))
-        except InterruptedRunError as error:
-            sys.exit(error.exit_code)
-        except OSError:
-            return
 
 
 def _end_with_parent() -> None:
@@ -231,6 +220,13 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _serve(job: Job, order: Order) -> str | None:
+    try:
+        return answer(job, order)
+    except InterruptedRunError as error:
+        os._exit(error.exit_code)
 
 
 class RayEngine(Engine):
@@ -276,7 +272,7 @@ class RayEngine(Engine):
             try:
                 ended.append((job, self._ray.get(task)))
             except self._ray.exceptions.RayError as error:
-                ended.append((job, f"its worker died, {ATTEMPTS} times ({type(error).__name__})"))
+                ended.append((job, f"its worker died {ATTEMPTS} times ({type(error).__name__})"))
         return ended
 
     def close(self) -> None:
