@@ -309,11 +309,13 @@ class ProbingOptions(ReadingOptions):
         """
         from coprobe.core.engine import choose_device
         from coprobe.fast.classifier import check_precision
-        from coprobe.probe import Probe
 
         device = choose_device(self.device)
         check_precision(self.precision, device)
         processes, device = share(self.devices, device)
+        from coprobe.checkpoint.normalisation import odd_outputs  # a process that starts others needs none of this
+        from coprobe.probe import Probe
+
         checkpoint = self.read(path)
         data = self.data or checkpoint.recipe.get("data")
         if not data:
