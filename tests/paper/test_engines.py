@@ -205,7 +205,7 @@ def paper(folder: Path, notes: Path) -> None:
     from coprobe.paper import runs
 
     processes.START_METHOD = "forkserver"
-    runs.SCALES["tiny"] = disturbed(await_sigterm, notes)
+    runs.SCALES["tiny"] = disturbed(await_sigterm, notes, epoch=1)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
     os.environ["PYTHONPATH"] = str(ROOT)
