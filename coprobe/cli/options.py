@@ -313,8 +313,7 @@ class ProbingOptions(ReadingOptions):
         device = choose_device(self.device)
         check_precision(self.precision, device)
         processes, device = share(self.devices, device)
-        from coprobe.checkpoint.normalisation import odd_outputs  # a process that starts others needs none of this
-        from coprobe.probe import Probe
+        from coprobe.probe import Probe  # which a process that starts others does not need
 
         checkpoint = self.read(path)
         data = self.data or checkpoint.recipe.get("data")
