@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coprobe.checkpoint import Checkpoint
+    from coprobe.checkpoint.normalisation import Normalisation
     from coprobe.checkpoint.normalisation_check import NormalisationCheck, Score
 
 #: Elements of a weight that are looked at together, so that no copy of a large one is made.
@@ -162,13 +163,16 @@ class _Examined:
         """The same for JSON."""
         check = self.check
 
+        def plain(one: Normalisation) -> dict[str, Any]:
+            return {"name": one.name, "mean": one.mean, "std": one.std}
+
         def numbers(score: Score) -> dict[str, float]:
             return {"accuracy": score.accuracy, "cross_entropy": score.cross_entropy}
 
         return {
             "data": self.data,
             "images": len(check.best.correct),
-            "tried": [{**vars(score.normalisation), **numbers(score)} for score in check.scores],
+            "tried": [{**plain(score.normalisation), **numbers(score)} for score in check.scores],
             "loaded": check.loaded.normalisation.name,
             "best": check.best.normalisation.name if check.any_fits and not check.is_open else None,
             "alike": [score.normalisation.name for score in check.alike],
