@@ -357,7 +357,7 @@ def test_loaded_gives_our_own_files_whole_and_refuses_others(tmp_path: Path) -> 
         read = contents.loaded()
     assert read["a"][1] == (1, "x", None) and read["a"][0].tolist() == [1, 1] and read["b"][3].tolist() == [0]
     with (
-        open_checkpoint(save({"a": Settings()}, tmp_path / "b.pt")) as contents,
         pytest.raises(InputError, match=r"b\.pt: holds a .*Settings where plain values belong"),
+        open_checkpoint(save({"a": Settings()}, tmp_path / "b.pt")) as contents,
     ):
         contents.loaded()
