@@ -30,7 +30,7 @@ from coprobe.metrics import (
 from coprobe.metrics.attribution import Attribution
 from coprobe.metrics.pipeline import results_of
 from coprobe.metrics.setup import Setup
-from coprobe.nodes import NO_MASK, ChannelMask, node_table, resolve
+from coprobe.nodes import NO_MASK, ChannelMask, resolve
 from coprobe.verdict.diagnosis import Diagnosis, diagnosed
 
 R = TypeVar("R")
@@ -48,13 +48,7 @@ class Probe(Setup):
     def keeping(self) -> Iterator[None]:
         """A block in which images that were crafted for one thing serve all others that need the same.
 
-        They are put aside in temporary files that nobody sees: 12 KB for each image of 32×32 pixels and each attack.
-        What comes out is what comes out without.
-
-        Example:
-            >>> with probe.keeping():
-            ...     diagnosis = probe.diagnose()
-            ...     masking = probe.mask("A")  # attacks nothing again
+        They are put aside in temporary files that nobody sees, see `Spool`; what comes out is what comes out without.
         """
         self._spools.append(self._spools[-1] if self._spools else Spool())
         try:
@@ -92,7 +86,7 @@ class Probe(Setup):
         return self._one(ActivationIncrements(nodes=tuple(nodes), attack=attack))
 
     def overlap(self, node: str = "A", attack: str = PROBING_ATTACK, top: int = 5) -> pd.DataFrame:
-        """Whether single images have the same salient channels as all of them (C07), see `metrics.ChannelOverlap`."""
+        """Whether single images have the same salient channels as all of them (C07), see `ChannelOverlap`."""
         return self._one(ChannelOverlap(node=node, attack=attack, top=top))
 
     def evaluate(
@@ -126,8 +120,7 @@ class Probe(Setup):
         Args:
             targets: other checkpoints for the same kind of images; their models move to the device.
             attacks: on this model, the source.
-            noises: each one added to the crafted images.
-            noise_draws: how often each noise is drawn anew.
+            noises, noise_draws: as for `evaluate`.
 
         Returns:
             An `Evaluation` with a column `target`: the path of the model that is measured (its digest if it has
@@ -198,15 +191,6 @@ class Probe(Setup):
         """
         evaluation, statistics = self.measure(Accuracy(), ChannelActivations(nodes=self.table(), attack=attack))
         return diagnosed(evaluation, statistics, self.epsilon, self.dataset.num_classes)
-
-    def table(self) -> tuple[str, ...]:
-        """The nodes A…E; raises `InputError` for a network without activation functions."""
-        if nodes := tuple(node_table(self.stored_model)):
-            return nodes
-        raise InputError(
-            "this network calls no activation function, so it has no nodes A…E; "
-            "'coprobe activations --node' takes module paths"
-        )
 
     def _one(self, metric: Metric[R]) -> R:
         result: R = self.measure(metric)[0]

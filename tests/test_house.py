@@ -127,3 +127,7 @@ def test_nothing_can_run_what_stands_in_a_file(path: Path) -> None:
     assert not modules & UNSAFE_MODULES
     assert not calls & UNSAFE_CALLS
     assert "importlib" not in modules or path.relative_to(PACKAGE).as_posix() in IMPORTERS
+
+
+def test_the_probe_is_a_facade() -> None:
+    assert len((PACKAGE / "probe.py").read_text(encoding="utf-8").splitlines()) <= 200

@@ -22,7 +22,7 @@ from coprobe.data.stream import stream
 from coprobe.errors import InputError
 from coprobe.fast.classifier import fast, plain
 from coprobe.models import Classifier
-from coprobe.nodes import CHECKED, check_neutral
+from coprobe.nodes import CHECKED, check_neutral, node_table
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,15 @@ class Setup:
     def check_nodes(self, nodes: Sequence[str]) -> None:
         """Look on one image whether there are such nodes, before the work."""
         check_neutral(self.stored_model, self.first_images(1), list(dict.fromkeys(nodes)))
+
+    def table(self) -> tuple[str, ...]:
+        """The nodes A…E; raises `InputError` for a network without activation functions."""
+        if nodes := tuple(node_table(self.stored_model)):
+            return nodes
+        raise InputError(
+            "this network calls no activation function, so it has no nodes A…E; "
+            "'coprobe activations --node' takes module paths"
+        )
 
     def attacks(self, specs: Sequence[str]) -> list[Attack]:
         """The attacks of these specs at the radius, each once; `clean` is none."""

@@ -14,7 +14,7 @@ from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError, RunError
 from coprobe.metrics.gradient_alignment import GradientAlignment
 
-EPSILON, SEED = 0.1, 3
+EPSILON, SEED = 0.5, 3
 
 
 def batch(count: int = 7, classes: int = 4) -> AdversarialBatch:
