@@ -120,7 +120,8 @@ class Probe(Setup):
         Args:
             targets: other checkpoints for the same kind of images; their models move to the device.
             attacks: on this model, the source.
-            noises, noise_draws: as for `evaluate`.
+            noises: each one added to the crafted images.
+            noise_draws: how often each noise is drawn anew.
 
         Returns:
             An `Evaluation` with a column `target`: the path of the model that is measured (its digest if it has

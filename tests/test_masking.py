@@ -17,6 +17,7 @@ from coprobe.metrics import ChannelActivations, ChannelStatistics
 from coprobe.metrics.accumulator import SUMS
 from coprobe.metrics.attribution import Attribution
 from coprobe.nodes import NO_MASK, ChannelMask
+from tests.toys import same_channels
 
 CAPTUM = pytest.mark.parametrize("name", ["attribution", "conductance"])
 
@@ -135,6 +136,7 @@ class Carrier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.relu = nn.ReLU()
+        self.same = same_channels(6)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.read = nn.Linear(6, 3, bias=False)
         self.scale = nn.Parameter(torch.tensor([0.5, 1.0, 1.0, 2.0, 50.0, 0.0]))
@@ -143,7 +145,7 @@ class Carrier(nn.Module):
         self.node_table = {"A": "relu"}
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = self.relu(x.mean(1, keepdim=True) * self.scale.view(1, -1, 1, 1))
+        channels = self.relu(self.same(x.mean(1, keepdim=True) * self.scale.view(1, -1, 1, 1)))
         return self.read(self.pool(channels).flatten(1))
 
 
