@@ -1,4 +1,4 @@
-# make demo | test | lint | format | readme | bench – each sets up what it needs, with only python3 and make present.
+# make demo | test | test-fast | lint | format | readme | bench – each sets up what it needs, with only python3 and make present.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,7 +9,7 @@ RUN = $(VENV)/.run
 DEV = $(VENV)/.dev
 PEERS = $(VENV)/.peers
 
-.PHONY: demo pair paper notebooks test lint format readme bench clean
+.PHONY: demo pair paper notebooks test test-fast lint format readme bench clean
 
 demo: $(RUN)
 	$(BIN)/coprobe demo
@@ -47,6 +47,10 @@ notebooks: $(DEV)
 
 test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+
+# For the daily loop: without what trains for long or starts processes.
+test-fast: $(DEV)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not procs and not browser" $(PYTEST)
 
 lint: $(DEV)
 	$(BIN)/ruff check $(SOURCES)

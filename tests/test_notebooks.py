@@ -52,6 +52,8 @@ def _demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COPROBE_CIFAR10", raising=False)
 
 
+@pytest.mark.slow
+@pytest.mark.procs
 def test_figures_and_tables(made: Results, tmp_path: Path) -> None:
     """One kernel for all of them, which forgets every name in between, because the imports take most of the time."""
     notebooks = {name: read(name) for name in (*FIGURES, "tables")}
@@ -69,6 +71,8 @@ def test_figures_and_tables(made: Results, tmp_path: Path) -> None:
     assert "| C45 |" in "".join(shown(claims, "text/markdown"))
 
 
+@pytest.mark.slow
+@pytest.mark.procs
 def test_start_here(tmp_path: Path) -> None:
     notebook = read("start_here")
     folder = tmp_path / "notebooks"
@@ -107,6 +111,8 @@ def test_what_is_committed_is_tidy(name: str) -> None:
     assert not re.search(r"/(home|root|tmp|work)/", text)
 
 
+@pytest.mark.slow
+@pytest.mark.procs
 def test_executing_in_place_gives_the_same_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "notebooks" / "one.ipynb"
     path.parent.mkdir()

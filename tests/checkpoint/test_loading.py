@@ -205,6 +205,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.procs
 def test_loading_takes_little_more_than_the_file(tmp_path):
     path = tmp_path / "c.pt"
     network = build("resnet18", width=112)

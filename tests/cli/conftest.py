@@ -38,9 +38,12 @@ def surroundings(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    """`tiny.pt`, which looks trained on digits, and the runs `co` and `stable`."""
-    folder = tmp_path_factory.mktemp("store")
+def store(once):
+    """`tiny.pt`, which looks trained on digits, and the runs `co` and `stable`; to be left as they are."""
+    return once("store", fill)
+
+
+def fill(folder):
     torch.manual_seed(0)
     arch_args = {"width": 4, "num_classes": 10, "in_channels": 1}
     model = Classifier(build("resnet18", **arch_args)).eval()
@@ -48,7 +51,6 @@ def store(tmp_path_factory):
     Checkpoint(model, "resnet18", arch_args, recipe, {"epoch": 1}, (1, 32, 32)).save(folder / "tiny.pt")
     for name in ("co", "stable"):
         train(RECIPE, folder / name)
-    return folder
 
 
 @pytest.fixture

@@ -948,6 +948,7 @@ def begun(*arguments, **settings):
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
 
+@pytest.mark.procs
 def test_a_real_ctrl_c_ends_a_real_process(place, tmp_path):
     """A network that says when it is asked, and then takes its time."""
     (tmp_path / "slow.py").write_text(
@@ -979,6 +980,7 @@ def test_a_real_ctrl_c_ends_a_real_process(place, tmp_path):
     assert (child.returncode, out, err.strip()) == (130, "", "coprobe: error: interrupted")
 
 
+@pytest.mark.procs
 def test_a_reader_that_has_gone_is_no_reason_to_complain(place):
     child = begun("methods")
     child.stdout.close()

@@ -293,6 +293,7 @@ def run_python(code, **options):
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
 
 
+@pytest.mark.procs
 def test_help_imports_nothing_heavy():
     code = "import sys; from coprobe.cli import main; main(['--help']); print(*sys.modules)"
     result = run_python(["-c", code])
@@ -301,11 +302,13 @@ def test_help_imports_nothing_heavy():
     assert not loaded & {"torch", "numpy", "pandas", "matplotlib", "sklearn", "torchvision", "captum"}
 
 
+@pytest.mark.procs
 def test_python_dash_m():
     result = run_python(["-m", "coprobe", "--version"])
     assert (result.returncode, result.stdout) == (0, f"coprobe, version {package.__version__}\n")
 
 
+@pytest.mark.procs
 def test_a_reader_that_goes_is_no_traceback():
     code = (
         "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"

@@ -15,6 +15,8 @@ from coprobe import cli
 from coprobe.core.processes import Processes
 from tests.started import FORKS, PATIENCE, begun, ended
 
+pytestmark = pytest.mark.procs
+
 #: By file: a command. Shares are uneven, a process has an image more, few, or none.
 COMMANDS = {
     "activations.csv": "activations tiny.pt --limit 37 --attack pgd:3 --batch-size 8",

@@ -19,6 +19,8 @@ from coprobe.core.processes import ALONE, Processes, check_devices, launch, torc
 from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError
 from tests.started import FORKS, PATIENCE
 
+pytestmark = pytest.mark.procs
+
 CPU = torch.device("cpu")
 
 

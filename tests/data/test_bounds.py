@@ -74,6 +74,7 @@ def wide_rows(path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.procs
 def test_memory_of_bombs(tmp_path):
     black = zeros(4096 * 12_289)
     expected = {}

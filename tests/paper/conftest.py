@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,9 @@ from tests.paper.tiny import do, order_for
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("trained")
-    do(order_for(directory, [Need("mep-12", "history"), Need("cs-8", "history")]))
-    return directory
+def _trained(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    needs = [Need("mep-12", "history"), Need("cs-8", "history")]
+    return once("trained", lambda directory: do(order_for(directory, needs)))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tests.paper.disturbed import await_sigterm, die, die_once, disturbed
 from tests.paper.tiny import InlineEngine, do, files, order_for
 from tests.started import FORKS, PATIENCE, ROOT
 
+pytestmark = pytest.mark.procs
 on_linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
 NEEDS = (

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from coprobe.data import Dataset, load
@@ -13,6 +16,6 @@ def digits() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def run(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(digits: Dataset, once: Callable[[str, Callable[[Path], object]], Path]) -> Run:
     """The run of `TINY`; to be left as it is."""
-    return train(TINY, tmp_path_factory.mktemp("runs") / "tiny", data=digits)
+    return Run(once("tiny", lambda folder: train(TINY, folder, data=digits)))

@@ -45,9 +45,13 @@ def literal_pgd5_accuracy(state: dict[str, Tensor], recipe: Recipe, training: Da
 def test_early_stopping_keeps_the_weights_before_the_drop(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A learning rate that ruins the weights from epoch 5 on; up to there, the check leaves no trace."""
+    """A learning rate that ruins the weights from epoch 5 on; up to there, the check leaves no trace.
+
+    Clean training at a radius of 1/255 is easy: with seeds 0 to 11, accuracy falls by 0.56 to 0.88 in epoch 5, and
+    by at most 0.13 before.
+    """
     monkeypatch.setattr(Recipe, "learning_rate", lambda recipe, progress: 0.05 if progress < 0.79 else 3.0)
-    recipe = replace(QUICK, held_out=10, eps_train=4, epochs=5, batch_size=16, augment="none", seed=1)
+    recipe = replace(QUICK, method="clean", held_out=10, eps_train=1, epochs=5, batch_size=16, augment="none", seed=1)
     kept: list[dict[str, Tensor]] = []
     unchecked = TrainingCallback(on_epoch=lambda row: kept.append(weights(tmp_path / "all" / "checkpoint.pt")))
     whole = train(recipe, tmp_path / "all", data=digits, callback=unchecked)

@@ -28,6 +28,8 @@ from coprobe.training import train as train_here
 from tests.training.processes import Hit, limit_files, send, train
 from tests.training.runs import MEASURED
 
+pytestmark = pytest.mark.procs
+
 #: Memories that are reset in epoch 3, weights averaged, the logit term by default; 9 updates per epoch.
 RECIPE = Recipe(
     method="fgsm-mep", options={"reset-every": 2}, eps_train=16.0, data="digits", limit_train=72, held_out=10,

@@ -19,6 +19,8 @@ from coprobe.training import Run
 from tests.started import TORCHRUN, begun, ended
 from tests.training.runs import same, weights
 
+pytestmark = pytest.mark.procs
+
 KNOBS = "--method fgsm-mep --data digits --limit-train 40 --held-out 10 --width 4 --eps-train 16 --epochs 8 \
     --batch-size 16 --augment crop --device cpu"
 

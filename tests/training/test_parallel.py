@@ -34,6 +34,8 @@ from coprobe.training.update import AdversarialInputs, Pass, UpdateState, unifor
 from tests.training.group import given_by, in_group
 from tests.training.runs import MEASURED, weights
 
+pytestmark = pytest.mark.procs
+
 #: Updates with 32 and with 23 images: of 3 processes, parts of 10, 11, 11 and of 7, 8, 8.
 RECIPE = Recipe(
     data="digits", limit_train=55, held_out=10, augment="crop", width=4, eps_train=26, epochs=2, batch_size=32,

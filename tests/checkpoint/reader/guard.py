@@ -37,7 +37,7 @@ from tests.checkpoint.reader.reading import HangError, at_most, limit_memory, re
 ROOT = Path(__file__).resolve().parents[3]
 #: Events that say nothing about a file: what the interpreter does to look at objects and frames.
 _HARMLESS = ("builtins.id", "object.__getattr__", "sys._getframe", "sys._getframemodulename")
-_SECONDS, _UNTIL_KILLED = 5, 15
+_SECONDS, _UNTIL_KILLED = 10, 30
 _ADDRESSES = 4 << 30
 _QUICKLY_HASHED = 64 << 20
 #: So many small files share a fork, until one of them has grown it so much that others could hide behind that.

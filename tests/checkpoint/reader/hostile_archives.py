@@ -202,7 +202,7 @@ def entries() -> Iterator[Entry]:
         yield Entry(f"zip-{label}.pt", _constant(build), "refused", says, heavy=label.startswith("bomb"))
     for label, (build, expected) in STRANGE.items():
         yield Entry(f"zip-{label}.pt", _constant(build), expected)
-    yield Entry("zip-of-200000-members.pt", lambda trap: _crowd(200_000), "refused", "members", heavy=True)
+    yield Entry("zip-of-151000-members.pt", lambda trap: _crowd(151_000), "refused", "members", heavy=True)
     yield Entry("zip-of-100000-members.pt", lambda trap: _crowd(100_000), "refused|inert", heavy=True)
 
 

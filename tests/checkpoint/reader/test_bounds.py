@@ -8,7 +8,11 @@ import pytest
 
 from tests.checkpoint.reader.guard import Report
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each file is read in a fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.procs,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="each file is read in a fork"),
+]
 
 _MB = 10**6
 

@@ -13,7 +13,11 @@ import pytest
 
 from tests.checkpoint.reader import fuzz, seeds
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="hangs are ended by signals")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.procs,
+    pytest.mark.skipif(os.name == "nt", reason="hangs are ended by signals"),
+]
 
 MUTANTS = 20_000
 #: Changed bits of each file that are tried; `python -m tests.checkpoint.reader.fuzz --flips FILE` tries all.

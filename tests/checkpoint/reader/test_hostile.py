@@ -16,7 +16,11 @@ from tests.checkpoint.reader import corpus, guard
 from tests.checkpoint.reader.guard import Report
 from tests.checkpoint.reader.reading import at_most
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each file is read in a fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.procs,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="each file is read in a fork"),
+]
 
 ENTRIES = {entry.name: entry for entry in corpus.entries()}
 #: What a control must have been seen to do: start a process, run Python, write or remove a file.
