@@ -32,7 +32,7 @@ def surroundings(monkeypatch, tmp_path_factory):
     def refuse(*args, **options):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr("coprobe.data.download.urlopen", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("COPROBE_DATA", str(tmp_path_factory.mktemp("data")))
 

@@ -870,7 +870,7 @@ def place(_place, monkeypatch):
 
     monkeypatch.chdir(_place)
     monkeypatch.setenv("COPROBE_DATA", "data-sets")
-    monkeypatch.setattr("coprobe.data.download.urlopen", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("sys.dont_write_bytecode", True)  # of networks of one's own
     monkeypatch.setattr("coprobe.demo.COLLAPSING", clutter.RECIPE)
     monkeypatch.setattr("coprobe.demo.RECIPES", {"co": ("FGSM", clutter.RECIPE)})
