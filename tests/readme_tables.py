@@ -6,11 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pandas as pd
 
 from coprobe.attacks import ATTACKS
-from coprobe.cli import cli
+from coprobe.cli import COMMANDS
 from coprobe.core.registry import Registry
 from coprobe.data import DATASETS
 from coprobe.masking import SELECTORS
@@ -53,13 +52,8 @@ def methods() -> str:
 
 
 def commands() -> str:
-    """Every command and its short help."""
-    context = click.Context(cli)
-    rows = []
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        assert command is not None
-        rows.append(f"| `coprobe {name}` | {command.get_short_help_str(200)} |")
+    """Every command and what it is for."""
+    rows = [f"| `coprobe {name}` | {purpose} |" for name, purpose in COMMANDS.items()]
     return "\n".join(["| command | does |", "|---|---|", *rows])
 
 

@@ -1,4 +1,4 @@
-"""The command line: `coprobe COMMAND`; one file per command in `commands/`, found by its name."""
+"""The command line: `coprobe COMMAND`; `COMMANDS` lists them, and each lies in a file of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import importlib
 import io
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coprobe._version import __version__
-from coprobe.cli import commands, output
+from coprobe.cli import output
 from coprobe.cli.sharing import Invocation
 from coprobe.core.text import printable
 from coprobe.errors import CoprobeError, unknown
@@ -23,25 +22,43 @@ from coprobe.errors import CoprobeError, unknown
 if TYPE_CHECKING:
     from coprobe.core.processes import Processes
 
-_ORDER = (
-    "demo", "train", "methods", "inspect", "nodes", "activations", "mask", "increments", "evaluate", "transfer",
-    "measure", "diagnose", "figure", "table", "claims", "paper",
-)  # fmt: skip
+#: What each command is for, in the order in which people need them; each lies in the file of its name in `commands/`.
+COMMANDS = {
+    "demo": "See it all on a laptop: two small models, probed and masked.",
+    "train": "Train a checkpoint.",
+    "methods": "The training methods, their sources and what they cost.",
+    "inspect": "What is in a checkpoint.",
+    "nodes": "Where a checkpoint can be probed.",
+    "activations": "Which channels jump under an attack (V_act, T_act).",
+    "mask": "Accuracy with the salient channels masked (Eq. 7).",
+    "increments": "How far channels move at each step (Fig. 10).",
+    "evaluate": "Accuracy under attacks and noise.",
+    "transfer": "Accuracy on images crafted on another model (Fig. 12).",
+    "measure": "Any metrics by their names, from one pass over the images.",
+    "diagnose": "Is a checkpoint CO-affected? A verdict in a sentence.",
+    "figure": "A figure of the paper, from its runs or from yours.",
+    "table": "A table of the paper: our numbers beside its own.",
+    "claims": "Which claims of the paper hold.",
+    "paper": "Everything that the paper shows, made and drawn.",
+}
 _LONGEST = 300
 
 
 class _Commands(click.Group):
-    """Finds a command in the file of its name, in the order in which people need them."""
+    """Imports a command when it is asked for, and none to list them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
-        return sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        if cmd_name not in self.list_commands(ctx):
-            raise unknown("command", cmd_name, self.list_commands(ctx))
+        if cmd_name not in COMMANDS:
+            raise unknown("command", cmd_name, COMMANDS)
         command: click.Command = importlib.import_module(f"coprobe.cli.commands.{cmd_name}").command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)

@@ -124,29 +124,6 @@ def channel_axis(ctx: click.Context, param: click.Parameter, value: Sequence[str
     return axes.get("", axes) if axes else None
 
 
-class Grouped(click.Option):
-    """An option that stands under a heading in `--help`."""
-
-    def __init__(self, *names: Any, group: str, **settings: Any) -> None:
-        super().__init__(*names, **settings)
-        self.group = group
-
-
-class GroupedCommand(click.Command):
-    """Lists its options under their headings, the ungrouped ones last."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section per heading."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in sorted(self.get_params(ctx), key=lambda parameter: not isinstance(parameter, Grouped)):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(parameter, "group", "Output"), []).append(record)
-        for heading, records in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
-
-
 def _stack(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for decorator in reversed(decorators):

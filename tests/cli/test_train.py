@@ -66,7 +66,7 @@ def test_every_knob_is_an_option_that_says_its_default(coprobe, name):
 
 def test_the_options_stand_in_groups(coprobe):
     text = coprobe("train --help").out
-    groups = ["Run", *dict.fromkeys(knob.metadata["group"] for knob in KNOBS.values()), "Output"]
+    groups = ["Run", *dict.fromkeys(knob.metadata["group"] for knob in KNOBS.values()), "Other options"]
     assert re.findall(r"^(\S.*):$", text, re.MULTILINE) == groups
     assert max(map(cell_len, text.partition("\nRun:")[2].splitlines())) <= 80
 

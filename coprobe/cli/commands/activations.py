@@ -13,7 +13,7 @@ from coprobe.core.defaults import ALPHA
 from coprobe.core.text import storable
 
 
-@click.command(short_help="Which channels jump under an attack (V_act, T_act).")
+@click.command()
 @click.argument("checkpoint")
 @click.option(
     "--node",

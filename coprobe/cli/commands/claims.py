@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@click.command(short_help="Which claims of the paper hold.")
+@click.command()
 @paper_options
 @click.option("--only", help="These claims, by their ids.")
 @json_option

@@ -12,7 +12,7 @@ from coprobe.cli.options import debug_option
 from coprobe.cli.output import message, percent, print_table, print_text, progress
 
 
-@click.command(short_help="See it all on a laptop: two small models, probed and masked.")
+@click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("coprobe-demo"), show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")

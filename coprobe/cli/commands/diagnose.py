@@ -11,7 +11,7 @@ from coprobe.cli.output import Output, output_options, percent, print_table, pri
 from coprobe.core.defaults import SALIENT
 
 
-@click.command(short_help="Is a checkpoint CO-affected? A verdict in a sentence.")
+@click.command()
 @click.argument("checkpoint")
 @attack_option
 @probing_options

@@ -18,7 +18,7 @@ from coprobe.cli.output import Output, output_options
 from coprobe.core.text import storable
 
 
-@click.command(short_help="Accuracy under attacks and noise.")
+@click.command()
 @click.argument("checkpoints", nargs=-1, required=True)
 @measuring_options
 @probing_options

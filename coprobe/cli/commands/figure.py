@@ -13,7 +13,7 @@ from coprobe.cli.output import message
 from coprobe.errors import InputError
 
 
-@click.command(short_help="A figure of the paper, from its runs or from yours.")
+@click.command()
 @click.argument("number", type=int)
 @click.argument("runs_to_draw", metavar="[RUN]...", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Directory.")

@@ -12,7 +12,7 @@ from coprobe.core.defaults import PROBING_ATTACK
 from coprobe.core.text import storable
 
 
-@click.command(short_help="How far channels move at each step (Fig. 10).")
+@click.command()
 @click.argument("checkpoint")
 @click.option(
     "--node",

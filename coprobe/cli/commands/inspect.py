@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 
 
-@click.command(short_help="What is in a checkpoint.")
+@click.command()
 @click.argument("checkpoint")
 @click.option("--data", help="Try out normalisations on 256 of these images: NAME, folder:DIR or parquet:DIR.")
 @skip_bad_option

@@ -13,7 +13,7 @@ from coprobe.cli.output import Output, output_options, percent, print_table
 from coprobe.core.defaults import ATTACKS, COMPARED, SALIENT
 
 
-@click.command(short_help="Accuracy with the salient channels masked (Eq. 7).")
+@click.command()
 @click.argument("checkpoint", required=False)
 @click.option(
     "--node",

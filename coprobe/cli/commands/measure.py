@@ -10,7 +10,7 @@ from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, json_option, out_option, print_table
 
 
-@click.command(short_help="Any metrics by their names, from one pass over the images.")
+@click.command()
 @click.argument("checkpoint")
 @click.argument("names", metavar="METRIC...", nargs=-1, required=True)
 @probing_options

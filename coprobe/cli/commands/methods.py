@@ -13,7 +13,7 @@ from coprobe.cli.options import debug_option
 from coprobe.cli.output import json_option, print_table, print_text
 
 
-@click.command(short_help="The training methods, their sources and what they cost.")
+@click.command()
 @click.argument("name", required=False)
 @json_option
 @debug_option

@@ -13,7 +13,7 @@ from coprobe.cli.output import Output, output_options, print_table
 _UNKNOWN = "unknown channel axis"
 
 
-@click.command(short_help="Where a checkpoint can be probed.")
+@click.command()
 @click.argument("checkpoint")
 @click.option("--image-size", type=click.IntRange(1), help="Side of the images.  [default: as trained, else 32]")
 @reading_options

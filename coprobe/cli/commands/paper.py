@@ -23,7 +23,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return () if value is None else comma_separated(ctx, param, value)
 
 
-@click.command(short_help="Everything that the paper shows, made and drawn.")
+@click.command()
 @paper_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the figures.  [default: figures/SCALE]")
 @click.option("--only", callback=_names, help="Some of it, as fig3,tab5,claims.")

@@ -11,7 +11,7 @@ from coprobe.cli.options import PaperOptions, debug_option, paper_options
 from coprobe.cli.output import message
 
 
-@click.command(short_help="A table of the paper: our numbers beside its own.")
+@click.command()
 @click.argument("number", type=int)
 @paper_options
 @click.option("--out", type=click.Path(path_type=Path), help="Directory; also writes tabN.md, .tex and .csv there.")

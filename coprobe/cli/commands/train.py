@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 from click.core import ParameterSource
 
-from coprobe.cli.options import Assignment, Budget, Grouped, GroupedCommand, Limit, Number, debug_option, read_images
+from coprobe.cli.options import Assignment, Budget, Limit, Number, debug_option, read_images
 from coprobe.cli.output import Output, json_option, message, percent, plot_option, print_table, progress
 from coprobe.cli.sharing import share
 from coprobe.core.text import storable
@@ -22,7 +23,6 @@ from coprobe.training.recipe import PRESETS, Recipe, flag
 if TYPE_CHECKING:
     from coprobe.training import Run, TrainingCallback
 
-_RUN = "Run"
 #: What click reads for a knob of each annotation; choices and ranges are the recipe's to check, for JSON as well.
 _TYPES: dict[str, Any] = {
     "str": str,
@@ -35,7 +35,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _option(knob: dataclasses.Field[Any]) -> Grouped:
+def _option(knob: dataclasses.Field[Any]) -> Any:
     """The command-line option of a knob of the recipe."""
     rules = knob.metadata
     choices = ", ".join(rules.get("choices", ()))
@@ -57,42 +57,42 @@ def _option(knob: dataclasses.Field[Any]) -> Grouped:
     elif knob.default not in (None, dataclasses.MISSING):
         shown = f"{knob.default:g}" if isinstance(knob.default, float) else knob.default
         about += f"  [default: {shown}]"
-    return Grouped([names, knob.name], group=rules["group"], help=about, default=None, **settings)
+    return cloup.option(names, knob.name, help=about, default=None, **settings)
 
 
 def _knobs(function: Any) -> Any:
-    """An option per knob of the recipe."""
-    function.__click_params__ = getattr(function, "__click_params__", [])
-    function.__click_params__ += [_option(knob) for knob in reversed(dataclasses.fields(Recipe))]
+    """An option per knob of the recipe, under the headings of their groups."""
+    groups: dict[str, list[Any]] = {}
+    for knob in dataclasses.fields(Recipe):
+        groups.setdefault(knob.metadata["group"], []).append(_option(knob))
+    for title, options in reversed(groups.items()):
+        function = cloup.option_group(title, *options)(function)
     return function
 
 
-@click.command(cls=GroupedCommand, short_help="Train a checkpoint.")
-@click.option(
-    "--out", "directory", cls=Grouped, group=_RUN, type=click.Path(path_type=Path), required=True, help="Run directory."
+@cloup.command()
+@cloup.option_group(
+    "Run",
+    cloup.option("--out", "directory", type=click.Path(path_type=Path), required=True, help="Run directory."),
+    cloup.option("--preset", help=f"Knobs to begin with: {', '.join(PRESETS)}."),
+    cloup.option("--recipe", "file", type=click.Path(path_type=Path), help="JSON file with knobs."),
+    cloup.option("--resume", is_flag=True, help="Go on with an interrupted run."),
+    cloup.option("--overwrite", is_flag=True, help="Replace a run that is there already."),
+    cloup.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    cloup.option(
+        "--devices", type=click.IntRange(1), default=1, show_default=True, help="Train data-parallel on so many."
+    ),
+    cloup.option("--compile/--no-compile", "compiled", default=False, help="Run through torch.compile."),
+    cloup.option(
+        "--save-minutes",
+        type=Number(0, min_open=True),
+        default=10.0,
+        show_default=True,
+        help="Longest time between two saves of the state.",
+    ),
+    cloup.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and say which."),
+    cloup.option("--tensorboard", is_flag=True, help="Write events for TensorBoard as well."),
 )
-@click.option("--preset", cls=Grouped, group=_RUN, help=f"Knobs to begin with: {', '.join(PRESETS)}.")
-@click.option(
-    "--recipe", "file", cls=Grouped, group=_RUN, type=click.Path(path_type=Path), help="JSON file with knobs."
-)
-@click.option("--resume", cls=Grouped, group=_RUN, is_flag=True, help="Go on with an interrupted run.")
-@click.option("--overwrite", cls=Grouped, group=_RUN, is_flag=True, help="Replace a run that is there already.")
-@click.option("--device", cls=Grouped, group=_RUN, default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--devices", cls=Grouped, group=_RUN, type=click.IntRange(1), default=1, show_default=True,
-    help="Train data-parallel on so many.",
-)  # fmt: skip
-@click.option(
-    "--compile/--no-compile", "compiled", cls=Grouped, group=_RUN, default=False, help="Run through torch.compile."
-)
-@click.option(
-    "--save-minutes", cls=Grouped, group=_RUN, type=Number(0, min_open=True), default=10.0,
-    show_default=True, help="Longest time between two saves of the state.",
-)  # fmt: skip
-@click.option(
-    "--skip-bad", cls=Grouped, group=_RUN, is_flag=True, help="Leave out images that can't be read, and say which."
-)
-@click.option("--tensorboard", cls=Grouped, group=_RUN, is_flag=True, help="Write events for TensorBoard as well.")
 @_knobs
 @json_option
 @plot_option

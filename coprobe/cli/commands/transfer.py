@@ -18,7 +18,7 @@ from coprobe.cli.output import Output, output_options
 from coprobe.core.text import storable
 
 
-@click.command(short_help="Accuracy on images crafted on another model (Fig. 12).")
+@click.command()
 @click.argument("source")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @measuring_options
