@@ -163,6 +163,7 @@ reading_options = _stack(
     ),
 )  # fmt: skip
 
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 skip_bad_option = click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and say which.")
 
 probing_options = _stack(
@@ -177,7 +178,7 @@ probing_options = _stack(
         help=f"Attack radius, n of n/255.  [default: {EPS:g}; 'diagnose' prefers what the checkpoint was trained at]",
     ),
     click.option("--batch-size", type=click.IntRange(1), help="Images at once. Default: found by itself."),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    device_option,
     click.option(
         "--devices",
         type=click.IntRange(1),
@@ -339,7 +340,7 @@ class PaperOptions:
         scale = scale_of(self.scale)
         data = {"cifar10": self.cifar10, "cifar100": self.cifar100}
         given = {name: spec for name, spec in data.items() if spec}
-        return Results(self.runs or Path("runs/paper") / scale.name, scale, given, self.seeds)
+        return Results(self.runs or scale.directory, scale, given, self.seeds)
 
 
 def _warn(path: str | Path, probe: Probe) -> None:

@@ -13,7 +13,7 @@ from coprobe.figures import fig01, fig02, fig03, fig04, fig05, fig06, fig07, fig
 from coprobe.metrics.accuracy import wilson
 from coprobe.paper.needs import ATTACKS, COLUMNS, NOISE, XI, Need
 from coprobe.paper.results import Results
-from coprobe.paper.runs import RUNS, Scale
+from coprobe.paper.runs import FIG12_SOURCES, FIG12_XI, RUNS, Scale
 
 #: A model in a figure: its run, its checkpoint, and what it is called.
 Model = tuple[str, str, str]
@@ -239,8 +239,8 @@ def _increments(results: Results) -> pd.DataFrame:
 
 def _transferred(results: Results) -> pd.DataFrame:
     parts = []
-    for xi in (8.0, 12.0, 16.0):
-        rows = results.accuracies("mep-12", attacks=ATTACKS, noises=("none", NOISE), xi=xi, sources=_SOURCES)
+    for xi in FIG12_XI:
+        rows = results.accuracies("mep-12", attacks=ATTACKS, noises=("none", NOISE), xi=xi, sources=FIG12_SOURCES)
         own = results.accuracies("mep-12", attacks=ATTACKS, noises=("none", NOISE), xi=xi)
         own = own.set_index(["attack", "noise"])["accuracy"]
         rows = rows[rows["attack"] != "clean"]
@@ -271,7 +271,6 @@ _NOISE_TRAINED = [
     ("mep-noise-16", "on x + δ + δ₀"),
     ("mep-noise-both-16", "on both"),
 ]
-_SOURCES = ("cs-8", "cs-12", "cs-16")
 
 
 def _accuracy_needs(models: Sequence[tuple[str, str]], xi: float, attacks: tuple[str, ...]) -> list[Need]:
@@ -317,9 +316,9 @@ FIGURES: dict[int, PaperFigure] = {
         PaperFigure(
             12, "Adversarial examples transferred to the baseline", _transferred, fig12.draw,
             needs=tuple(
-                need for xi in (8, 12, 16) for need in (
+                need for xi in FIG12_XI for need in (
                     *_accuracy_needs([("mep-12", "last")], xi, ATTACKS),
-                    Need("mep-12", "transfer", "last", xi, ATTACKS, ("none", NOISE), _SOURCES),
+                    Need("mep-12", "transfer", "last", xi, ATTACKS, ("none", NOISE), FIG12_SOURCES),
                 )
             ),
         ),

@@ -294,7 +294,7 @@ class Results:
     @property
     def remedy(self) -> str:
         """What to do about a result that is missing, the end of a sentence."""
-        usual = self.directory == Path("runs/paper") / self.scale.name
+        usual = self.directory == self.scale.directory
         where = "" if usual else f" --runs {shlex.quote(str(self.directory))}"
         return f"'coprobe paper --scale {self.scale.name}{where}' makes it"
 

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from coprobe.errors import unknown
 from coprobe.training.recipe import PRESETS, Recipe
+
+#: α3 of Table 1, at every node, and of Table 2, at B.
+TABLE1_ALPHA3, TABLE2_ALPHA3 = (100, 200, 400, 1000), (100, 200, 300, 400, 1000)
+#: ξ_T of Tables 5 and 7.
+TABLE5_XI = (10, 12, 14, 16)
+#: ξ_E of Fig. 12, and the runs on which its images are crafted, whose ξ_T are the same.
+FIG12_XI, FIG12_SOURCES = (8, 12, 16), ("cs-8", "cs-12", "cs-16")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,11 @@ class Scale:
     own_schedules: bool = False
     co_images: int = 2000
     images: int | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where its runs are if nobody says otherwise."""
+        return Path("runs/paper") / self.name
 
     def budget(self, xi: float) -> float:
         """The paper's budget or noise `xi`, n of n/255, at this scale."""
@@ -181,8 +194,7 @@ def _with_eq10(xi: float) -> PaperRun:
 
 
 _ORIGIN = PaperRun("origin", {"method": "clean"})
-_LATE = [_stable(node, alpha3, 12) for node in "ABCDE" for alpha3 in (100, 200, 400, 1000)]
-_TABLE5 = (10, 12, 14, 16)
+_LATE = [_stable(node, alpha3, 12) for node in "ABCDE" for alpha3 in TABLE1_ALPHA3]
 
 #: Every run, in the order in which they complete a figure or table.
 RUNS: dict[str, PaperRun] = {
@@ -195,15 +207,15 @@ RUNS: dict[str, PaperRun] = {
         PaperRun("noise-16", {"method": "noise", "eps_train": 16.0}),
         PaperRun("mep-noise-16", _baseline(16, noise="added")),
         PaperRun("mep-noise-both-16", _baseline(16, noise="both")),
-        *(_plain("cs", "cs-mep", xi) for xi in (8, 12, 16)),
+        *(_plain("cs", "cs-mep", xi) for xi in FIG12_XI),
         _on_cifar100(_ORIGIN),
-        *(_plain("rs", "fgsm-rs", xi) for xi in _TABLE5),
+        *(_plain("rs", "fgsm-rs", xi) for xi in TABLE5_XI),
         _mep(10), _mep(14), *(_plain("cs", "cs-mep", xi) for xi in (10, 14)),
         *(_stable("B", 200, xi) for xi in (10, 14, 16)),
-        *(_plain("atas", "atas", xi, _ATAS) for xi in _TABLE5),
-        *(_plain("zerograd", "zerograd", xi, _ZEROGRAD) for xi in _TABLE5),
+        *(_plain("atas", "atas", xi, _ATAS) for xi in TABLE5_XI),
+        *(_plain("zerograd", "zerograd", xi, _ZEROGRAD) for xi in TABLE5_XI),
         *_LATE, _stable("B", 300, 12), _with_eq10(16),
-        *(_on_cifar100(_stable("B", alpha3, 12)) for alpha3 in (100, 200, 300, 400, 1000)),
+        *(_on_cifar100(_stable("B", alpha3, 12)) for alpha3 in TABLE2_ALPHA3),
         _on_cifar100(_stable("B", 200, 16)),
         *(_on_cifar100(_plain("cs", "cs-mep", xi)) for xi in (12, 16)),
     )

@@ -15,7 +15,7 @@ from coprobe.paper.measure import DRAWS
 from coprobe.paper.needs import COLUMNS, NOISE, XI, Need, merged
 from coprobe.paper.published import published_value
 from coprobe.paper.results import MissingResultError, Results
-from coprobe.paper.runs import RUNS
+from coprobe.paper.runs import RUNS, TABLE1_ALPHA3, TABLE2_ALPHA3, TABLE5_XI
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,8 +114,6 @@ def _by_budget(xi: float) -> tuple[Row, ...]:
     )
 
 
-_ALPHA3 = (100, 200, 300, 400, 1000)
-_BUDGETS = (10, 12, 14, 16)
 _QUIET_AND_NOISY = ("none", NOISE)
 _COPIED = (
     "The paper prints the same numbers for C.Smooth at ξ_T = 12 without noise (Table 2) and with it (Table 5); one of "
@@ -126,7 +124,7 @@ TABLES: dict[int, Table] = {
     1: Table(
         "Ours-FD by node and weight α3",
         (CLEAN, "fgsm", "pgd50", "cw", "aa", "co"),
-        tuple(_fd(node, alpha3, 12) for node in "ABCDE" for alpha3 in (100, 200, 400, 1000)),
+        tuple(_fd(node, alpha3, 12) for node in "ABCDE" for alpha3 in TABLE1_ALPHA3),
         (
             "CO tells of the whole training, the accuracies of its best checkpoint: so a row can have both CO and "
             "accuracy left.",
@@ -141,12 +139,12 @@ TABLES: dict[int, Table] = {
             Row("FGSM-MEP", "mep-eq10-12", "best"),
             Row("FGSM-MEP", "mep-eq10-12", "best", xi_eval=12.0),
             Row("C.Smooth", "cs-12", "best"),
-            *(_fd("B", alpha3, 12) for alpha3 in _ALPHA3),
+            *(_fd("B", alpha3, 12) for alpha3 in TABLE2_ALPHA3),
             Row("FGSM-MEP", "mep-eq10-16", "best"),
             Row("C.Smooth", "cs-16", "best"),
             _fd("B", 200, 16),
             Row("C.Smooth", "cs-12-c100", "best"),
-            *(_fd("B", alpha3, 12, "-c100") for alpha3 in _ALPHA3),
+            *(_fd("B", alpha3, 12, "-c100") for alpha3 in TABLE2_ALPHA3),
             Row("C.Smooth", "cs-16-c100", "best"),
             _fd("B", 200, 16, "-c100"),
         ),
@@ -175,14 +173,14 @@ TABLES: dict[int, Table] = {
         tuple(
             Row("Ours-CO", "mep-16", "last", noise=f"{kind}({amount})")
             for kind in ("U", "Gauss")
-            for amount in _BUDGETS
+            for amount in TABLE5_XI
         ),
         ("The paper has the row U(16) in Table 5 too.",),
     ),
     5: Table(
         "Every method with noise on its input",
         (CLEAN, *COLUMNS),
-        tuple(row for xi in _BUDGETS for row in _by_budget(xi)),
+        tuple(row for xi in TABLE5_XI for row in _by_budget(xi)),
         (
             "At ξ_T = 10 the paper's Ours-CO is below its Ours-FD in AA, the only one of 32 cells in which it is "
             "not the best.",
@@ -201,7 +199,7 @@ TABLES: dict[int, Table] = {
     7: Table(
         "FGSM-RS with and without noise",
         (CLEAN, "pgd50", "cw", "aa"),
-        tuple(Row("FGSM-RS", f"rs-{xi}", "last", noise=noise) for xi in _BUDGETS for noise in _QUIET_AND_NOISY),
+        tuple(Row("FGSM-RS", f"rs-{xi}", "last", noise=noise) for xi in TABLE5_XI for noise in _QUIET_AND_NOISY),
         (
             "In print noise raises the clean accuracy of these collapsed models, by 14.8 points at ξ_T = 16, which the "
             "CO model of Table 3 does not show.",

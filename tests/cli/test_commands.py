@@ -299,7 +299,10 @@ def run_python(code, **options):
 
 @pytest.mark.procs
 def test_help_imports_nothing_heavy():
-    code = "import sys; from coprobe.cli import main; main(['--help']); print(*sys.modules)"
+    code = (
+        "import sys; from coprobe.cli import COMMANDS, main; "
+        "[main([*command, '--help']) for command in [(), *((name,) for name in COMMANDS)]]; print(*sys.modules)"
+    )
     result = run_python(["-c", code])
     loaded = set(result.stdout.splitlines()[-1].split())
     assert "coprobe.cli" in loaded

@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--data", help="Try out normalisations on 256 of these images: NAME, folder:DIR or parquet:DIR.")
+@click.option("--data", help="Images to try out normalisations on: NAME, folder:DIR or parquet:DIR.")
 @skip_bad_option
 @reading_options
 @output_options

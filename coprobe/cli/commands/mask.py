@@ -63,7 +63,7 @@ def command(
     """Accuracy with the salient channels masked (Eq. 7), beside other masks of the same size.
 
     Without CHECKPOINT: the one probed last from this directory, or the newest run below it. Adversarial
-    images are crafted once, on the unmasked model. A random mask is averaged over 5 draws.
+    images are crafted once, on the unmasked model. Random masks are averaged over several draws.
 
     \b
     Example:

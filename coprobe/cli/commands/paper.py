@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coprobe.cli.options import PaperOptions, comma_separated, debug_option, paper_options
+from coprobe.cli.options import PaperOptions, comma_separated, debug_option, device_option, paper_options
 from coprobe.cli.output import message, print_table
 from coprobe.errors import RunError
 
@@ -31,7 +31,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--engine", default="local", show_default=True, help="local, or ray for a cluster.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one per core, one on a GPU]")
 @click.option("--repair", is_flag=True, help="Make damaged results, and runs of another recipe, again.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 def command(

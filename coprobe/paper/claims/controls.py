@@ -6,6 +6,7 @@ from coprobe.paper.claims.reading import accuracies, require_collapse
 from coprobe.paper.claims.record import Check, Estimate, Finding, UnmetError, at_least, claim, conclude
 from coprobe.paper.needs import NOISE, Need
 from coprobe.paper.results import Results
+from coprobe.paper.runs import FIG12_SOURCES
 
 CO = "mep-12"
 #: PGD-50 that goes on past the decision border, anticipates the noise, or takes larger steps from ten starts.
@@ -19,7 +20,7 @@ _ALWAYS, _EXPECTED, _STRONGER = (
     Need(CO, "accuracy", attacks=("pgd50", attack), noises=_BOTH) for attack in (ALWAYS, EXPECTED, STRONGER)
 )
 _DRAWS = Need(CO, "accuracy", attacks=("pgd50",), noises=_BOTH)
-_TRANSFER = Need(CO, "transfer", attacks=(ALWAYS,), noises=(NOISE,), sources=("cs-8", "cs-12", "cs-16"))
+_TRANSFER = Need(CO, "transfer", attacks=(ALWAYS,), noises=(NOISE,), sources=FIG12_SOURCES)
 _PAPER = "not in the paper"
 
 

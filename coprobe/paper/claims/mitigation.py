@@ -30,10 +30,11 @@ from coprobe.paper.claims.record import (
 from coprobe.paper.needs import COLUMNS, NOISE, STRONG, Need
 from coprobe.paper.published import published, published_value
 from coprobe.paper.results import Results
+from coprobe.paper.runs import TABLE1_ALPHA3, TABLE2_ALPHA3, TABLE5_XI
 
 BASELINE, FD, SMOOTH = "mep-12", "fd-b200-12", "cs-12"
-_GRID = {(node, alpha3): f"fd-{node.lower()}{alpha3}-12" for node in "ABCDE" for alpha3 in (100, 200, 400, 1000)}
-_WORKING = {alpha3: Need(f"fd-b{alpha3}-12", "accuracy", "best", attacks=STRONG) for alpha3 in (200, 300, 400, 1000)}
+_GRID = {(node, alpha3): f"fd-{node.lower()}{alpha3}-12" for node in "ABCDE" for alpha3 in TABLE1_ALPHA3}
+_WORKING = {alpha3: Need(f"fd-b{alpha3}-12", "accuracy", "best", attacks=STRONG) for alpha3 in TABLE2_ALPHA3[1:]}
 _NO_CO = ("fd-b200-10", "fd-b200-12", "fd-b200-14", "fd-b200-16")
 _NO_CO_C100 = ("fd-b200-12-c100", "fd-b200-16-c100")
 
@@ -49,7 +50,7 @@ def _table5(run: str) -> Need:
 #: Ours-FD and what it is held against, in Table 2 (no noise) and Table 5 (U(16)).
 _RIVALS = (
     *((_table2(f"fd-b200-{xi}"), _table2(f"{other}-{xi}")) for xi in (12, 16) for other in ("cs", "mep-eq10")),
-    *((_table5(f"fd-b200-{xi}"), _table5(f"cs-{xi}")) for xi in (10, 12, 14, 16)),
+    *((_table5(f"fd-b200-{xi}"), _table5(f"cs-{xi}")) for xi in TABLE5_XI),
     *((_table2(f"fd-b200-{xi}-c100"), _table2(f"cs-{xi}-c100")) for xi in (12, 16)),
 )
 
@@ -102,7 +103,7 @@ def c16(results: Results) -> Finding:
     require_collapse(results, BASELINE)
     run = _GRID["B", 100]
     checks = [Check(all_are(results, run, COLLAPSED), ended(results, run), "CO")]
-    for run in (_GRID["B", alpha3] for alpha3 in (200, 400, 1000)):
+    for run in (_GRID["B", alpha3] for alpha3 in TABLE1_ALPHA3[1:]):
         checks.append(Check(all_are(results, run, STABLE), ended(results, run), "no CO"))
     return conclude(checks)
 

@@ -20,6 +20,7 @@ from coprobe.paper.claims.record import Check, Finding, UnmetError, at_least, at
 from coprobe.paper.needs import ATTACKS, COLUMNS, NOISE, STRONG, Need
 from coprobe.paper.published import published
 from coprobe.paper.results import Results
+from coprobe.paper.runs import TABLE5_XI
 
 CO, CO_16, FD, WITH_EQ10, ORIGIN = "mep-12", "mep-16", "fd-b200-12", "mep-eq10-12", "origin"
 _BOTH = ("none", NOISE)
@@ -36,20 +37,19 @@ _FIG8 = {
     )
     for xi in (12, 16)
 }
-_XI = (10, 12, 14, 16)
-_TABLE5_CO = {xi: Need(f"mep-{xi}", "accuracy", attacks=COLUMNS, noises=(NOISE,)) for xi in _XI}
+_TABLE5_CO = {xi: Need(f"mep-{xi}", "accuracy", attacks=COLUMNS, noises=(NOISE,)) for xi in TABLE5_XI}
 _TABLE5_OTHERS = {
     xi: tuple(
         Need(f"{short}-{xi}", "accuracy", "best", attacks=COLUMNS, noises=(NOISE,))
         for short in ("atas", "zerograd", "cs", "fd-b200")
     )
-    for xi in _XI
+    for xi in TABLE5_XI
 }
 _UNIFORM = ("U(10)", "U(12)", "U(14)", "U(16)")
 _GAUSS = ("Gauss(10)", "Gauss(12)", "Gauss(14)", "Gauss(16)")
 _TABLE4 = Need(CO_16, "accuracy", attacks=STRONG, noises=(*_UNIFORM, *_GAUSS))
 _TABLE6 = tuple(Need(run, "accuracy", attacks=ATTACKS, noises=_BOTH) for run in (ORIGIN, "origin-c100"))
-_TABLE7 = {xi: Need(f"rs-{xi}", "accuracy", attacks=("pgd50",), noises=_BOTH) for xi in _XI}
+_TABLE7 = {xi: Need(f"rs-{xi}", "accuracy", attacks=("pgd50",), noises=_BOTH) for xi in TABLE5_XI}
 
 
 def _without_and_with(table: int, metric: str, **keys: str | float | None) -> str:
@@ -197,7 +197,7 @@ def _collapsed(results: Results, runs: dict[int, str]) -> list[int]:
 
 def _not_collapsed(with_co: list[int]) -> list[Check]:
     """An open condition per budget that has no collapsed model."""
-    return [Check(None, f"no collapsed model at {xi}/255", "one") for xi in _XI if xi not in with_co]
+    return [Check(None, f"no collapsed model at {xi}/255", "one") for xi in TABLE5_XI if xi not in with_co]
 
 
 @claim(
@@ -289,7 +289,7 @@ def c40(results: Results) -> Finding:
     "Table 7: accuracy of FGSM-RS under PGD-50 without and with U(16), four ξ_T.",
     paper=lambda: (
         "Table 7, PGD-50 without → with noise: "
-        + "; ".join(f"{xi}/255 {_without_and_with(7, 'pgd50', xi_train=xi)}" for xi in _XI)
+        + "; ".join(f"{xi}/255 {_without_and_with(7, 'pgd50', xi_train=xi)}" for xi in TABLE5_XI)
     ),
     needs=tuple(_TABLE7.values()),
 )

@@ -19,6 +19,7 @@ from coprobe.paper.claims.record import (
 )
 from coprobe.paper.needs import ATTACKS, NOISE, Need
 from coprobe.paper.results import Results
+from coprobe.paper.runs import FIG12_SOURCES, FIG12_XI
 
 CO, CO_16 = "mep-12", "mep-16"
 #: Trained on x + δ0 (Eq. 11), on x + δ + δ0 (Eq. 12), and on both.
@@ -28,7 +29,6 @@ _FIG11 = {
     for run in (ON_NOISE, ON_ADDED, ON_BOTH, CO_16)
 }
 _FIG10 = {run: Need(run, "increments") for run in (CO_16, ON_NOISE, ON_ADDED, ON_BOTH)}
-_XI = (8, 12, 16)
 #: S_k above which Fig. 10 counts a channel, and the number of images that it is a sum over.
 _LARGE, _OVER = 1000, 10_000
 _FD_16, _ORIGIN, _SMOOTH_16 = "fd-b200-16", Need("origin", "accuracy"), Need("cs-16", "accuracy", "best")
@@ -150,11 +150,11 @@ def _fig12(run: str, sources: tuple[str, ...]) -> dict[int, tuple[Need, Need]]:
             Need(run, "accuracy", xi=xi, attacks=ATTACKS),
             Need(run, "transfer", xi=xi, attacks=ATTACKS, noises=("none", NOISE), sources=sources),
         )
-        for xi in _XI
+        for xi in FIG12_XI
     }
 
 
-_FIG12 = _fig12(CO, ("cs-8", "cs-12", "cs-16"))
+_FIG12 = _fig12(CO, FIG12_SOURCES)
 #: The plan has no baseline on CIFAR-100, so far.
 _FIG12_C100 = _fig12("mep-12-c100", ("cs-12-c100", "cs-16-c100"))
 
