@@ -62,6 +62,13 @@ def here(store, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def two(here, store):
+    """The working directory, which holds `tiny.pt` and the run `co`."""
+    shutil.copytree(store / "co", here / "co")
+    return here
+
+
+@pytest.fixture
 def coprobe(capsys):
     """A function: a command line to what it returns and prints."""
 

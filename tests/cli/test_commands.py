@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pandas as pd
@@ -27,8 +28,13 @@ TABLES = {
     "activations tiny.pt --limit 20 --attack pgd:2": {"node", "channel", "t_act", "v_act", "mean_change"},
     "mask tiny.pt --limit 20 --attack pgd:2 --attacks fgsm": {"attack", "mask", "masked", "n", "accuracy"},
     "evaluate tiny.pt --limit 20 --attacks fgsm --noise none --noise uniform:16": {"attack", "noise", "low", "high"},
+    "evaluate tiny.pt --limit 20 --attacks fgsm --noise none --noise gauss:60 --noise-draws 3": {"model", "spread"},
+    "increments tiny.pt --limit 20 --attack pgd:2:rule=always": {"node", "channel", "step", "s", "s_step", "images"},
+    "transfer tiny.pt co --limit 20 --attacks fgsm --noise none --noise uniform:16": {
+        "target", "attack", "noise", "mask", "n", "accuracy", "low", "high", "spread",
+    },
     "diagnose tiny.pt --limit 20 --attack pgd:2": {"attack", "accuracy", "low", "high", "n"},
-}
+}  # fmt: skip
 PROBING = [line for line in TABLES if "--limit" in line]
 
 
@@ -56,17 +62,17 @@ def check_same(read, rows):
 
 
 @pytest.mark.parametrize("line", TABLES)
-def test_a_table_for_people(here, coprobe, line):
+def test_a_table_for_people(two, coprobe, line):
     result = coprobe(line)
     assert result.code == 0
     assert result.err == ""  # the progress bar is for terminals
     assert max(map(cell_len, result.out.splitlines())) <= 80
     assert len(result.out.splitlines()) > 4 and "\x1b" not in result.out
-    assert list(here.iterdir()) == [here / "tiny.pt"]
+    assert sorted(two.iterdir()) == [two / "co", two / "tiny.pt"]
 
 
 @pytest.mark.parametrize("line", TABLES)
-def test_json_for_programs_and_the_same_in_files(here, coprobe, line):
+def test_json_for_programs_and_the_same_in_files(two, coprobe, line):
     tables = {}
     for suffix in ("parquet", "csv", "json"):
         result = coprobe(f"{line} --json --out results/t.{suffix}")
@@ -84,28 +90,28 @@ def test_json_for_programs_and_the_same_in_files(here, coprobe, line):
 
     check_same(pd.read_parquet("results/t.parquet").to_dict("records"), given["rows"])
     check_same(pd.read_csv("results/t.csv", keep_default_na=False).to_dict("records"), given["rows"])
-    written = parse((here / "results" / "t.json").read_text())
+    written = parse(Path("results/t.json").read_text())
     check_same(written["rows"], given["rows"])
     digest = about["checkpoint_digest"]
     assert written["checkpoint_digest"] == digest
     assert pd.read_parquet("results/t.parquet").attrs["checkpoint_digest"] == digest
-    assert parse((here / "results" / "t.provenance.json").read_text())["checkpoint_digest"] == digest
+    assert parse(Path("results/t.provenance.json").read_text())["checkpoint_digest"] == digest
 
 
 @pytest.mark.parametrize("line", TABLES)
-def test_plots(here, coprobe, line):
+def test_plots(two, coprobe, line):
     kinds = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
     suffixes = kinds if line == "nodes tiny.pt" else [".png"]
     for suffix in suffixes:
         result = coprobe(f"{line} --json --plot picture{suffix}")
         assert (result.code, result.err) == (0, f"wrote picture{suffix}\n")
-        content = (here / f"picture{suffix}").read_bytes()
+        content = (two / f"picture{suffix}").read_bytes()
         assert content.startswith(kinds[suffix]) and len(content) > 3000
-    assert sorted(path.name for path in here.iterdir()) == sorted(["tiny.pt", *(f"picture{s}" for s in suffixes)])
+    assert sorted(path.name for path in two.iterdir()) == sorted(["co", "tiny.pt", *(f"picture{s}" for s in suffixes)])
 
 
 @pytest.mark.parametrize("line", PROBING)
-def test_the_same_seed_gives_the_same_numbers(here, coprobe, line):
+def test_the_same_seed_gives_the_same_numbers(two, coprobe, line):
     first, second = (parse(coprobe(f"{line} --json").out)["rows"] for _ in range(2))
     assert first == second
 

@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from rich.cells import cell_len
 
 from coprobe.attacks import AdversarialExamples, parse
 from coprobe.checkpoint import load
 from coprobe.data import load as load_data
 from coprobe.metrics.accuracy import Noise
 from coprobe.probe import Probe
-from tests.cli.test_commands import check_same
 from tests.cli.test_commands import parse as parse_json
-
-TABLES = {
-    "increments tiny.pt --limit 20 --attack pgd:2:rule=always": {"node", "channel", "step", "s", "s_step", "images"},
-    "transfer tiny.pt co --limit 20 --attacks fgsm --noise none --noise uniform:16": {
-        "target", "attack", "noise", "mask", "n", "accuracy", "low", "high", "spread",
-    },
-    "evaluate tiny.pt --limit 20 --attacks fgsm --noise none --noise gauss:60 --noise-draws 3": {"model", "spread"},
-}  # fmt: skip
-
-
-@pytest.fixture
-def two(here: Path, store: Path) -> Path:
-    """The working directory, which holds `tiny.pt` and the run `co`."""
-    shutil.copytree(store / "co", here / "co")
-    return here
 
 
 def probe(path: str, **settings: Any) -> Probe:
     return Probe(load(path), load_data("digits", "test", limit=20), 16 / 255, **settings)
-
-
-@pytest.mark.parametrize("line", TABLES)
-def test_a_table_for_people_and_json_and_files_for_programs(two: Path, coprobe: Any, line: str) -> None:
-    people = coprobe(line)
-    assert (people.code, people.err) == (0, "")
-    assert max(map(cell_len, people.out.splitlines())) <= 80 and len(people.out.splitlines()) > 4
-    for suffix in ("parquet", "csv", "json"):
-        result = coprobe(f"{line} --json --out t.{suffix}")
-        assert (result.code, result.err) == (0, f"wrote t.{suffix}\n")
-    given = parse_json(result.out)
-    assert set(given["rows"][0]) >= TABLES[line]
-    check_same(pd.read_parquet("t.parquet").to_dict("records"), given["rows"])
-    check_same(pd.read_csv("t.csv", keep_default_na=False).to_dict("records"), given["rows"])
-    check_same(json.loads((two / "t.json").read_text())["rows"], given["rows"])
-    about = given["provenance"]
-    assert about["checkpoint"].endswith("tiny.pt") and (about["images"], about["seed"]) == (20, 0)
-    assert parse_json(coprobe(f"{line} --json").out)["rows"] == given["rows"]
-
-
-@pytest.mark.parametrize("line", TABLES)
-def test_plots(two: Path, coprobe: Any, line: str) -> None:
-    result = coprobe(f"{line} --json --plot picture.png")
-    assert (result.code, result.err) == (0, "wrote picture.png\n")
-    content = (two / "picture.png").read_bytes()
-    assert content.startswith(b"\x89PNG") and len(content) > 3000
 
 
 def test_increments_are_those_of_the_library(two: Path, coprobe: Any) -> None:
