@@ -10,6 +10,7 @@ import click
 
 from coprobe.cli.options import debug_option
 from coprobe.cli.output import message, percent, print_table, print_text, progress
+from coprobe.core.defaults import ATTACKS
 
 
 @click.command()
@@ -76,7 +77,7 @@ def _facts(story: Any) -> dict[str, Any]:
 
 
 def _tell(story: Any) -> None:
-    attacks = ["clean", "fgsm", "pgd:10"]
+    attacks = ["clean", *ATTACKS]
     accuracies = {name: [d.evaluation.accuracy(attack) for attack in attacks] for name, d in story.diagnoses.items()}
     rows = [[name, *map(percent, values), story.diagnoses[name].verdict] for name, values in accuracies.items()]
     n = int(story.diagnoses["co"].evaluation.frame["n"].iloc[0])
