@@ -501,7 +501,8 @@ def test_plain_is_another_experiment(tmp_path: Path, attacks: list[str]) -> None
     """It is meant for comparing, so that its results are not taken from the cache of the other."""
     for plain in (False, True):
         attacks.clear()
-        assert probe(cache=tmp_path, plain=plain).evaluate(("fgsm",)).frame.attrs["plain"] == plain
+        attrs = probe(cache=tmp_path, plain=plain).evaluate(("fgsm",)).frame.attrs
+        assert attrs["plain"] == plain and (attrs["form"] == "plain") == plain
         assert attacks == ["fgsm"]
 
 

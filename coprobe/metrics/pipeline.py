@@ -13,6 +13,7 @@ from coprobe.attacks.autoattack import AutoAttack, stages_of
 from coprobe.attacks.examples import AdversarialExamples, Spool
 from coprobe.core.provenance import provenance
 from coprobe.core.results import ResultStore
+from coprobe.fast.form import PLAIN
 from coprobe.metrics.accuracy import Evaluation
 from coprobe.metrics.metric import Metric, measure, table_of
 from coprobe.metrics.setup import Setup
@@ -44,16 +45,16 @@ def results_of(
     depends = [_depends(setup, metric, target) for metric, target in zip(metrics, targets, strict=True)]
     frames = [_found(setup, store, metric, about) for metric, about in zip(metrics, depends, strict=True)]
     open_ones = [number for number, frame in enumerate(frames) if frame is None]
-    open_ones = [number for number, frame in enumerate(frames) if frame is None]
     if open_ones:
         asked = [metrics[number] for number in open_ones]
         examples = _examples(setup, asked, spool)
         models = [targets[number].model_at(metrics[number].nodes) for number in open_ones]
         measured = measure(examples, asked, models, setup.processes)
         stages = _stages(setup, examples.attacks)
+        form = str(getattr(setup.model, "form", PLAIN))
         for number, result in zip(open_ones, measured, strict=True):
             frame = frames[number] = table_of(result)
-            about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts), **depends[number]}
+            about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts, form=form), **depends[number]}
             if isinstance(result, Evaluation):
                 about["stages"] = [row for row in stages if row["attack"] in metrics[number].attacks]
             frame.attrs = json.loads(json.dumps(about))  # in plain values, as they come back from a file
