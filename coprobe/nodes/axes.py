@@ -82,7 +82,7 @@ class ChannelTracker(TorchDispatchMode):
         with ExitStack() as block:
             for module in network.modules():
                 if isinstance(axis := getattr(module, "channel_axis", None), int):
-                    block.callback(module.register_forward_hook(declared(axis)).remove)
+                    block.callback(module.register_forward_hook(declared(axis), prepend=True).remove)
             for context in (frozen(network), torch.inference_mode(False), torch.no_grad()):
                 block.enter_context(context)
             with torch.random.fork_rng(devices), self:
