@@ -50,7 +50,7 @@ class Stages:
         """All of it, in plain values."""
         return self.images, {member: astuple(stage) for member, stage in self.by_member.items()}
 
-    def absorb(self, state: Any) -> None:
+    def merge_state(self, state: Any) -> None:
         """Add the `state` of the same attack on other images in another process, whose seconds passed meanwhile."""
         self.processes += 1
         images, by_member = state

@@ -108,5 +108,5 @@ def _stages(setup: Setup, attacks: Sequence[Attack]) -> list[dict[str, Any]]:
         if isinstance(attack, AutoAttack) and attack.stages.processes < setup.processes.world_size:
             for rank, state in enumerate(setup.processes.gather(attack.stages.state)):
                 if rank != setup.processes.rank:
-                    attack.stages.absorb(state)
+                    attack.stages.merge_state(state)
     return stages_of(attacks)

@@ -289,8 +289,8 @@ def test_stages_of_several_processes_add_up_and_their_seconds_are_those_of_the_s
     mine.add(2, {"apgd-ce": Stage(2, 1, 1.0), "square": Stage(1, 1, 0.5)})
     others.add(4, {"apgd-ce": Stage(4, 0, 1.0), "square": Stage(4, 2, 7.5)})
     for state in (others.state, idle.state):
-        mine.absorb(state)
-    idle.absorb(others.state)
+        mine.merge_state(state)
+    idle.merge_state(others.state)
     assert mine.rows() == [
         {"member": "apgd-ce", "n": 16, "images": 14, "broken": 6, "accuracy": 0.5, "gained": 0.375, "seconds": 3.0,
          "share": 3 / 10.5},

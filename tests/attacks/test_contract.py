@@ -175,7 +175,7 @@ def test_an_image_is_attacked_alike_wherever_it_is(spec: str) -> None:
     whole = attack(model, x, y, seed=3)
     rows = torch.tensor([40, 3, 17, 63, 8, 22, 9, 5, 31, 30, 29, 2, 1, 0, 50, 51, 52, 33])
     assert torch.equal(attack(model, x[rows], y[rows], seed=3, indices=rows), whole[rows])
-    if "start=zero" not in spec:
+    if getattr(attack, "start", "") != "zero":
         assert not torch.equal(attack(model, x[rows], y[rows], seed=3), whole[rows])
 
 
