@@ -277,7 +277,8 @@ TABLE = [
         "activations are not finite (NaN or infinite), so the increments are undefined; check the weights and "
         "--mean/--std"),
     Row("mask - --model nets.py:nan_for_bright --data digits --limit 20", "logits that are NaN for some images", 1,
-        "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std"),
+        "PGD-10 (rule=always): the model's logits or gradients are not finite (NaN or infinite); check its weights "
+        "and --mean/--std"),
     Row("evaluate - --model nets.py:nan_for_all --data digits --limit 20 --attacks fgsm", "logits that are NaN", 1,
         "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std"),
     Row("evaluate - --model nets.py:nan_gradients --data digits --limit 20 --attacks fgsm", "gradients that are NaN", 1,
@@ -478,6 +479,8 @@ TABLE = [
         "--channel-axis 2: write NODE=AXIS for each node, or one AXIS for all, as in A=3 or 3"),
     Row("nodes tiny.pt --channel-axis relu9=1", "an axis of an unknown node", 2,
         "unknown node 'relu9'; did you mean relu?"),
+    Row("measure tiny.pt gradient --limit 20", "unknown metric", 2,
+        "unknown metric 'gradient'; did you mean gradient-alignment?"),
     Row("activations tiny.pt --limit 20 --attack pdg:10", "unknown attack", 2,
         "unknown attack 'pdg'; did you mean pgd?"),
     Row("activations tiny.pt --limit 20 --attack pgd:10:restart=2", "unknown option of an attack", 2,
@@ -489,7 +492,7 @@ TABLE = [
     Row("activations tiny.pt --limit 20 --attack fgsm --reading R9", "unknown reading", 2,
         "reading 'R9' of Eq. 6 is unknown; choose from mean, sum, mse"),
     Row("increments tiny.pt --limit 20 --attack aa", "an attack without steps", 2,
-        "attack 'aa' does not hand out its steps; choose from fgsm, pgd, cw, pgd-eot"),
+        "attack 'aa' does not hand out its steps; choose from fgsm, pgd, cw, pgd-eot, mi-fgsm"),
     Row("increments tiny.pt --limit 20 --node Z", "unknown letter", 2,
         "unknown node 'Z'; the first of 83 known: A, B, C, D, E, conv1, bn1, relu, …"),
     Row("mask tiny.pt --limit 20 --node Q", "unknown letter", 2,
@@ -827,7 +830,7 @@ TABLE = [
         fault=raising("coprobe.paper.engines.execute", ZeroDivisionError("by zero")), leaves="new/scale.json"),
     # Usage.
     Row("frobnicate", "unknown command", 2,
-        "unknown command 'frobnicate'; the first of 15 known: demo, train, methods, inspect, nodes, activations, "
+        "unknown command 'frobnicate'; the first of 16 known: demo, train, methods, inspect, nodes, activations, "
         "mask, increments, …"),
     Row("msak", "a slip of the finger", 2, "unknown command 'msak'; did you mean mask?"),
     Row("--nope", "unknown option", 2, "No such option{said}; see 'coprobe --help'"),
