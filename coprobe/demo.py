@@ -24,7 +24,7 @@ from coprobe.verdict.diagnosis import Diagnosis
 
 #: FGSM on scikit-learn's digits at a radius where it collapses.
 COLLAPSING = Recipe(**PRESETS["demo"])
-#: The same with L_stable (Eq. 8), which does not collapse; fewer epochs are enough, and smaller steps keep it on its way.
+#: The same with L_stable (Eq. 8), which does not collapse; fewer epochs and smaller steps keep it on its way.
 STABILISED = replace(COLLAPSING, stable_node="B", stable_weight=20.0, epochs=5, lr=0.02)
 
 #: Run directory to title and recipe.
