@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shlex
 import signal
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from coprobe.core import processes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Seconds until a test gives up.
@@ -20,14 +21,12 @@ PATIENCE = 600.0
 #: Two processes of coprobe, started by torch.
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2 -m coprobe"
 
-#: Forks from a server that has imported what commands need: 20 ms, where a new interpreter takes seconds.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "coprobe.training.trainer", "coprobe.probe", "coprobe.paper.engines", "coprobe.paper.own",
-        "coprobe.cli.commands.train", "sklearn.datasets", "pyarrow.pandas_compat",
-    ]
-)  # fmt: skip
+# What the tests' commands need besides, so that it is there at once whichever test starts the server.
+processes.PRELOADED += [
+    "coprobe.paper.engines", "coprobe.paper.own", "coprobe.cli.commands.train", "sklearn.datasets",
+    "pyarrow.pandas_compat",
+]  # fmt: skip
+FORKS = processes.context()
 
 
 @contextmanager

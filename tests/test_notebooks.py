@@ -16,6 +16,14 @@ from notebooks import run
 from tests.paper.made import fate_of, history_of, make_results, put_run
 
 NOTEBOOKS = {path.stem: path for path in sorted(run.HERE.glob("*.ipynb"))}
+#: Goes before a notebook that trains, where what comes out is not judged.
+LITTLE = """
+from dataclasses import replace
+from coprobe.paper.runs import SCALES
+
+knobs = {**SCALES["demo"].knobs, "limit_train": 48, "held_out": 10, "epochs": 2}
+SCALES["demo"] = replace(SCALES["demo"], knobs=knobs, images=20)
+"""
 FIGURES = [f"fig{number:02d}" for number in range(1, 13)]
 
 
@@ -77,12 +85,12 @@ def test_start_here(tmp_path: Path) -> None:
     notebook = read("start_here")
     folder = tmp_path / "notebooks"
     folder.mkdir()
+    notebook.cells.insert(0, new_code_cell(LITTLE))
     run.execute(notebook, folder)
-    cells = code_of(notebook)
+    _, *cells = code_of(notebook)
     assert [len(shown(cell, "image/png")) for cell in cells] == [0] * 7 + [1, 1, 0]
     co, stable = cells[-1].outputs[0]["text"].splitlines()
-    assert ": at 40/255 accuracy is " in co  # whichever verdict this processor's training ends with
-    assert "with L_stable at B is " in stable
+    assert co.startswith("FGSM is ") and stable.startswith("with L_stable at B is ")
     assert (tmp_path / "runs/start_here/demo/mep-12/checkpoint.pt").exists()
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -18,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coprobe.core import processes
+from coprobe.core.processes import context, follow_parent
 from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError, unknown
 from coprobe.paper.jobs import Job, Order, execute
 from coprobe.training.interruption import Interruption
@@ -199,8 +197,7 @@ class LocalEngine(Engine):
         self._idle.clear()
 
     def _hire(self) -> _Worker:
-        context = multiprocessing.get_context(processes.START_METHOD)
-        pool = ProcessPoolExecutor(1, context, _prepare, (self._order.device,))
+        pool = ProcessPoolExecutor(1, context(), _prepare, (self._order.device,))
         return _Worker(pool, pool.submit(os.getpid))
 
 
@@ -208,18 +205,9 @@ def _prepare(device: str) -> None:
     """What a worker does first."""
     import torch
 
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C goes to the parent alone, which asks the workers once
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     if device == "cpu":
         torch.set_num_threads(1)  # results must not depend on how many jobs run
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _serve(job: Job, order: Order) -> str | None:

@@ -174,9 +174,7 @@ def test_devices_start_processes_that_write_the_same_table(
 
 @pytest.fixture
 def here(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where `--devices` starts processes at once."""
     monkeypatch.chdir(work)
-    monkeypatch.setattr("coprobe.core.processes.START_METHOD", "forkserver")
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,6 @@ pytestmark = pytest.mark.procs
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert FORKS.get_start_method() == "forkserver"
-    monkeypatch.setattr("coprobe.core.processes.START_METHOD", "forkserver")
-
-
 def silent(message: str) -> None:
     raise AssertionError(f"{message!r} was said")
 

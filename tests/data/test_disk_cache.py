@@ -1,7 +1,6 @@
 """What was decoded once is the same when it comes from its copy, and a copy that could be wrong is never used."""
 
 import errno
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from coprobe.data import Dataset, default_root, disk_cache, load
 from coprobe.errors import InputError
+from tests.started import FORKS
 
 BYTES = 3 * 8 * 8 + 8
 """Of an image and its label."""
@@ -404,7 +404,7 @@ def load_often(spec, root, times):
 def test_several_processes_at_once(source, root):
     spec = f"folder:{source}"
     expected = load(spec, cache=False).digest()
-    with multiprocessing.get_context("forkserver").Pool(2) as pool:
+    with FORKS.Pool(2) as pool:
         seen = pool.starmap(load_often, [(spec, root, 30)] * 2, chunksize=1)
     assert seen == [{expected}] * 2
     assert [path for path in copies(root) if path.name.startswith(".")] == []

@@ -159,9 +159,8 @@ def test_ray_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where disturbed trainings leave word; workers are there at once."""
-    monkeypatch.setattr("coprobe.core.processes.START_METHOD", "forkserver")
+def notes(tmp_path: Path) -> Path:
+    """Where disturbed trainings leave word."""
     return tmp_path / "notes"
 
 
@@ -202,10 +201,8 @@ def test_a_worker_that_died_while_it_was_idle_is_replaced(tmp_path: Path, notes:
 def paper(folder: Path, notes: Path) -> None:
     """`coprobe paper` with two workers, whose trainings wait for SIGTERM; its Fig. 1 needs mep-12 and fd-b200-12."""
     from coprobe.cli import main
-    from coprobe.core import processes
     from coprobe.paper import runs
 
-    processes.START_METHOD = "forkserver"
     runs.SCALES["tiny"] = disturbed(await_sigterm, notes, epoch=1)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)

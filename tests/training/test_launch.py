@@ -25,11 +25,6 @@ KNOBS = "--method fgsm-mep --data digits --limit-train 40 --held-out 10 --width 
     --batch-size 16 --augment crop --device cpu"
 
 
-@pytest.fixture(autouse=True)
-def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coprobe.core.processes.START_METHOD", "forkserver")
-
-
 def told(line: str, folder: Path, processes: Processes) -> int:
     """Run a command line as one of several processes; what it says goes to files."""
     for stream in (sys.stdout, sys.stderr):
