@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -33,12 +32,6 @@ class ChannelMask:
     def applied(self, model: nn.Module) -> AbstractContextManager[None]:
         """Mask `model` inside a with block; see `nodes.masked`."""
         return masked(model, self.channels)
-
-    @staticmethod
-    def from_plain(fields: Mapping[str, Any]) -> ChannelMask:
-        """The mask of which `fields` is the `asdict`, also when JSON has made lists of its tuples."""
-        channels = {node: tuple(indices) for node, indices in fields["channels"].items()}
-        return ChannelMask(channels, fields["reason"], fields["draw"])
 
 
 NO_MASK = ChannelMask()
