@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, get_type_hints
@@ -23,8 +23,14 @@ ATTACKS: Registry[type[Attack]] = Registry("attack")
 #: What the random numbers of all attacks are for, see `ImageRandomness`.
 PURPOSE = "attack"
 
-#: The types that an option can have, and how errors call their values.
-_KINDS = {str: "a word", int: "a whole number", float: "a number"}
+_BOOLEANS = {"true": True, "false": False}
+#: The types that an option can have: how its text is read, and how errors call its values.
+_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    str: (str, "a word"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (lambda text: _BOOLEANS[text.lower()], "true or false"),
+}
 
 
 def check_epsilon(epsilon: float) -> None:
@@ -148,14 +154,17 @@ class Attack(ABC):
 
     @property
     def heading(self) -> str:
-        """The label without its options."""
-        return self.title
+        """The label without its options: the title, and the number of iterations where that is a field ("PGD-50")."""
+        return "-".join([self.title, *self._iterations])
 
     @property
     def spec(self) -> str:
         """The text from which `parse` makes this attack again, epsilon and defaults aside ("pgd:50")."""
-        iterations = [str(getattr(self, field.name)) for field in fields(self) if field.name == "iterations"]
-        return ":".join([self.name, *iterations, *self.options])
+        return ":".join([self.name, *self._iterations, *self.options])
+
+    @property
+    def _iterations(self) -> list[str]:
+        return [str(getattr(self, field.name)) for field in fields(self) if field.name == "iterations"]
 
     @property
     def options(self) -> list[str]:
@@ -247,9 +256,10 @@ def parse(spec: str, epsilon: float) -> Attack:
             raise InputError(f"attack '{spec}': '{option}' is no option of {name}; it takes {choices}")
         if key in given:
             raise InputError(f"attack '{spec}': {shown} is given twice; keep one")
+        read, values = _KINDS[kinds[key]]
         try:
-            value = kinds[key](text)
-        except ValueError:
-            raise InputError(f"attack '{spec}': {shown} takes {_KINDS[kinds[key]]}, not '{text}'") from None
+            value = read(text)
+        except (ValueError, KeyError):
+            raise InputError(f"attack '{spec}': {shown} takes {values}, not '{text}'") from None
         given[key] = value / 255 if key in attack.in_255ths else value
     return attack(epsilon=epsilon, **given)

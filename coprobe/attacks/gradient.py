@@ -231,11 +231,6 @@ class PGD(SignGradientAttack):
         """(iterations, step size, restarts) as given."""
         return self.iterations, self.step_size, self.restarts
 
-    @property
-    def heading(self) -> str:
-        """For example "PGD-50"."""
-        return f"{self.title}-{self.iterations}"
-
 
 @ATTACKS.register(
     "cw",

@@ -52,11 +52,6 @@ class MIFGSM(SignGradientAttack):
         """(iterations, epsilon / iterations, 1)."""
         return self.iterations, self.epsilon / self.iterations, 1
 
-    @property
-    def heading(self) -> str:
-        """For example "MI-FGSM-10"."""
-        return f"{self.title}-{self.iterations}"
-
     def initial(self, x: Tensor, randomness: ImageRandomness, restart: int) -> State:
         """The start, and a momentum of zero."""
         return {**super().initial(x, randomness, restart), "momentum": torch.zeros_like(x)}

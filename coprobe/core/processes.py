@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -14,8 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.context import BaseContext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,8 +25,8 @@ from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunErr
 
 T = TypeVar("T")
 
-#: What the server has imported from which new processes are forked: a fork takes 20 ms, these imports take seconds.
-PRELOADED = ["coprobe.probe", "coprobe.training.trainer", "torch._dynamo"]
+#: How new processes are started (see `multiprocessing`).
+START_METHOD = "spawn"
 #: Seconds that processes have to end by themselves after one of them failed, and again after SIGTERM.
 _GRACE = 5.0
 #: Keys of a group's store: why it failed, and that this has been said.
@@ -175,27 +173,18 @@ def check_devices(count: int, device: torch.device) -> None:
         raise InputError(f"--device {device}: --devices {count} takes the first {count}; write --device {device.type}")
 
 
-def context() -> BaseContext:
-    """How new processes begin: on Linux as forks of a server, which has no threads and no GPU; elsewhere afresh."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(PRELOADED)
-    return forks
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """A block whose new interpreters import nothing from the current folder, where strangers' files may be.
 
-
-def follow_parent() -> None:
-    """In a new process: leave Ctrl-C to the parent, which passes it on once, and take its death for SIGTERM."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-
-    def wait_for_its_end() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait_for_its_end, daemon=True).start()
+    Python before 3.11 has no such mode.
+    """
+    before = os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ["PYTHONSAFEPATH"] = before  # empty is unset
 
 
 def launch(count: int, work: Callable[[Processes], int], remedy: str) -> None:
@@ -214,11 +203,12 @@ def launch(count: int, work: Callable[[Processes], int], remedy: str) -> None:
     """
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # else it says whom it ends
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    children: list[int] = []
-    with _passing_on(children) as signals:
-        method = context().get_start_method()
-        members = mp.start_processes(_begin, (count, store.port, work), count, join=False, start_method=method)
-        children += members.pids()
+    with _Signals() as signals:
+        with safe_path():
+            members = mp.start_processes(
+                _begin, (count, store.port, work), count, join=False, start_method=START_METHOD
+            )
+        signals.pass_on_to(members.pids())
         try:
             while not members.join(grace_period=_GRACE):
                 pass
@@ -234,40 +224,56 @@ def launch(count: int, work: Callable[[Processes], int], remedy: str) -> None:
         raise failure
     if killed:
         raise RunError(f"process {killed[0]} of the run ended with code {codes[killed[0]]}; {remedy}")
-    if signals:
-        signal.raise_signal(signals[0])  # as it would have ended a single process
+    if signals.came:
+        signal.raise_signal(signals.came[0])  # as it would have ended a single process
     raise RunError(f"process {failure.error_index} of the run ended with code {failure.exit_code}; {remedy}")
 
 
 def _begin(rank: int, count: int, port: int, work: Callable[[Processes], int]) -> None:
     """What a new process does."""
-    follow_parent()
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C goes to the supervisor alone, which passes it on once
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     sys.exit(work(Processes(rank, count, rank, store, supervised=True)))
 
 
-@contextmanager
-def _passing_on(children: list[int]) -> Iterator[list[int]]:
-    """SIGTERM and SIGINT go to those processes while the block runs; yields the signals that came."""
-    came: list[int] = []
+class _Signals:
+    """SIGTERM and SIGINT, passed on to other processes as long as the block runs.
 
-    def pass_on(number: int, _: object) -> None:
-        came.append(number)
-        for child in children:
+    Attributes:
+        came: those that came.
+    """
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._children: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def pass_on_to(self, children: list[int]) -> None:
+        """Name the processes; what came before there were any ends them, who have not begun with anything."""
+        self._children = children
+        if self.came:
+            self._send(signal.SIGTERM)
+
+    def _take(self, number: int, _: object) -> None:
+        self.came.append(number)
+        self._send(number)
+
+    def _send(self, number: int) -> None:
+        for child in self._children:
             with suppress(ProcessLookupError):
                 os.kill(child, number)
-
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
-        yield came
-        return
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _error(message: str, code: int) -> CoprobeError:

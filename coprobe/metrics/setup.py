@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from coprobe.attacks import Attack, parse
 from coprobe.attacks.examples import CLEAN, Spool
 from coprobe.checkpoint import Checkpoint
 from coprobe.core.defaults import EPS
-from coprobe.core.engine import Progress, silent
+from coprobe.core.engine import Progress, frozen, silent
 from coprobe.core.processes import ALONE, Processes
+from coprobe.core.provenance import digest_tensors
 from coprobe.data import Dataset, title
 from coprobe.data.stream import stream
 from coprobe.errors import InputError
 from coprobe.fast.classifier import fast, plain
-from coprobe.models import Classifier
+from coprobe.models import ARCHITECTURES, Classifier
 from coprobe.nodes import CHECKED, check_neutral, node_table
 
 
@@ -134,7 +136,14 @@ class Setup:
             "mean": self.stored_model.mean,
             "std": self.stored_model.std,
             **({} if self.stored_model.channel_axes is None else {"channel_axis": self.stored_model.channel_axes}),
+            **({} if self.checkpoint.arch in ARCHITECTURES else {"outputs": self._outputs}),
         }
+
+    @cached_property
+    def _outputs(self) -> str:
+        """A digest of logits: it tells a network of somebody's own code from what it was before the code changed."""
+        with frozen(self.stored_model), torch.no_grad():
+            return digest_tensors({"logits": self.stored_model(self.first_images(CHECKED)).cpu()})
 
     @property
     def facts(self) -> dict[str, Any]:

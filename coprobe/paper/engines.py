@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coprobe.core.processes import context, follow_parent
+from coprobe.core import processes
 from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError, unknown
 from coprobe.paper.jobs import Job, Order, execute
 from coprobe.training.interruption import Interruption
@@ -197,17 +199,28 @@ class LocalEngine(Engine):
         self._idle.clear()
 
     def _hire(self) -> _Worker:
-        pool = ProcessPoolExecutor(1, context(), _prepare, (self._order.device,))
-        return _Worker(pool, pool.submit(os.getpid))
+        context = multiprocessing.get_context(processes.START_METHOD)
+        pool = ProcessPoolExecutor(1, context, _prepare, (self._order.device,))
+        with processes.safe_path():
+            return _Worker(pool, pool.submit(os.getpid))
 
 
 def _prepare(device: str) -> None:
     """What a worker does first."""
     import torch
 
-    follow_parent()
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C goes to the parent alone, which asks the workers once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if device == "cpu":
         torch.set_num_threads(1)  # results must not depend on how many jobs run
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _serve(job: Job, order: Order) -> str | None:

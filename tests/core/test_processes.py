@@ -51,6 +51,11 @@ def wait_for_others(processes: Processes) -> int:
         os._exit(1)
 
 
+def wait_for_ever(processes: Processes) -> int:
+    while True:
+        time.sleep(1)
+
+
 def last_one(act: Callable[[Processes], Any], processes: Processes) -> int:
     """The last process does something, while the others work on."""
     processes.connect(CPU)
@@ -146,6 +151,24 @@ def test_a_signal_that_ends_the_processes_ends_their_supervisor() -> None:
     try:
         with pytest.raises(RunError, match="ended with code -15"):  # this one outlives it
             launch(2, functools.partial(stop, os.getpid(), signal.SIGTERM, False), "")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
+
+
+def test_a_signal_that_comes_before_they_have_begun_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = mp.start_processes
+    came: list[int] = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(mp, "start_processes", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with pytest.raises(RunError, match="ended with code -15"):
+            launch(2, wait_for_ever, "")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == [signal.SIGTERM]
