@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -102,15 +101,6 @@ def test_what_fails_is_told_in_the_end(coprobe: Any, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_a_full_disk_stops_the_command(place: Path, coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "execute", failing(OSError(28, "No space left on device", "runs/x.csv")))
-    result = coprobe(f"paper {RUNS} --only fig1 --out pictures")
-    assert result.code == 1 and not (place / "pictures").exists()
-    assert result.err.splitlines()[-1] == (
-        "coprobe: error: train mep-12: runs/x.csv: No space left on device; make room, and the same command goes on"
-    )
-
-
 def test_damage_is_named_and_repaired(place: Path, coprobe: Any) -> None:
     line = f"paper {RUNS} --only fig3 --out pictures"
     assert coprobe(line).code == 0
@@ -137,61 +127,6 @@ def test_a_run_of_another_recipe_is_refused_and_repaired(coprobe: Any, monkeypat
     result = coprobe(line)
     assert result.code == 2 and "mep-12: is not the run that the plan has (--epochs 1 (not 2))" in result.err
     assert coprobe(f"{line} --repair").code == 0 and Run(Path("runs/mep-12")).recipe.epochs == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("paper --scale papr", r"unknown scale 'papr'; did you mean paper"),
-        ("table 5 --scale papr", r"unknown scale 'papr'; did you mean paper"),
-        ("figure 5 --scale papr", r"unknown scale 'papr'; did you mean paper"),
-        (f"paper {RUNS} --only fig13", r"unknown figure or table 'fig13'; did you mean fig1"),
-        (f"paper {RUNS} --only tab8 --plan", r"unknown figure or table 'tab8'; did you mean tab"),
-        (f"paper {RUNS} --only ,", r"--only: name at least one, separated by commas"),
-        (f"paper {RUNS} --only ''", r"--only: name at least one"),
-        (f"paper {RUNS} --engine rai", r"unknown engine 'rai'; did you mean ray"),
-        (f"paper {RUNS} --jobs 0", r"'--jobs': 0 is not in the range"),
-        (f"paper {RUNS} --seeds 0", r"'--seeds': 0 is not in the range"),
-        (f"paper {RUNS} --device gpu", r"--device 'gpu' is no device"),
-        ("table 8", r"unknown table '8'; choose from 1, 2, 3, 4, 5, 6, 7"),
-        ("table x", r"'NUMBER': 'x' is not a valid integer"),
-        ("figure 13", r"unknown figure '13'; choose from 1 to 12"),
-        ("figure 0", r"unknown figure '0'"),
-        (f"table 5 {RUNS}", r"nothing of table 5 is measured yet; 'coprobe paper --scale tiny --runs runs' makes it"),
-        (f"figure 8 {RUNS}", r"run mep-12 is not trained; 'coprobe paper --scale tiny --runs runs' makes it"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(place: Path, coprobe: Any, line: str, says: str) -> None:
-    result = coprobe(line)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("coprobe: error: ") and len(result.err.splitlines()) == 1
-    assert re.search(says, result.err), result.err
-    assert not list(place.iterdir())
-
-
-@pytest.mark.parametrize("line", ["paper", "paper --plan", "table 5", "figure 8", "claims"])
-def test_runs_of_two_scales_are_not_mixed(place: Path, coprobe: Any, line: str) -> None:
-    (place / "runs").mkdir()
-    (place / "runs/scale.json").write_text('{"scale": "small"}')
-    result = coprobe(f"{line} {RUNS}")
-    assert (result.code, result.out) == (2, "")
-    assert result.err == "coprobe: error: runs: holds runs of scale small, not tiny; name another --runs\n"
-    assert [path.name for path in place.rglob("*") if path.is_file()] == ["scale.json"]
-
-
-def test_runs_that_are_a_file_are_refused(place: Path, coprobe: Any) -> None:
-    (place / "runs").write_text("")
-    result = coprobe(f"paper {RUNS} --only fig7")
-    assert result.code == 2 and "is not a directory" in result.err and not (place / "figures").exists()
-
-
-def test_ray_that_is_not_installed_is_said_before_anything_is_done(
-    place: Path, coprobe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    result = coprobe(f"paper {RUNS} --only fig1 --engine ray")
-    assert (result.code, result.out) == (2, "") and not list(place.iterdir())
-    assert result.err == "coprobe: error: --engine ray needs Ray; run 'pip install coprobe[cluster]'\n"
 
 
 def test_a_statistic_that_is_lacking_says_what_makes_it(coprobe: Any) -> None:

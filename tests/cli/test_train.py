@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from contextlib import contextmanager
 
 import pandas as pd
@@ -168,13 +167,6 @@ def test_events_for_tensorboard_are_the_history(here, coprobe):
         points = events.Scalars(column)
         assert [point.step for point in points] == [1, 2]
         assert [point.value for point in points] == pytest.approx(list(history[column]), rel=1e-6)
-
-
-def test_tensorboard_that_is_not_there(here, coprobe, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    result = coprobe(f"{LINE} --tensorboard")
-    assert (result.code, list(here.iterdir())) == (2, [here / "tiny.pt"])
-    assert result.err.endswith("--tensorboard needs TensorBoard; run 'pip install coprobe[tensorboard]'\n")
 
 
 def test_nothing_replaces_a_run_but_overwrite_and_that_only_its_files(here, coprobe):

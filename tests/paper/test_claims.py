@@ -278,19 +278,3 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     assert main(["claims", "--scale", "small", "--runs", runs, "--only", "C22", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["id"], row["verdict"], row["seeds"]) == ("C22", "confirmed", 1)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--scale", "huge"], "unknown scale 'huge'"),
-        (["--only", "C46"], "unknown claim 'C46'"),
-        (["--scale", "demo"], "coprobe paper --scale demo"),
-        (["--out", "claims.txt"], "must end in .csv or .md or .json"),
-        (["--scale", "demo", "--runs", "."], "holds runs of scale small, not demo"),
-    ],
-)
-def test_bad_input_of_the_command(arguments, said, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(make_results(tmp_path, "small", []).directory)
-    assert main(["claims", *arguments]) == 2
-    assert said in capsys.readouterr().err
