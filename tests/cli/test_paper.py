@@ -94,7 +94,8 @@ def test_what_is_not_there_yet_is_said(coprobe: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(engines, "execute", lambda job, order: None)
     result = coprobe(f"paper {RUNS} --only fig1,fig7 --out pictures")
     assert result.code == 0 and "pictures/fig07.png" in result.out and "fig01" not in result.out
-    assert "fig01 is not there yet: run mep-12 is not trained" in result.err
+    remedy = "'coprobe paper --scale tiny --runs runs' makes it"
+    assert f"fig01 is not there yet: run mep-12 is not trained; {remedy}\n" in result.err
     given = json.loads(coprobe(f"paper {RUNS} --only fig1 --out pictures --json").out)
     assert list(given["missing"]) == ["fig01"] and given["files"] == []
 
