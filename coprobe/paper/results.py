@@ -205,9 +205,10 @@ class Results:
 
     def missing(self, need: Need, seed: int = 0) -> list[tuple[str, str]]:
         """The (source, attack) of a need that are not measured under all its noises; its kind alone if it has none."""
-        if need.kind == "history":
-            return []
-        found = self.find(need, seed)
+        return [] if need.kind == "history" else self._lacking(need, self.find(need, seed))
+
+    def _lacking(self, need: Need, found: pd.DataFrame | None) -> list[tuple[str, str]]:
+        """What `missing` says where this was found."""
         if need.kind not in ("accuracy", "transfer"):
             columns = self.attacks(need) if need.kind == "masking" else ()
             return [] if found is not None and {*columns} <= {*found.get("attack", ())} else [("", need.kind)]
@@ -234,13 +235,12 @@ class Results:
             here = need.on(self.which(need.run, need.which, seed))
             for name in (need.run, *need.sources):
                 self._refuse_lost(name, seed)
-            if self.missing(here, seed):
+            found = self.find(here, seed)
+            if found is None or self._lacking(here, found):
                 raise MissingResultError(
                     f"{need.kind} of run {need.run} ({here.which} checkpoint, {need.xi:g}/255) is not measured; "
                     + self.remedy
                 )
-            found = self.find(here, seed)
-            assert found is not None
             parts.append(found.assign(seed=seed))
         return pd.concat(parts, ignore_index=True)
 
@@ -270,13 +270,13 @@ class Results:
         """
         need = Need(run, "transfer" if sources else "accuracy", which, xi, attacks, noises, sources)
         frame = self.get(need).fillna({"source": ""})
+        found = dict(iter(frame.groupby(["source", "attack", "noise"])))
         rows = []
         for source in sources or ("",):
             for attack in self.attacks(need):
                 for noise in noises:
-                    here = (frame["source"] == source) & (frame["attack"] == attack) & (frame["noise"] == noise)
                     about = {"source": source, "attack": attack, "label": self.label(attack), "noise": noise}
-                    rows.append({**about, **summary(frame[here])})
+                    rows.append({**about, **summary(found[source, attack, noise])})
         return pd.DataFrame(rows)
 
     def label(self, attack: str) -> str:

@@ -83,10 +83,6 @@ def probabilities():
     return Net(lambda logits, x: (10 * logits).softmax(1))
 
 
-def log_probabilities():
-    return Net(lambda logits, x: logits.log_softmax(1))
-
-
 def constant():
     return Net(lambda logits, x: 0 * logits)
 
@@ -224,7 +220,6 @@ def _odd_weights(here: Path, weights: dict[str, Tensor]) -> None:
     save("nan.pt", {"bn1.weight": weights["bn1.weight"] * float("nan")})
     save("infinite.pt", {"conv1.weight": stem + float("inf")})
     save("complex.pt", {"conv1.weight": stem + 1j})
-    save("float8.pt", {"conv1.weight": stem.to(torch.float8_e4m3fn)})
     save("sparse.pt", {"linear.weight": weights["linear.weight"].to_sparse()})
     save("aliased.pt", {"module.conv1.weight": stem + 1})
     torch.save({"last": weights, "best": {name: weight + 1 for name, weight in weights.items()}}, here / "two.pt")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.procs
 #: By file: a command. Shares are uneven, a process has an image more, few, or none.
 COMMANDS = {
     "activations.csv": "activations tiny.pt --limit 37 --attack pgd:3 --batch-size 8",
-    "places.csv": "activations tiny.pt --limit 5 --node A --node layer1.0.conv1 --node layer2.0:in",
+    "places.csv": "activations tiny.pt --limit 5 --attack pgd:2 --node A --node layer1.0.conv1 --node layer2.0:in",
     "single.csv": "activations tiny.pt --limit 1 --attack fgsm",
     "increments.csv": "increments tiny.pt --limit 9 --attack pgd:2 --node A --node layer2 --plain",
     "evaluate.csv": "evaluate tiny.pt --limit 21 --attacks fgsm,cw:2 --noise none --noise gauss:60 --noise-draws 2",

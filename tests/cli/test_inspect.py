@@ -138,20 +138,6 @@ def test_the_weights_of_the_factory(here, coprobe, seen):
     assert other["num_classes"] == 7
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("inspect -", "'-' stands for the weights that --model comes with; pass --model, or name a checkpoint file"),
-        ("inspect - --arch resnet18", "pass --model, or name a checkpoint file"),
-        ("inspect - --model seen.py:Sees --pick best", "'-' is no file; leave out --pick, --allow-missing"),
-        ("evaluate - --data digits", "pass --model, or name a checkpoint file"),
-    ],
-)
-def test_a_model_without_a_file(here, coprobe, seen, line, said):
-    result = coprobe(line)
-    assert (result.code, result.out) == (2, "") and said in result.err
-
-
 def test_weights_that_may_be_missing_are_recorded_in_every_result(here, coprobe):
     weights = load("tiny.pt").model.network.state_dict()
     for name, missing in (("odd.pt", "bn1.bias"), ("too.pt", "bn1.weight")):

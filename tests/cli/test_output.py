@@ -118,18 +118,18 @@ def test_nothing_of_the_environment_is_in_any_output(here, coprobe, monkeypatch)
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "SSH_AUTH_SOCK", "ANY"):
         monkeypatch.setenv(name, f"canary-{name}")
     said = []
-    for number, suffixes in enumerate((("csv", "png"), ("parquet", "svg"), ("json", "pdf"))):
-        for line in ("inspect tiny.pt", "activations tiny.pt --limit 10 --attack fgsm"):
-            out, plot = suffixes
-            result = coprobe(f"{line} --out {number}.{out} --plot {number}.{plot} --json")
-            assert result.code == 0
-            said += [result.out, result.err]
-    train = "train --data digits --limit-train 32 --held-out 20 --width 2 --batch-size 32 --epochs 1 --out run"
-    result = coprobe(f"{train} --json")
-    assert result.code == 0
-    written = b"".join(path.read_bytes() for path in Path().rglob("*") if path.is_file())
-    assert b"canary" not in written + "".join([*said, result.out, result.err]).encode()
-    assert len([path for path in Path().rglob("*") if path.is_file()]) >= 11
+    for line in (
+        "inspect tiny.pt --out a.csv --plot a.png",
+        "activations tiny.pt --limit 10 --attack fgsm --out b.parquet --plot b.svg",
+        "activations tiny.pt --limit 10 --attack fgsm --out c.json --plot c.pdf",
+        "train --data digits --limit-train 32 --held-out 20 --width 2 --batch-size 32 --epochs 1 --out run",
+    ):
+        result = coprobe(f"{line} --json")
+        assert result.code == 0
+        said += [result.out, result.err]
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert len(files) >= 11
+    assert b"canary" not in b"".join(path.read_bytes() for path in files) + "".join(said).encode()
 
 
 def test_a_terminal_without_the_signs_gets_escapes(monkeypatch):

@@ -113,8 +113,7 @@ def test_any_names_give_a_valid_file_that_shows_them(
     accuracies: pd.DataFrame, histories: pd.DataFrame, tmp_path: Path, suffix: str
 ) -> None:
     """Every nasty name as the mask of a bar, a few as runs, all of them in the metadata."""
-    rows = accuracies[accuracies["mask"] == "none"]
-    bars = pd.concat([rows.assign(mask=storable(name)) for name in NASTY])
+    bars = pd.concat([accuracies[:1].assign(mask=storable(name)) for name in NASTY])
     figure = fig04.draw(bars, about=" ".join(NASTY))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing|constrained_layout not applied")
@@ -145,8 +144,8 @@ def test_csv_holds_names_that_no_file_can_hold(tmp_path: Path) -> None:
     assert (tmp_path / "fig.csv").read_text(encoding="utf-8") == "run\na\\udcff\nb\n"
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_figures_have_the_permissions_that_the_person_wants(tmp_path: Path, umask: int) -> None:
+def test_figures_have_the_permissions_that_the_person_wants(tmp_path: Path) -> None:
+    umask = 0o027  # neither the usual one nor that of a temporary file
     before = os.umask(umask)
     try:
         for suffix in PLOT_SUFFIXES:

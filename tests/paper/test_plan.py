@@ -73,13 +73,6 @@ def test_what_can_be_written_is_and_what_is_missing_is_said(tmp_path: Path) -> N
     assert not list((tmp_path / "out").glob("*.tmp*"))
 
 
-def test_what_is_missing_names_the_command(tmp_path: Path) -> None:
-    results = Results(tmp_path, TINY)
-    rendered = render(results, tmp_path / "out", chosen(["fig3", "fig7"]))
-    assert rendered.missing == {"fig03": f"run mep-12 is not trained; {results.remedy}"}
-    assert {path.stem for path in rendered.files} == {"fig07"}
-
-
 def test_the_claims_are_written_whatever_there_is(tmp_path: Path) -> None:
     rendered = render(Results(tmp_path, SCALES["demo"]), tmp_path / "out", chosen(["claims"]))
     assert [path.name for path in rendered.files] == ["claims.csv", "claims.md"]
@@ -95,20 +88,15 @@ def test_damage_stops_the_rendering(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_figure_says_what_it_is_from(tmp_path: Path) -> None:
-    results = make_results(tmp_path / "runs", "demo", ["mep-12", "fd-b200-12"])
-    render(results, tmp_path / "out", chosen(["fig1"]))
-    about = str(Image.open(tmp_path / "out" / "fig01.png").info)
-    assert "scale demo: digits" in about and "mep-12, fd-b200-12" in about
-
-
-def test_the_same_results_are_written_the_same(tmp_path: Path) -> None:
+def test_the_same_results_are_written_the_same_and_say_what_they_are_from(tmp_path: Path) -> None:
     results = make_results(tmp_path / "runs", "demo", ["mep-12", "fd-b200-12"])
     for out in ("a", "b"):
         render(results, tmp_path / out, chosen(["fig1", "tab1"]))
     csv = sorted(path.name for path in (tmp_path / "a").glob("*.csv"))
     assert csv == ["fig01.csv", "tab1.csv"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in csv)
+    about = str(Image.open(tmp_path / "a" / "fig01.png").info)
+    assert "scale demo: digits" in about and "mep-12, fd-b200-12" in about
 
 
 def test_the_overview_counts_what_is_there(trained: Path) -> None:

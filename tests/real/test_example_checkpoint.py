@@ -31,7 +31,7 @@ def test_inspect_reads_the_architecture_off_the_weights(
 
 
 def test_accuracy_is_that_of_the_authors_own_network(example_checkpoint: Path, cifar10: str) -> None:
-    dataset = load(cifar10, limit=200)
+    dataset = load(cifar10, limit=64)
     images = dataset.images.float() / 255
     spec = importlib.util.spec_from_file_location("authors", example_checkpoint.parent / "resnet.py")
     assert spec is not None and spec.loader is not None
@@ -47,7 +47,7 @@ def test_accuracy_is_that_of_the_authors_own_network(example_checkpoint: Path, c
 
 
 def test_probe_and_mask_it(example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str]) -> None:
-    common = (str(example_checkpoint), "--data", cifar10, "--limit", "10", "--attack", "fgsm")
+    common = (str(example_checkpoint), "--data", cifar10, "--limit", "4", "--attack", "fgsm")
     probed = run(capsys, "activations", *common, "--node", "A", "--node", "B")
     assert len(probed["rows"]) == 128
     assert {row["node"] for row in probed["rows"]} == {"A", "B"}
@@ -66,16 +66,17 @@ def test_a_clean_trained_model_is_not_robust(
 
 
 def test_the_normalisation_check_says_that_images_are_not_normalised(
-    example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str]
+    example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("coprobe.checkpoint.normalisation_check.IMAGES", 64)
     wrong = ("--mean", "0.4914,0.4822,0.4465", "--std", "0.2471,0.2435,0.2616")
     assert main(["inspect", str(example_checkpoint), "--data", cifar10, "--json", *wrong]) == 0
     out, err = capsys.readouterr()
     given = json.loads(out)
     assert (given["facts"]["architecture"], given["facts"]["num_classes"]) == ("resnet18", 10)
     check = given["normalisations"]
-    assert check["images"] == 256 and check["best"] == "none" and check["alike"] == []
-    assert {one["name"]: one["accuracy"] > 0.8 for one in check["tried"]} == {
+    assert check["images"] == 64 and check["best"] == "none" and check["alike"] == []
+    assert {one["name"]: one["accuracy"] > 0.5 for one in check["tried"]} == {
         "none": True, "CIFAR-10's": False, "ImageNet's": False, "[-1, 1]": False,
     }  # fmt: skip
     assert check["loaded"] == "CIFAR-10's"

@@ -6,13 +6,7 @@ from typing import Any
 
 import click
 
-from coprobe.cli.accuracies import (
-    measuring_options,
-    parse_noises,
-    print_accuracies,
-    print_stages,
-    with_members,
-)
+from coprobe.cli.accuracies import measuring_options, parse_noises, print_accuracies, print_stages, with_members
 from coprobe.cli.options import ProbingOptions, debug_option, probing_options
 from coprobe.cli.output import Output, output_options
 from coprobe.core.text import storable
