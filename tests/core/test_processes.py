@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 
 from coprobe.core.processes import ALONE, Processes, check_devices, launch, torchrun
 from coprobe.errors import CoprobeError, InputError, InterruptedRunError, RunError
-from tests.started import FORKS, PATIENCE
+from tests.started import PATIENCE
 
 pytestmark = pytest.mark.procs
 
