@@ -83,11 +83,11 @@ def wrap(monkeypatch: pytest.MonkeyPatch, runner: type, before: Callable[[Any, T
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The members with 20 of their 100 steps (and see conftest.py)."""
+    """The members with 10 of their 100 steps (and see conftest.py)."""
 
     def shorten(runner: Any, x: Tensor) -> None:
-        assert runner.n_iter in (100, 20)  # again for its second batch
-        runner.n_iter = 20
+        assert runner.n_iter in (100, 10)  # again for its second batch
+        runner.n_iter = 10
 
     for runner in list(RUNNERS.values())[:3]:
         wrap(monkeypatch, runner, shorten)
