@@ -105,13 +105,7 @@ def direct(
     """AutoAttack as its authors show it: one call, of the standard version or with its members chosen."""
     state = torch.get_rng_state()
     chosen = {"version": "standard"} if members == MEMBERS else {"version": "custom", "attacks": list(members)}
-    adversary = pyautoattack.AutoAttack(
-        model,
-        norm="Linf",
-        eps=EPSILON,
-        seed=key_of(seed, PURPOSE, first),
-        **chosen,
-    )
+    adversary = pyautoattack.AutoAttack(model, norm="Linf", eps=EPSILON, seed=key_of(seed, PURPOSE, first), **chosen)
     adversary.apgd.n_restarts = 1
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 3  # of four classes
     x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size or len(x))
