@@ -74,7 +74,7 @@ def test_the_run_directory_is_complete(run: Run) -> None:
 
 
 def test_the_history_is_what_can_be_measured_again_from_the_checkpoint(run: Run, digits: Dataset) -> None:
-    _, held_out = hold_out(digits, 96, 40)
+    _, held_out = hold_out(digits, 96, 20)
     model = coprobe.load(run.checkpoint).model
     attacks = [parse("fgsm", 26 / 255), parse("pgd:10", 26 / 255)]
     examples = AdversarialExamples(model, held_out, attacks, batch_size=250, seed=0)
@@ -242,11 +242,11 @@ def test_init_refuses_another_architecture(knobs: dict[str, Any], run: Run, digi
 
 def test_watching_the_test_set_is_asked_for_and_changes_nothing_else(run: Run, digits: Dataset, tmp_path: Path) -> None:
     asked = train(replace(TINY, watch="test"), tmp_path / "run", data=digits)
-    assert asked.about()["provenance"]["watched"] == "40 test images"
-    assert run.about()["provenance"]["watched"] == "40 held-out training images"
+    assert asked.about()["provenance"]["watched"] == "20 test images"
+    assert run.about()["provenance"]["watched"] == "20 held-out training images"
     checkpoint = coprobe.load(asked.checkpoint)
     examples = AdversarialExamples(
-        checkpoint.model, load("digits", "test", limit=40), [parse("pgd:10", 26 / 255)], batch_size=250
+        checkpoint.model, load("digits", "test", limit=20), [parse("pgd:10", 26 / 255)], batch_size=250
     )
     evaluation = Accuracy().measure(checkpoint.model, examples)
     last = asked.history.iloc[-1]
