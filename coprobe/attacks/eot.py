@@ -51,12 +51,7 @@ class EOTPGD(PGD):
             raise InputError(f"{self.name}: noise {self.noise * 255:g}/255: must be above 0 and at most 255/255")
 
     def _gradient(
-        self,
-        model: nn.Module,
-        point: Tensor,
-        y: Tensor,
-        randomness: ImageRandomness,
-        place: tuple[int | Tensor, ...],
+        self, model: nn.Module, point: Tensor, y: Tensor, randomness: ImageRandomness, place: tuple[int | Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         """The mean over the draws, of gradients and of logits, one draw after another to save memory."""
         drawn = []

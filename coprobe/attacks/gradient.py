@@ -100,12 +100,7 @@ class SignGradientAttack(StepAttack):
         return Step(kept, correct)
 
     def _gradient(
-        self,
-        model: nn.Module,
-        point: Tensor,
-        y: Tensor,
-        randomness: ImageRandomness,
-        place: tuple[int | Tensor, ...],
+        self, model: nn.Module, point: Tensor, y: Tensor, randomness: ImageRandomness, place: tuple[int | Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         """The gradient of each image's loss at `point`, and the logits; random numbers are for random gradients."""
         with torch.enable_grad():

@@ -13,14 +13,7 @@ from coprobe.errors import RunError
 from coprobe.metrics.sums import ImageSums
 
 #: The per-channel sums, over images and positions, in the order of the columns that they become.
-SUMS = (
-    "difference_squared",
-    "difference",
-    "clean",
-    "clean_squared",
-    "adversarial",
-    "adversarial_squared",
-)
+SUMS = ("difference_squared", "difference", "clean", "clean_squared", "adversarial", "adversarial_squared")
 
 #: Numbers of a batch that are looked at together: in float64 they fit a CPU's cache, which makes this ten times
 #: faster, and on an accelerator they bound the memory that one batch takes.

@@ -89,9 +89,7 @@ def build(arch: str, **arch_args: Any) -> Network:
         # exact types, because bool is an int
         if type(value) is not wanted or (wanted is int and value < 1):
             kind = "a positive int" if wanted is int else f"a {wanted.__name__}"
-            raise InputError(
-                f"{name}={value!r} is not {kind}; {arch} takes (with defaults) {allowed}",
-            )
+            raise InputError(f"{name}={value!r} is not {kind}; {arch} takes (with defaults) {allowed}")
     return ARCHITECTURES[arch].build(**arch_args)
 
 

@@ -50,7 +50,7 @@ def _refuse(name: str, module: nn.Module) -> None:
     if (
         _is_a(module, fsdp, "FullyShardedDataParallel")
         or _is_a(module, fsdp, "FSDPModule")
-        or any(_is_a(weight, "torch.distributed.tensor", "DTensor") for weight in module.parameters(recurse=False))
+        or any(_is_a(weight, "torch.distributed.tensor", "DTensor") for weight in module._parameters.values())
     ):
         raise InputError(
             f"the weights of {where} are shards (FSDP or tensor parallel); "

@@ -13,15 +13,7 @@ layers compute for every token or pixel, as in transformers, has its features la
 which are the channels, at axis 1.
 """
 
-from coprobe.nodes.address import (
-    Node,
-    describe_shape,
-    is_guessed,
-    network_of,
-    node_table,
-    resolve,
-    set_channel_axis,
-)
+from coprobe.nodes.address import Node, describe_shape, is_guessed, network_of, node_table, resolve, set_channel_axis
 from coprobe.nodes.mask import NO_MASK, ChannelMask
 from coprobe.nodes.places import Place, guess_table, places
 from coprobe.nodes.recording import CHECKED, Recording, check_neutral, masked, record, tapped

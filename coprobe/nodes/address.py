@@ -53,24 +53,23 @@ def network_of(model: nn.Module) -> nn.Module:
     Raises:
         InputError: a wrapper that can't be taken off (FSDP, TorchScript, one inside the network).
     """
-    return _apart(model)[0]
+    return _apart(unwrapped(model))[0]
 
 
 def node_table(model: nn.Module) -> dict[str, str]:
     """The nodes `A` … `E` as names without letters: the network's own table, else the classifier's guess, else {}."""
-    _, own, guessed = _apart(model)
+    _, own, guessed = _apart(unwrapped(model))
     return dict(own or guessed)
 
 
 def is_guessed(model: nn.Module) -> bool:
     """Whether `A` … `E` are a guess, since the network has no table of its own."""
-    _, own, guessed = _apart(model)
+    _, own, guessed = _apart(unwrapped(model))
     return bool(guessed) and not own
 
 
 def _apart(model: nn.Module) -> tuple[nn.Module, dict[str, str], dict[str, str]]:
     """The network, its own node table, and the guess that came with it."""
-    model = unwrapped(model)
     network, guessed = (model.network, model.node_table) if isinstance(model, Classifier) else (model, {})
     return network, getattr(network, "node_table", {}), guessed
 
@@ -81,6 +80,7 @@ def resolve(model: nn.Module, name: str) -> Node:
     Raises:
         InputError: there is no such place; the nearest names are offered.
     """
+    model = unwrapped(model)
     network, own, guessed = _apart(model)
     table = own or guessed
     modules = dict(network.named_modules(remove_duplicate=False))
@@ -102,7 +102,7 @@ def resolve(model: nn.Module, name: str) -> Node:
 
 def _given_axis(model: nn.Module, name: str) -> int | None:
     """What a person has said of this node, or of all nodes."""
-    given = getattr(unwrapped(model), "channel_axes", None)
+    given = getattr(model, "channel_axes", None)
     return given.get(name) if isinstance(given, Mapping) else given
 
 

@@ -83,11 +83,11 @@ def wrap(monkeypatch: pytest.MonkeyPatch, runner: type, before: Callable[[Any, T
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The members with 20 of their 100 steps (and see conftest.py)."""
+    """The members with 10 of their 100 steps (and see conftest.py)."""
 
     def shorten(runner: Any, x: Tensor) -> None:
-        assert runner.n_iter in (100, 20)  # again for its second batch
-        runner.n_iter = 20
+        assert runner.n_iter in (100, 10)  # again for its second batch
+        runner.n_iter = 10
 
     for runner in list(RUNNERS.values())[:3]:
         wrap(monkeypatch, runner, shorten)
@@ -105,13 +105,7 @@ def direct(
     """AutoAttack as its authors show it: one call, of the standard version or with its members chosen."""
     state = torch.get_rng_state()
     chosen = {"version": "standard"} if members == MEMBERS else {"version": "custom", "attacks": list(members)}
-    adversary = pyautoattack.AutoAttack(
-        model,
-        norm="Linf",
-        eps=EPSILON,
-        seed=key_of(seed, PURPOSE, first),
-        **chosen,
-    )
+    adversary = pyautoattack.AutoAttack(model, norm="Linf", eps=EPSILON, seed=key_of(seed, PURPOSE, first), **chosen)
     adversary.apgd.n_restarts = 1
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 3  # of four classes
     x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=batch_size or len(x))

@@ -75,10 +75,7 @@ def test_spellings(spec: str, attack: Attack) -> None:
         ("pgd:2.5", "attack 'pgd:2.5': iterations takes a whole number, not '2.5'"),
         ("pgd:step-size=big", "attack 'pgd:step-size=big': step-size takes a number, not 'big'"),
         ("pgd:10:20", "attack 'pgd:10:20': iterations is given twice; keep one"),
-        (
-            "pgd:step-size=1:step_size=2",
-            "attack 'pgd:step-size=1:step_size=2': step_size is given twice; keep one",
-        ),
+        ("pgd:step-size=1:step_size=2", "attack 'pgd:step-size=1:step_size=2': step_size is given twice; keep one"),
         ("pgd:0", "pgd: iterations 0: must be at least 1"),
         ("pgd:-3", "pgd: iterations -3: must be at least 1"),
         ("cw:restarts=0", "cw: restarts 0: must be at least 1"),
@@ -218,11 +215,7 @@ def test_gradient_that_is_nan_is_an_error_and_no_robustness(spec: str) -> None:
 
 
 @settings(deadline=None, derandomize=True)
-@given(
-    point=st.lists(st.floats(-3, 3), min_size=1, max_size=5),
-    centre=st.floats(0, 1),
-    epsilon=st.floats(0, 1),
-)
+@given(point=st.lists(st.floats(-3, 3), min_size=1, max_size=5), centre=st.floats(0, 1), epsilon=st.floats(0, 1))
 def test_project_is_the_nearest_point(point: list[float], centre: float, epsilon: float) -> None:
     given = torch.tensor(point, dtype=torch.float64)
     projected = project(given, torch.full_like(given, centre), epsilon)

@@ -68,7 +68,7 @@ def test_images_fall_at_different_steps(arch: str, form: str) -> None:
 
 @ARCHS
 @FORMS
-@pytest.mark.parametrize("batch_size", [16, 17, 32, 64])
+@pytest.mark.parametrize("batch_size", [16, 17, 64])
 def test_every_image_is_that_of_the_plain_way(arch: str, form: str, batch_size: int) -> None:
     model, data = subject(arch, form)
     attack = attack_on(arch, "pgd:5")
@@ -77,7 +77,6 @@ def test_every_image_is_that_of_the_plain_way(arch: str, form: str, batch_size: 
     assert not torch.equal(whole(model, data, attack, seed=SEED + 1), expected)
 
 
-@FORMS
 @pytest.mark.parametrize(
     "spec",
     [
@@ -95,20 +94,19 @@ def test_every_image_is_that_of_the_plain_way(arch: str, form: str, batch_size: 
         "mi-fgsm:3:start=uniform:rule=always:decay=0.5",
     ],
 )
-def test_every_kind_of_attack_gives_the_images_of_the_plain_way(form: str, spec: str) -> None:
-    model, data = subject("preact-resnet18", form)
+def test_every_kind_of_attack_gives_the_images_of_the_plain_way(spec: str) -> None:
+    model, data = subject("preact-resnet18", "fast")
     attack = attack_on("preact-resnet18", spec)
     expected = whole(model, data, attack)
     for batch_size in (16, 33):
         assert torch.equal(conveyed(model, data, attack, batch_size=batch_size), expected)
 
 
-@FORMS
 @pytest.mark.parametrize("seed", [0, 11])
 @pytest.mark.parametrize(("rank", "count"), [(0, 2), (1, 2), (2, 3), (0, 9)])
-def test_a_part_of_the_data_set_is_that_part_of_all(form: str, seed: int, rank: int, count: int) -> None:
+def test_a_part_of_the_data_set_is_that_part_of_all(seed: int, rank: int, count: int) -> None:
     """What several processes craft is what one does; random numbers belong to the index."""
-    model, data = subject("preact-resnet18", form)
+    model, data = subject("preact-resnet18", "fast")
     attack = attack_on("preact-resnet18", "pgd:4")
     examples = AdversarialExamples(model, data, [attack], batch_size=16, seed=seed, processes=Processes(rank, count))
     first, stop = examples.shard

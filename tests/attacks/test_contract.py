@@ -103,7 +103,7 @@ def test_breaks_what_is_classified_correctly(spec: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("blows", [1, 4, 8, 10])
+@pytest.mark.parametrize("blows", [4, 8, 10])
 def test_model_that_raises_is_left_as_it_was(spec: str, blows: int) -> None:
     x, _ = images((3, 4, 5), 2, 5, 0)
     model = convolutional((3, 4, 5), 5).eval()
@@ -182,7 +182,7 @@ def test_an_image_is_attacked_alike_wherever_it_is(spec: str) -> None:
 @EVERY
 def test_the_plain_way_gives_the_same_images(spec: str) -> None:
     model, x, y = trained()
-    x, y = x[:20], y[:20]
+    x, y = x[:8], y[:8]
     attack = parse(spec, 0.05)
     assert torch.equal(attack(model, x, y, seed=3, plain=True), attack(model, x, y, seed=3))
     with pytest.raises(InputError, match="images must be a float tensor"):

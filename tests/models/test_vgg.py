@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from coprobe.models import build
+from tests.models.passed import passed
 
 DEPTHS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
@@ -39,12 +40,10 @@ def test_weights_have_the_public_names() -> None:
 def test_nodes(arch: str) -> None:
     network = build(arch, width=4).eval()
     assert sum(isinstance(m, torch.nn.ReLU) for m in network.modules()) == sum(DEPTHS[arch])
-    features: list[torch.Tensor] = []
     for path in network.node_table.values():
         index = int(path.removeprefix("features."))
         assert isinstance(network.features[index + 1], torch.nn.MaxPool2d)
-        network.features[index].register_forward_hook(lambda m, args, out: features.append(out))
-    logits = network(torch.rand(1, 3, 32, 32))
+    features, logits = passed(network)
     shapes = [tuple(f.shape[1:]) for f in features]
     assert shapes == [(4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4), (32, 2, 2)]
     torch.testing.assert_close(logits, network.classifier(features[-1].amax((2, 3))))

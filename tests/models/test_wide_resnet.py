@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from coprobe.models import build
 from coprobe.models.wide_resnet import WideBlock
+from tests.models.passed import passed
 
 
 @pytest.mark.parametrize(("arch", "count"), [("wrn-34-10", 46_160_474), ("wrn-28-10", 36_479_194)])
@@ -61,18 +62,9 @@ def test_nodes(arch: str, relu_count: int) -> None:
     assert sum(isinstance(m, torch.nn.ReLU) for m in network.modules()) == relu_count
     paths = [f"block{stage}.layer.0.relu1" for stage in (1, 2, 3)] + ["block3.layer.2.relu1", "relu"]
     assert network.node_table == dict(zip("ABCDE", paths, strict=True))
-    features: list[torch.Tensor] = []
-    for path in paths:
-        network.get_submodule(path).register_forward_hook(lambda m, args, out: features.append(out))
-    logits = network(torch.rand(1, 3, 32, 32))
+    features, logits = passed(network)
     # each stage's result is seen before the next stage halves it
-    assert [tuple(f.shape[1:]) for f in features] == [
-        (16, 32, 32),
-        (4, 32, 32),
-        (8, 16, 16),
-        (16, 8, 8),
-        (16, 8, 8),
-    ]
+    assert [tuple(f.shape[1:]) for f in features] == [(16, 32, 32), (4, 32, 32), (8, 16, 16), (16, 8, 8), (16, 8, 8)]
     torch.testing.assert_close(logits, network.fc(features[-1].mean((2, 3))))
 
 

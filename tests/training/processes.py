@@ -73,11 +73,7 @@ def train(
 
 
 def _work(
-    out: Path,
-    arguments: tuple[str, ...],
-    hits: tuple[Hit, ...],
-    prepare: Callable[[], None] | None,
-    stderr: Connection,
+    out: Path, arguments: tuple[str, ...], hits: tuple[Hit, ...], prepare: Callable[[], None] | None, stderr: Connection
 ) -> None:
     import torch
 

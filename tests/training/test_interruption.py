@@ -368,10 +368,7 @@ def test_a_file_system_without_room_leaves_what_was_there(full_disk: Path) -> No
         # Weights and their product over the layers grow with every update; the one overflows in training, ...
         (80.0, r"training diverged in epoch (\d) \(its losses or weights are not finite\); {kept}; lower --lr"),
         # ... the other in evaluation mode, at a node or at the end.
-        (
-            120.0,
-            r"epoch (\d) can't be measured: FGSM: .* are not finite .*; {kept}; lower --lr",
-        ),
+        (120.0, r"epoch (\d) can't be measured: FGSM: .* are not finite .*; {kept}; lower --lr"),
     ],
     ids=["in training", "in evaluation"],
 )

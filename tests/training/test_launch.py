@@ -21,7 +21,7 @@ from tests.training.runs import same, weights
 
 pytestmark = pytest.mark.procs
 
-KNOBS = "--method fgsm-mep --data digits --limit-train 40 --held-out 10 --width 4 --eps-train 16 --epochs 8 \
+KNOBS = "--method fgsm-mep --data digits --limit-train 40 --held-out 10 --width 4 --eps-train 16 --epochs 5 \
     --batch-size 16 --augment crop --device cpu"
 
 
@@ -54,7 +54,7 @@ def assert_complete(code: int, report: str, said: list[str], out: Path) -> None:
     assert (code, [line for line in said if "did not converge" not in line]) == (0, [])
     assert report.count("PGD-10 % ") == report.count("ended by the schedule") == 1
     assert {path.name for path in out.iterdir()} == {"recipe.json", "history.csv", "checkpoint.pt", "best.pt"}
-    assert list(Run(out).history["epoch"]) == [*range(1, 9)]
+    assert list(Run(out).history["epoch"]) == [*range(1, 6)]
     assert Run(out).about()["provenance"]["processes"] == 2
 
 
@@ -68,13 +68,13 @@ def test_a_run_whose_supervisor_is_killed_ends_and_goes_on_under_torchrun(tmp_pa
 
     with begun(f"-m coprobe train --devices 2 {KNOBS} --save-minutes 1e-6 --out {out}") as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("epoch   1/8")
+        assert process.stderr.readline().startswith("epoch   1/5")
         process.kill()
         assert ended(process)[:2] == (-signal.SIGKILL, "")  # nobody is left that could write
     assert not Run(out).outcome
     with begun(f"{TORCHRUN} train --resume --out {out}") as process:
         code, report, said = ended(process)
-    assert re.fullmatch(rf"{out}: resumed after \d\.\d\d of 8 epochs", said.pop(0))
+    assert re.fullmatch(rf"{out}: resumed after \d\.\d\d of 5 epochs", said.pop(0))
     assert_complete(code, report, said, out)
     assert same(*(weights(run / "checkpoint.pt") for run in (out, whole)))
 

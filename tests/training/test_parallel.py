@@ -36,16 +36,17 @@ from tests.training.runs import MEASURED, weights
 
 pytestmark = pytest.mark.procs
 
-#: Updates with 32 and with 23 images: of 3 processes, parts of 10, 11, 11 and of 7, 8, 8.
+#: Updates with 16 and with 11 images: of 3 processes, parts of 5, 5, 6 and of 3, 4, 4.
+IMAGES, BATCH = 27, 16
 RECIPE = Recipe(
-    data="digits", limit_train=55, held_out=10, augment="crop", width=4, eps_train=26, epochs=2, batch_size=32,
-    lr=0.05, sync_batchnorm=True,
+    data="digits", limit_train=IMAGES, held_out=10, arch="vgg11", width=4, augment="crop", eps_train=26, epochs=2,
+    batch_size=BATCH, lr=0.05, sync_batchnorm=True,
 )  # fmt: skip
 RUNS = {
-    "fgsm-rs": replace(RECIPE, method="fgsm-rs"),
+    "fgsm-rs": replace(RECIPE, method="fgsm-rs", epochs=1),
     "fgsm-mep": replace(RECIPE, method="fgsm-mep", average=0.5),
     "atas": replace(RECIPE, method="atas", options={"warm_up": 1}),
-    "stable": replace(RECIPE, method="fgsm", stable_node="B", stable_weight=20.0),
+    "stable": replace(RECIPE, method="fgsm", epochs=1, stable_node="B", stable_weight=20.0),
     "gradalign": replace(RECIPE, method="gradalign", epochs=1, options={"weight": 0.2}),
     "free": replace(RECIPE, method="free", epochs=1, options={"replays": 2}),
     "multigrad": replace(RECIPE, method="multigrad", epochs=1, limit_train=10, batch_size=5),
@@ -104,7 +105,7 @@ def diverge(processes: Processes, folder: Path) -> None:
 def look(processes: Processes, folder: Path) -> dict[str, Any]:
     """What a process sees of the batches of an epoch, and of what is drawn for them."""
     batches = list(_loader(processes).batches(1))
-    unsynchronised = replace(RUNS["fgsm-rs"], epochs=1, sync_batchnorm=False)
+    unsynchronised = replace(RUNS["fgsm-rs"], sync_batchnorm=False)
     updates = _updates(unsynchronised, folder / f"look-{processes.world_size}", processes)
     return {
         "indices": [batch.indices for batch in batches],
@@ -117,7 +118,7 @@ def look(processes: Processes, folder: Path) -> dict[str, Any]:
 
 def remember(processes: Processes, folder: Path) -> dict[str, Any]:
     """A memory that every batch of two epochs reads and writes, in float16."""
-    memory = Memory(torch.arange(55 * 6.0).view(55, 2, 3), processes=processes)
+    memory = Memory(torch.arange(IMAGES * 6.0).view(IMAGES, 2, 3), processes=processes)
     read = []
     for epoch in range(2):
         for number, batch in enumerate(_loader(processes).batches(epoch)):
@@ -221,13 +222,13 @@ def _updates(recipe: Recipe, out: Path, processes: Processes) -> list[tuple[Tens
 
 
 def _loader(processes: Processes) -> Loader:
-    data = load("digits", "train").subset(torch.arange(55))
-    return Loader(data, 32, shuffle=True, augment=True, flip=False, part=(processes.rank, processes.world_size))
+    data = load("digits", "train").subset(torch.arange(IMAGES))
+    return Loader(data, BATCH, shuffle=True, augment=True, flip=False, part=(processes.rank, processes.world_size))
 
 
 def _lost(processes: Processes) -> list[bool]:
     """Whether the images of a batch are lost after those of the batch before were written as NaN."""
-    memory = Memory(torch.zeros(55, 1), processes=processes)
+    memory = Memory(torch.zeros(IMAGES, 1), processes=processes)
     first, second = _loader(processes).batches()
     memory.write(first, torch.full((len(first.indices), 1), torch.nan))
     return [bool(memory.read(batch).isnan().any()) for batch in (first, second)]
@@ -306,7 +307,7 @@ def test_processes_share_batches_and_draws(groups: Any, count: int) -> None:
         for number, expected in enumerate(one["look"][name]):
             assert torch.equal(torch.cat([part[name][number] for part in parts]), expected)
     assert [sum(part["fractions"][number] for part in parts) for number in (0, 1)] == pytest.approx([1, 1])
-    assert [len(part["indices"][1]) for part in parts] == {2: [11, 12], 3: [7, 8, 8]}[count]
+    assert [len(part["indices"][1]) for part in parts] == {2: [5, 6], 3: [3, 4, 4]}[count]
     # Signs of gradients that go through other batch statistics, and else nothing.
     changed = torch.cat([part["trained on"] for part in parts]) != one["look"]["trained on"]
     assert 0 < changed.double().mean() < 0.5

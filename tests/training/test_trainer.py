@@ -74,7 +74,7 @@ def test_the_run_directory_is_complete(run: Run) -> None:
 
 
 def test_the_history_is_what_can_be_measured_again_from_the_checkpoint(run: Run, digits: Dataset) -> None:
-    _, held_out = hold_out(digits, 96, 40)
+    _, held_out = hold_out(digits, 96, 20)
     model = coprobe.load(run.checkpoint).model
     attacks = [parse("fgsm", 26 / 255), parse("pgd:10", 26 / 255)]
     examples = AdversarialExamples(model, held_out, attacks, batch_size=250, seed=0)
@@ -93,10 +93,10 @@ def test_the_history_is_what_can_be_measured_again_from_the_checkpoint(run: Run,
 
 
 def test_the_second_radius_is_a_knob(digits: Dataset, tmp_path: Path) -> None:
-    history = train(replace(TINY, epochs=1, eps_also=8), tmp_path / "8", data=digits).history
+    history = train(replace(QUICK, eps_also=8), tmp_path / "8", data=digits).history
     assert {"pgd10_8", "v_act_A_8"} <= set(history.columns)
     assert not [column for column in history.columns if column.endswith("_16")]
-    history = train(replace(TINY, epochs=1, eps_also=0), tmp_path / "0", data=digits).history
+    history = train(replace(QUICK, eps_also=0), tmp_path / "0", data=digits).history
     assert not [column for column in history.columns if column[-1].isdigit() and column != "pgd10"]
 
 
@@ -106,9 +106,10 @@ def test_the_same_recipe_gives_the_same_weights(run: Run, digits: Dataset, tmp_p
     pd.testing.assert_frame_equal(run.history.drop(columns=MEASURED), again.history.drop(columns=MEASURED))
 
 
-def test_another_seed_gives_other_weights(run: Run, digits: Dataset, tmp_path: Path) -> None:
-    other = train(replace(TINY, seed=1, epochs=1), tmp_path / "other", data=digits)
-    assert not torch.equal(weights(run.checkpoint)["conv1.weight"], weights(other.checkpoint)["conv1.weight"])
+def test_another_seed_gives_other_weights(digits: Dataset, tmp_path: Path) -> None:
+    runs = [train(replace(QUICK, seed=seed), tmp_path / str(seed), data=digits) for seed in (0, 1)]
+    first, second = (weights(run.checkpoint)["conv1.weight"] for run in runs)
+    assert not torch.equal(first, second)
 
 
 def test_best_is_the_epoch_with_the_highest_held_out_pgd_accuracy(run: Run) -> None:
@@ -123,7 +124,7 @@ def test_best_is_the_epoch_with_the_highest_held_out_pgd_accuracy(run: Run) -> N
 
 
 def test_mep_has_the_logit_term_unless_it_is_switched_off(digits: Dataset, tmp_path: Path) -> None:
-    recipe = replace(TINY, method="fgsm-mep", epochs=1)
+    recipe = replace(QUICK, method="fgsm-mep")
     assert "logit" in train(recipe, tmp_path / "with", data=digits).history.columns
     assert "logit" not in train(replace(recipe, logit_weight=0.0), tmp_path / "without", data=digits).history.columns
 
@@ -241,11 +242,11 @@ def test_init_refuses_another_architecture(knobs: dict[str, Any], run: Run, digi
 
 def test_watching_the_test_set_is_asked_for_and_changes_nothing_else(run: Run, digits: Dataset, tmp_path: Path) -> None:
     asked = train(replace(TINY, watch="test"), tmp_path / "run", data=digits)
-    assert asked.about()["provenance"]["watched"] == "40 test images"
-    assert run.about()["provenance"]["watched"] == "40 held-out training images"
+    assert asked.about()["provenance"]["watched"] == "20 test images"
+    assert run.about()["provenance"]["watched"] == "20 held-out training images"
     checkpoint = coprobe.load(asked.checkpoint)
     examples = AdversarialExamples(
-        checkpoint.model, load("digits", "test", limit=40), [parse("pgd:10", 26 / 255)], batch_size=250
+        checkpoint.model, load("digits", "test", limit=20), [parse("pgd:10", 26 / 255)], batch_size=250
     )
     evaluation = Accuracy().measure(checkpoint.model, examples)
     last = asked.history.iloc[-1]

@@ -117,8 +117,7 @@ def test_the_step_is_epsilon_during_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "every", "drawn"),
-    [(30, 10, [1, 10, 20]), (31, 10, [1, 10, 20, 30]), (6, 2, [1, 2, 4]), (3, 1, [1, 2])],
+    ("epochs", "every", "drawn"), [(30, 10, [1, 10, 20]), (31, 10, [1, 10, 20, 30]), (6, 2, [1, 2, 4]), (3, 1, [1, 2])]
 )
 def test_the_perturbations_are_drawn_anew_but_not_before_the_last_epoch(
     epochs: int, every: int, drawn: list[int]

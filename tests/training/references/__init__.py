@@ -1,4 +1,4 @@
-"""Slow, literal references of every training method, written from the formulas; one file per method."""
+"""Slow, literal references of every training method, written from the formulas; `short` has those of a few lines."""
 
 from __future__ import annotations
 
