@@ -109,6 +109,7 @@ def subject(request: pytest.FixtureRequest) -> tuple[nn.Module, str]:
     return model, FAMILIES[request.param][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_everything_is_as_before(subject: tuple[nn.Module, str], operation: str) -> None:
     model, node = subject

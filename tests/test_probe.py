@@ -264,6 +264,7 @@ def stronger() -> Overfitted:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CALLS)
 def test_another_experiment_is_not_found(what: str, tmp_path: Path, attacks: list[str]) -> None:
     call = CALLS[what]
@@ -283,6 +284,16 @@ def test_another_experiment_is_not_found(what: str, tmp_path: Path, attacks: lis
         attacks.clear()
         call(other)
         assert attacks, other.facts
+
+
+def test_a_network_whose_code_has_changed_is_another_one(tmp_path: Path, attacks: list[str]) -> None:
+    class Edited(Overfitted):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    for network in (Overfitted(), Edited()):
+        probe(network, cache=tmp_path).evaluate(("fgsm",))
+    assert attacks == ["fgsm"] * 2
 
 
 def test_what_is_kept_is_taken_for_nothing_else(tmp_path: Path) -> None:
@@ -382,6 +393,7 @@ def attack_of(arch: str, spec: str) -> str:
     return f"{spec}:step-size={NETWORKS[arch][2]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "nodes"),
     [*((arch, ()) for arch in NETWORKS), ("resnet18", ("C", "D:1")), ("preact-resnet18", ("C", "D:1"))],
@@ -414,6 +426,7 @@ def test_the_fast_way_finds_what_the_plain_way_finds(arch: str, nodes: tuple[str
     assert overlap["jaccard_images"].item() == pytest.approx(common["jaccard_images"].item(), abs=0.02)
 
 
+@pytest.mark.slow
 @ARCHS
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("precision", ["32", "bf16"])
@@ -434,6 +447,7 @@ def test_the_model_of_the_checkpoint_stays_as_it_is(arch: str, plain: bool, prec
     assert model.precision == "32" and (probe.model.network is model.network) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 @ARCHS
 def test_results_do_not_depend_on_the_size_of_batches(arch: str, plain: bool) -> None:

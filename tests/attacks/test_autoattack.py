@@ -133,11 +133,13 @@ def check_is_direct(attack: Attack, members: tuple[str, ...]) -> None:
     assert broken.sum() < len(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", SUBSETS, ids="+".join)
 def test_a_batch_is_the_package_called_once_with_all_members(members: tuple[str, ...]) -> None:
     check_is_direct(parse(f"aa:members={'+'.join(members)}", EPSILON), members)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "members"), [*((member, (member,)) for member in MEMBERS), ("aa", MEMBERS), ("aa:fast", MEMBERS[:2])]
 )
@@ -156,6 +158,7 @@ def test_seed_is_that_of_the_first_image() -> None:
     assert not any(torch.equal(one, other) for one, other in combinations(crafted, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [MEMBERS, MEMBERS[::-1]], ids=["as they run", "backwards"])
 def test_each_member_sees_what_those_before_it_left(monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]) -> None:
     model, x, y = coarse()
@@ -176,6 +179,7 @@ def test_each_member_sees_what_those_before_it_left(monkeypatch: pytest.MonkeyPa
     assert [stage["images"] - stage["broken"] for stage in stages] == counts[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 def test_members_go_through_a_data_set_in_full_batches_of_what_is_left(
     monkeypatch: pytest.MonkeyPatch, plain: bool

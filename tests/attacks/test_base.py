@@ -158,10 +158,12 @@ def test_options_are_read_by_type_however_the_annotation_is_written(monkeypatch:
         return x
 
     members: dict[str, Any] = {
-        "__annotations__": {"word": str, "count": int, "share": float},
+        "__annotations__": {"word": str, "count": int, "share": float, "loud": bool, "iterations": int},
         "word": "a",
         "count": 1,
         "share": 2,
+        "loud": True,
+        "iterations": 7,
         "name": "plain",
         "title": "Plain",
         "run": run,
@@ -170,8 +172,11 @@ def test_options_are_read_by_type_however_the_annotation_is_written(monkeypatch:
     plain = dataclass(frozen=True, kw_only=True)(type("Plain", (Attack,), members))
     monkeypatch.setattr("coprobe.attacks.base.ATTACKS", registry := Registry[type[Attack]]("attack"))
     registry.add("plain", plain, summary="does nothing")
-    attack = parse("plain:word=3:count=4:share=0.5", 0.1)
-    assert [attack.word, attack.count, attack.share] == ["3", 4, 0.5]  # type: ignore[attr-defined]
+    attack = parse("plain:word=3:count=4:share=0.5:loud=False", 0.1)
+    assert [attack.word, attack.count, attack.share, attack.loud] == ["3", 4, 0.5, False]  # type: ignore[attr-defined]
+    assert attack.label == "Plain-7 (word=3, count=4, share=0.5, loud=False)"
+    with pytest.raises(InputError, match="loud takes true or false, not 'yes'"):
+        parse("plain:loud=yes", 0.1)
 
 
 def test_subclass_cannot_leave_the_ball() -> None:

@@ -51,6 +51,7 @@ FORMS = pytest.mark.parametrize("form", ["as it is", "fast"])
 ARCHS = pytest.mark.parametrize("arch", NETWORKS)
 
 
+@pytest.mark.slow
 @ARCHS
 @FORMS
 def test_images_fall_at_different_steps(arch: str, form: str) -> None:
@@ -66,6 +67,7 @@ def test_images_fall_at_different_steps(arch: str, form: str) -> None:
     assert 0 < wrong[0] < wrong[-1] < IMAGES and len(set(wrong)) >= 5
 
 
+@pytest.mark.slow
 @ARCHS
 @FORMS
 @pytest.mark.parametrize("batch_size", [16, 17, 64])
@@ -77,6 +79,7 @@ def test_every_image_is_that_of_the_plain_way(arch: str, form: str, batch_size: 
     assert not torch.equal(whole(model, data, attack, seed=SEED + 1), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -237,6 +240,7 @@ class Cramped(nn.Module):
         return self.network(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["pgd:5", "pgd:3:restarts=2", "pgd:3:rule=always", "pgd-eot:2:samples=2"])
 @pytest.mark.parametrize("since", [0, 1, 2])
 @pytest.mark.parametrize("plain", [False, True])

@@ -55,6 +55,7 @@ def check(attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return x_adv
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [*QUICK, *VARIANTS])
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
@@ -72,6 +73,7 @@ def test_contract_of_quick_attacks(
     check(parse(spec, epsilon), make(shape, classes, seed), x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SLOW)
 @pytest.mark.parametrize(("shape", "batch", "epsilon"), [((3, 4, 5), 5, 1.0), ((1, 6, 3), 1, 0.5), ((2, 3, 7), 3, 0.3)])
 def test_contract_of_slow_attacks(spec: str, shape: tuple[int, int, int], batch: int, epsilon: float) -> None:
@@ -82,6 +84,7 @@ def test_contract_of_slow_attacks(spec: str, shape: tuple[int, int, int], batch:
     check(parse(spec, epsilon), model, x, y)
 
 
+@pytest.mark.slow
 @EVERY
 def test_epsilon_zero_moves_nothing(spec: str) -> None:
     model = linear((1, 6, 3), 4)
@@ -93,6 +96,7 @@ def test_epsilon_zero_moves_nothing(spec: str) -> None:
     assert fingerprint(model) == before
 
 
+@pytest.mark.slow
 @EVERY
 def test_breaks_what_is_classified_correctly(spec: str) -> None:
     model, x, y = trained()
@@ -179,6 +183,7 @@ def test_an_image_is_attacked_alike_wherever_it_is(spec: str) -> None:
         assert not torch.equal(attack(model, x[rows], y[rows], seed=3), whole[rows])
 
 
+@pytest.mark.slow
 @EVERY
 def test_the_plain_way_gives_the_same_images(spec: str) -> None:
     model, x, y = trained()
@@ -195,6 +200,7 @@ def test_no_images(spec: str) -> None:
     assert x_adv.shape == (0, 3, 4, 5)
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("context", ["no_grad", "grad of x", "channels_last"])
 def test_circumstances_do_not_matter(spec: str, context: str) -> None:

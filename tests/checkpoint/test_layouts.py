@@ -139,6 +139,7 @@ def same(read: Any, source: nn.Module) -> None:
         assert torch.equal(read.model(IMAGES), source(IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["", "module.", "_orig_mod.module."])
 def test_a_normaliser_in_the_file_stays_in_front(behind: tuple[nn.Module, str], tmp_path: Path, wrap: str) -> None:
     source, said = behind
@@ -362,6 +363,7 @@ def test_a_file_cannot_name_code(tmp_path: Path) -> None:
             load(tmp_path / "c.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "package"),
     [("timm:test_byobnet", "timm"), ("timm:test_vit", "timm"), ("torchvision:shufflenet_v2_x0_5", "torchvision")],

@@ -869,6 +869,7 @@ def pattern(message):
     return "".join(places.get(part) or re.escape(part) for part in re.split(r"(\{n\}|\{said\})", message))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE, ids=str)
 def test_one_line_the_exit_code_and_nothing_left_behind(place, coprobe, attacks, row):
     if "/proc" in row.command and not Path("/proc/self").exists():

@@ -80,6 +80,7 @@ def test_pictures_of_every_kind(here, coprobe):
         assert (here / f"picture{suffix}").read_bytes().startswith(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", TABLES)
 def test_json_for_programs_and_the_same_in_files(two, coprobe, line):
     tables = {}
@@ -179,6 +180,7 @@ def test_evaluate_takes_several_checkpoints(here, store, coprobe):
     assert len(set(given["provenance"]["checkpoint_digest"])) == 2 and given["provenance"]["seed"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_train(here, coprobe, method):
     line = (
@@ -227,6 +229,7 @@ def test_methods_describes_one_with_the_options_that_train_takes(coprobe, name):
     assert all(key.replace("-", "_") in docstring for key in shown), "an option is not explained"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 3, 4])
 def test_figure_and_its_second_time_without_an_attack(here, store, coprobe, monkeypatch, few_queries, number):
     for name in ("co", "stable"):

@@ -88,6 +88,7 @@ def odd_checkpoint(here, name):
     torch.save({**facts, "state_dict": weights}, here / "odd.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["\x1b[31mred\x07\u202e", "<b>$_x</b>[red]", "a\udcff"])
 def test_what_a_file_says_of_itself_acts_on_nothing(here, coprobe, name):
     odd_checkpoint(here, name)
@@ -114,6 +115,7 @@ def test_a_file_whose_name_is_no_text(here, coprobe):
     assert set(pd.read_csv("a.csv")["model"]) == set(pd.read_parquet("a.parquet")["model"]) == {r"a\udcff.pt"}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_environment_is_in_any_output(here, coprobe, monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "SSH_AUTH_SOCK", "ANY"):
         monkeypatch.setenv(name, f"canary-{name}")

@@ -59,6 +59,7 @@ def made(number: int, *, leave_out: str = "") -> Results:
     return make_results(Path("runs"), TINY, sorted(runs), [need for need in picture.needs if need.kind != leave_out])
 
 
+@pytest.mark.slow
 def test_a_figure_from_nothing_and_then_from_what_is_there(place: Path, coprobe: Any, drawn: list[str]) -> None:
     out, err = drawn
     wanted = [f"pictures/{name}.{suffix}" for name in ("fig03", "fig01") for suffix in ("png", "pdf", "csv")]
@@ -90,6 +91,7 @@ def test_the_plan_is_printed_and_nothing_is_done(place: Path, coprobe: Any) -> N
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_not_there_yet_is_said(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "execute", lambda job, order: None)
     result = coprobe(f"paper {RUNS} --only fig1,fig7 --out pictures")
@@ -117,6 +119,7 @@ def test_what_fails_is_told_in_the_end(coprobe: Any, monkeypatch: pytest.MonkeyP
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_damage_is_named_and_repaired(place: Path, coprobe: Any) -> None:
     line = f"paper {RUNS} --only fig3 --out pictures"
@@ -136,6 +139,7 @@ def test_damage_is_named_and_repaired(place: Path, coprobe: Any) -> None:
     assert (place / "pictures/fig03.csv").read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_a_run_of_another_recipe_is_refused_and_repaired(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     line = f"paper {RUNS} --only fig1 --out pictures"
@@ -155,6 +159,7 @@ def test_a_statistic_that_is_lacking_says_what_makes_it(coprobe: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_figure_8_is_drawn_from_the_papers_runs(coprobe: Any) -> None:
     made(8)
     result = coprobe(f"figure 8 {RUNS} --out pictures")

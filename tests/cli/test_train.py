@@ -104,6 +104,7 @@ def test_presets_are_taken_by_name(here, coprobe, asked, preset):
     assert asked == [Recipe.from_dict({**PRESETS[preset], "data": "digits"})]
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_run_makes_it_again_bit_for_bit(here, coprobe):
     more = "--method fgsm-mep --option label-factor=0.7 --schedule step --milestones 1 --average 0.9 --seed 3"
     assert coprobe(f"{LINE} {more} --stable-node B --stable-weight 2 --noise both").code == 0
@@ -158,6 +159,7 @@ def test_the_live_line(here, coprobe, monkeypatch):
     assert re.search(rf"epoch 2/2  {accuracies} \S+ 128/128 +\d+ images/s 0:00:00", last)
 
 
+@pytest.mark.slow
 def test_events_for_tensorboard_are_the_history(here, coprobe):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for more in ("--epochs 1", "--overwrite"):
@@ -171,6 +173,7 @@ def test_events_for_tensorboard_are_the_history(here, coprobe):
         assert [point.value for point in points] == pytest.approx(list(history[column]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_replaces_a_run_but_overwrite_and_that_only_its_files(store, here, coprobe):
     shutil.copytree(store / "co", here / "new")
     (here / "new" / "notes.txt").write_text("mine")
@@ -187,6 +190,7 @@ def test_nothing_replaces_a_run_but_overwrite_and_that_only_its_files(store, her
     assert {name for name in after if after[name] == before[name]} == {"notes.txt"}
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_in_one_directory(here, coprobe):
     for more in ("", "--overwrite", "--resume"):
         with exclusive(here / "new"):
@@ -198,6 +202,7 @@ def test_two_processes_do_not_train_in_one_directory(here, coprobe):
     assert coprobe(f"{LINE} --epochs 1").code == 0 and not (here / "new" / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_run_has_the_permissions_that_the_person_wants(here, coprobe):
     umask = 0o027  # neither the usual one nor that of a temporary file
     before = os.umask(umask)

@@ -216,6 +216,7 @@ def test_random_networks_draw_the_same_numbers() -> None:
 # Compiled.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler here")
 def test_compiled_passes_are_the_same() -> None:
     torch.manual_seed(0)

@@ -53,6 +53,7 @@ def test_a_network_of_the_catalogue_is_folded_wherever_nobody_looks(name: str) -
         assert 0 < len(kept) < len(norms(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_nodes_between_a_convolution_and_its_batch_norm_are_what_they_were(name: str) -> None:
     model, x = catalogued(name), images(side=32)
@@ -63,6 +64,7 @@ def test_nodes_between_a_convolution_and_its_batch_norm_are_what_they_were(name:
         close(passed(fast(model, nodes=[node]), x, [node])[node], expected[node])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_places_are_the_same_ones(name: str) -> None:
     model = catalogued(name)
@@ -89,6 +91,7 @@ def test_only_the_pair_that_is_looked_into_is_left_alone() -> None:
         assert norms(fast(model, nodes=[node])) == kept, node
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_networks_of_torchvision(name: str) -> None:
     torch.manual_seed(0)
@@ -218,6 +221,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[str], list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_other_people(name: str) -> None:

@@ -241,6 +241,7 @@ def test_bars_of_nothing_say_so_and_missing_ones_do_not() -> None:
     assert [round(patch.get_center()[0]) for patch in second] == [0, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attacks", [["PGD-10"], ATTACKS], ids=len)
 @pytest.mark.parametrize("which", FIGURES)
 @pytest.mark.filterwarnings("error")
@@ -254,6 +255,7 @@ def test_nothing_is_covered_and_nothing_changed(which: str, attacks: list[str]) 
         assert dict(mpl.rcParams) == settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("which", ["8", "12"])
 @pytest.mark.filterwarnings("error")
@@ -267,6 +269,7 @@ def test_odd_names_are_shown_and_cover_nothing(which: str, name: str) -> None:
     assert name.replace(" ", "") in letters
 
 
+@pytest.mark.slow
 def test_many_models_with_long_names() -> None:
     kinds = {f"a model whose name is rather long, number {i}": "stable" for i in range(10)}
     figure = fig08.draw(models(kinds, epsilon=[12, 16], attack=list(ATTACKS)), about=ABOUT)

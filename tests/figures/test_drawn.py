@@ -172,6 +172,7 @@ def test_settings_of_the_caller_are_left_alone(what: str, request: pytest.Fixtur
     pd.testing.assert_frame_equal(frame, copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("what", DRAWERS)
 @pytest.mark.filterwarnings("error")

@@ -45,6 +45,7 @@ def test_svg(accuracies: pd.DataFrame, tmp_path: Path) -> None:
     assert DESCRIBED in content and f"coprobe {__version__}" in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_the_same_numbers_give_the_same_file(accuracies: pd.DataFrame, tmp_path: Path, suffix: str) -> None:
     for name in ("one", "two"):
@@ -108,6 +109,7 @@ def test_wrapped() -> None:
         assert len(lines) == 3 and lines[-1].endswith("…") and max(map(len, lines)) <= 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
 def test_any_names_give_a_valid_file_that_shows_them(
     accuracies: pd.DataFrame, histories: pd.DataFrame, tmp_path: Path, suffix: str

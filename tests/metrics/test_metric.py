@@ -156,6 +156,7 @@ def test_the_last_increment_is_the_image_that_the_others_see() -> None:
     assert [len(batch.labels) for batch in batches] == [16, 16, 16, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [1, 7, 20])
 def test_memory_that_runs_out_while_measuring_counts_nothing_twice(room: int) -> None:
     model = Watched()
@@ -215,6 +216,7 @@ def shared(name: str, count: int, batch_size: int) -> list[pd.DataFrame]:
     return in_threads(count, work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 7), (3, 16), (5, 16)])
 def test_several_processes_find_what_one_finds(name: str, count: int, batch_size: int) -> None:

@@ -89,6 +89,7 @@ def test_the_slow_initialisation_is_left_out(name: str, monkeypatch: pytest.Monk
     assert given == {"weights": None, "init_weights": False, "aux_logits": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECOGNISED)
 def test_torchvision_is_recognised_by_names_and_shapes(name: str) -> None:
     weights = on_meta(f"torchvision:{name}", num_classes=5).state_dict()
@@ -144,6 +145,7 @@ def test_few_are_compared(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(public_proposals({"fc.weight": torch.empty(9, 9), **{f"blocks.{i}": None for i in range(99)}})) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "squeezenet1_1", "regnet_x_400mf", "googlenet", "maxvit_t"])
 def test_one_that_is_one_weight_off_is_proposed(name: str) -> None:
     weights = dict(on_meta(f"torchvision:{name}", num_classes=5).state_dict())

@@ -241,6 +241,7 @@ def test_judged_from_files_and_as_markdown(tmp_path) -> None:
     assert "**C01" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["demo", "paper"])
 def test_every_claim_can_be_judged_at_every_scale(scale: str, tmp_path) -> None:
     frame = judged(make_results(tmp_path, scale, needs=needs()))

@@ -27,6 +27,7 @@ def same(frame: pd.DataFrame, path: Path) -> None:
     pd.testing.assert_frame_equal(made, committed, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", FIGURES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_figure_shows_what_its_runs_say(scale: str, number: int) -> None:
@@ -36,12 +37,14 @@ def test_a_figure_shows_what_its_runs_say(scale: str, number: int) -> None:
     assert all((directory / f"{picture.name}{suffix}").stat().st_size > 1000 for suffix in (".png", ".pdf"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", TABLES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_table_says_what_its_runs_say(scale: str, number: int) -> None:
     same(content(number, results(scale)), ROOT / "figures" / scale / f"tab{number}.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_claims_are_judged_from_the_runs(scale: str) -> None:
     frame = judged(results(scale))

@@ -81,6 +81,7 @@ def test_there_are_twelve_of_which_two_are_schematics() -> None:
     assert [FIGURES[number].name for number in (1, 12)] == ["fig01", "fig12"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", FIGURES)
 def test_what_is_declared_is_enough_to_draw(folder: Path, drawn: list[Figure], number: int) -> None:
     figure, results = FIGURES[number], declared(folder, number)
@@ -93,6 +94,7 @@ def test_what_is_declared_is_enough_to_draw(folder: Path, drawn: list[Figure], n
     assert any(text.get_text() == about for text in drawn[0].findobj(lambda artist: hasattr(artist, "get_text")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", COLUMNS)
 def test_what_is_declared_is_needed(folder: Path, tmp_path: Path, number: int) -> None:
     figure = FIGURES[number]

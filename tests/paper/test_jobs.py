@@ -51,6 +51,7 @@ def test_seeds_are_runs_of_their_own(tmp_path: Path) -> None:
     assert jobs[3].after == ("train mep-12 (seed 1)", "train cs-8 (seed 1)")
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_planned(trained: Path) -> None:
     order = order_for(trained, [ACCURACY, TRANSFER])
     jobs = {job.name: job.after for job in plan_jobs(order)}
@@ -123,6 +124,7 @@ def test_repair_makes_damaged_results_again_and_planning_leaves_them(trained: Pa
     assert files(trained) == whole and names(order) == names(repairing) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["another recipe", "no recipe"])
 def test_repair_trains_runs_of_another_recipe_again(trained: Path, damage: str) -> None:
     order = order_for(trained, [ACCURACY])
@@ -140,6 +142,7 @@ def test_repair_trains_runs_of_another_recipe_again(trained: Path, damage: str) 
     assert files(trained / "mep-12") == whole and names(order) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_training_that_diverges_is_kept_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     needs = [Need("mep-12", "history"), ACCURACY, replace(TRANSFER, sources=("cs-8",)), Need("cs-8", "history")]

@@ -103,6 +103,7 @@ def test_a_noise_more_leaves_the_others_and_takes_its_place(measurer: Measurer) 
     assert content(measurer, both) == whole
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_goes_on_with_what_is_left(
     measurer: Measurer, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_an_order_asks_for_what_the_scale_has(tmp_path: Path) -> None:
     assert len({need.place for need in order.needs}) == len(order.needs)
 
 
+@pytest.mark.slow
 def test_what_can_be_written_is_and_what_is_missing_is_said(tmp_path: Path) -> None:
     fig9 = FIGURES[9]
     results = make_results(tmp_path / "runs", "demo", [need.run for need in fig9.needs], fig9.needs)

@@ -30,6 +30,7 @@ def test_inspect_reads_the_architecture_off_the_weights(
     assert facts["container"] == "legacy pickle"
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_authors_own_network(example_checkpoint: Path, cifar10: str) -> None:
     dataset = load(cifar10, limit=64)
     images = dataset.images.float() / 255
@@ -46,6 +47,7 @@ def test_accuracy_is_that_of_the_authors_own_network(example_checkpoint: Path, c
     assert 0.75 < (logits.argmax(1) == dataset.labels).float().mean() < 0.95
 
 
+@pytest.mark.slow
 def test_probe_and_mask_it(example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str]) -> None:
     common = (str(example_checkpoint), "--data", cifar10, "--limit", "4", "--attack", "fgsm")
     probed = run(capsys, "activations", *common, "--node", "A", "--node", "B")
@@ -56,6 +58,7 @@ def test_probe_and_mask_it(example_checkpoint: Path, cifar10: str, capsys: pytes
     assert {(row["mask"], row["masked"]) for row in masked["rows"]} == {("none", 0), ("top 10 %", 6), ("random", 6)}
 
 
+@pytest.mark.slow
 def test_a_clean_trained_model_is_not_robust(
     example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +68,7 @@ def test_a_clean_trained_model_is_not_robust(
     assert accuracy["PGD-10"] == 0
 
 
+@pytest.mark.slow
 def test_the_normalisation_check_says_that_images_are_not_normalised(
     example_checkpoint: Path, cifar10: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((model(x).argmax(1) == y).float().mean())
 
 
+@pytest.mark.slow
 def test_pgd_is_that_of_torchattacks(cifar10: str, example_checkpoint: Path) -> None:
     """10 steps from zero on 16 images; a sign that flips on a gradient near zero moves a pixel by two steps."""
     torchattacks = pytest.importorskip("torchattacks")
@@ -50,6 +51,7 @@ def test_pgd_is_that_of_torchattacks(cifar10: str, example_checkpoint: Path) -> 
     assert accuracy(model, x_adv, y) < accuracy(model, x, y) - 0.1, "the attack has to do something"
 
 
+@pytest.mark.slow
 def test_apgd_ce_is_that_of_autoattack(cifar10: str, example_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 20 of its 100 steps."""
     import pyautoattack

@@ -42,6 +42,7 @@ def literal_pgd5_accuracy(state: dict[str, Tensor], recipe: Recipe, training: Da
     return float((model(attacked).argmax(1) == batch.labels).float().mean())
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_weights_before_the_drop(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_early_stopping_keeps_the_weights_before_the_drop(
     pd.testing.assert_frame_equal(stopped.history.drop(columns=MEASURED), whole.history.iloc[:4].drop(columns=MEASURED))
 
 
+@pytest.mark.slow
 def test_an_early_stop_that_does_not_come_changes_nothing(run: Run, digits: Dataset, tmp_path: Path) -> None:
     checked = train(replace(TINY, early_stop=True), tmp_path / "checked", data=digits)
     state = torch.get_rng_state()

@@ -38,6 +38,7 @@ def test_every_method_has_a_reference() -> None:
     assert set(REFERENCES) == set(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "regularized"), [(name, False) for name in METHODS] + [(name, True) for name in ATTACKING]
 )
@@ -109,6 +110,7 @@ def test_memories_can_be_held_in_half_precision(name: str, batch: Batch) -> None
         assert agreeing > 0.98, key  # a gradient of nearly 0 may change its sign
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fgsm", "atas"])
 def test_compiled_updates_are_the_plain_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with activations recorded, in a second epoch, whose hooks are new."""

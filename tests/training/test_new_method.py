@@ -100,6 +100,7 @@ def test_one_update_equals_the_literal_one(fade: Literal["even", "at-once"], epo
     assert_same_state(model, slow)
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes_from_the_command_line(tmp_path: Path) -> None:
     recipe = replace(QUICK, method="fading-dropout", options={"fade": "at-once", "rate": 0.25}, epochs=2)
     write_json(tmp_path / "recipe.json", recipe.to_dict())

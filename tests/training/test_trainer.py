@@ -100,6 +100,7 @@ def test_the_second_radius_is_a_knob(digits: Dataset, tmp_path: Path) -> None:
     assert not [column for column in history.columns if column[-1].isdigit() and column != "pgd10"]
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_weights(run: Run, digits: Dataset, tmp_path: Path) -> None:
     again = train(TINY, tmp_path / "again", data=digits)
     assert same(weights(run.checkpoint), weights(again.checkpoint))
@@ -123,6 +124,7 @@ def test_best_is_the_epoch_with_the_highest_held_out_pgd_accuracy(run: Run) -> N
     assert last.image_shape == (1, 32, 32)
 
 
+@pytest.mark.slow
 def test_mep_has_the_logit_term_unless_it_is_switched_off(digits: Dataset, tmp_path: Path) -> None:
     recipe = replace(QUICK, method="fgsm-mep")
     assert "logit" in train(recipe, tmp_path / "with", data=digits).history.columns
@@ -158,6 +160,7 @@ def test_history_of_a_damaged_run(tmp_path: Path) -> None:
         _ = Run(tmp_path).history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method: str, digits: Dataset, tmp_path: Path) -> None:
     told = Told()
@@ -240,6 +243,7 @@ def test_init_refuses_another_architecture(knobs: dict[str, Any], run: Run, digi
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_watching_the_test_set_is_asked_for_and_changes_nothing_else(run: Run, digits: Dataset, tmp_path: Path) -> None:
     asked = train(replace(TINY, watch="test"), tmp_path / "run", data=digits)
     assert asked.about()["provenance"]["watched"] == "20 test images"
@@ -257,6 +261,7 @@ def test_watching_the_test_set_is_asked_for_and_changes_nothing_else(run: Run, d
     assert same(weights(asked.checkpoint), weights(run.checkpoint))
 
 
+@pytest.mark.slow
 def test_bf16_trains_in_bf16_and_is_measured_in_float32(digits: Dataset, tmp_path: Path, watch: Watch) -> None:
     # One update, no sign in it, and the last layer: so rounding stays small.
     recipe = replace(QUICK, method="clean", limit_train=32, schedule="constant")
