@@ -78,4 +78,4 @@ def forms(precision: str, device: torch.device, compiled: bool = False) -> list[
     others = [Form(packed=True), Form(channels_last=False), PLAIN]
     if precision == "bf16":
         return [Form(), *others]
-    return [Form(winograd=64), Form(winograd=128), Form(winograd=64, packed=True), Form(), *others]
+    return [Form(winograd=128), Form(winograd=64), Form(winograd=64, packed=True), Form(), *others]

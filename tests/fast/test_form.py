@@ -82,7 +82,7 @@ def test_others_who_have_a_hand_in_a_convolution_keep_it() -> None:
 
 def test_which_forms_there_are() -> None:
     cpu, gpu, mps = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
-    assert forms("32", cpu)[0] == Form(winograd=64) and PLAIN in forms("32", cpu)
+    assert forms("32", cpu)[0] == Form(winograd=128) and PLAIN in forms("32", cpu)
     assert not any(form.winograd for form in forms("bf16", cpu)) and forms("bf16", cpu)[0] == Form()
     assert (PLAIN in forms("bf16", cpu)) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert forms("32", cpu, compiled=True) == forms("tf32", mps) == [Form()]
