@@ -179,12 +179,14 @@ def safe_path() -> Iterator[None]:
 
     Python before 3.11 has no such mode.
     """
-    before = os.environ.get("PYTHONSAFEPATH", "")
+    before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
-        os.environ["PYTHONSAFEPATH"] = before  # empty is unset
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def launch(count: int, work: Callable[[Processes], int], remedy: str) -> None:

@@ -70,7 +70,10 @@ def _depends(setup: Setup, metric: Metric[Any], target: Setup) -> dict[str, Any]
     about = {**metric.settings, "nodes": list(metric.nodes), "attacks": list(metric.attacks)}
     if changed := {name: version for name, version in versions.items() if version > 1}:
         about["versions"] = changed
-    return about if target is setup else {**about, "target": _relevant(target.model_facts)}
+    if target is not setup:
+        about["target"] = _relevant(target.model_facts)
+    plain: dict[str, Any] = json.loads(json.dumps(about))  # before the work, if it can't be
+    return plain
 
 
 def _relevant(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def _refuse(name: str, module: nn.Module) -> None:
             f"{where} is a TorchScript program, which hooks can't look into; give the network it was made from"
         )
     fsdp = "torch.distributed.fsdp"
+    # Asked of every module, often: `parameters()` would take six times as long.
     if (
         _is_a(module, fsdp, "FullyShardedDataParallel")
         or _is_a(module, fsdp, "FSDPModule")

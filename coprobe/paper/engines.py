@@ -200,8 +200,8 @@ class LocalEngine(Engine):
 
     def _hire(self) -> _Worker:
         context = multiprocessing.get_context(processes.START_METHOD)
-        pool = ProcessPoolExecutor(1, context, _prepare, (self._order.device,))
         with processes.safe_path():
+            pool = ProcessPoolExecutor(1, context, _prepare, (self._order.device,))
             return _Worker(pool, pool.submit(os.getpid))
 
 

@@ -43,7 +43,7 @@ RECIPE = Recipe(
     batch_size=BATCH, lr=0.05, sync_batchnorm=True,
 )  # fmt: skip
 RUNS = {
-    "fgsm-rs": replace(RECIPE, method="fgsm-rs", epochs=1),
+    "fgsm-rs": replace(RECIPE, method="fgsm-rs", arch="resnet18", epochs=1),
     "fgsm-mep": replace(RECIPE, method="fgsm-mep", average=0.5),
     "atas": replace(RECIPE, method="atas", options={"warm_up": 1}),
     "stable": replace(RECIPE, method="fgsm", epochs=1, stable_node="B", stable_weight=20.0),
