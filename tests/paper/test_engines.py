@@ -318,8 +318,9 @@ def test_a_machine_that_does_not_share_the_directory_is_told(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def cluster() -> Iterator[object]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15, at which they wait for whatever else is tested
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
