@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +27,7 @@ def digits(root: Path, split: str) -> RawDataset:
     The training set is the class-balanced prefix of `TRAIN_IMAGES` images (the first 144 of digits 0 … 6 and the
     first 143 of 7 … 9), the test set is the rest.
     """
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
+    raw = _parsed()
     labels = torch.from_numpy(raw.target).long()
     is_train = torch.zeros(len(labels), dtype=torch.bool)
     is_train[balanced_prefix(labels, TRAIN_IMAGES)] = True
@@ -36,3 +36,11 @@ def digits(root: Path, split: str) -> RawDataset:
     grey = torch.from_numpy(raw.images[mine.numpy()]).float().unsqueeze(1) * (255 / 16)
     images = F.interpolate(grey, size=(32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
     return RawDataset(labels[mine], tuple(map(str, raw.target_names)), images)
+
+
+@cache
+def _parsed() -> Any:
+    """What scikit-learn reads from a compressed table of text, which takes longer than all that is made of it."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
