@@ -6,6 +6,7 @@ signals) in `faults.py`.
 """
 
 import errno
+import os
 import re
 import shutil
 import signal
@@ -850,8 +851,19 @@ def place(_place, monkeypatch):
 
 def everything(place):
     """Every path below a directory, with the time of its last change; directories only where they are empty."""
-    found = [path for path in place.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir())]
-    return {str(path.relative_to(place)): 0 if path.is_dir() else path.lstat().st_mtime_ns for path in found}
+    found, waiting = {}, [str(place)]
+    while waiting:
+        folder = waiting.pop()
+        with os.scandir(folder) as entries:
+            inside = list(entries)
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            else:
+                found[os.path.relpath(entry.path, place)] = entry.stat(follow_symlinks=False).st_mtime_ns
+        if not inside:
+            found[os.path.relpath(folder, place)] = 0
+    return found
 
 
 def remove(paths):
