@@ -28,7 +28,9 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     Raises:
         CellExecutionError: a cell failed.
     """
-    NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": str(folder)}}).execute()
+    resources = {"metadata": {"path": str(folder)}}
+    # What a cell prints comes in as many pieces as there was time for: they are put together.
+    NotebookClient(notebook, timeout=None, record_timing=False, coalesce_streams=True, resources=resources).execute()
     notebook.metadata = nbformat.from_dict(METADATA)
 
 
