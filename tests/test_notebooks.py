@@ -21,7 +21,7 @@ LITTLE = """
 from dataclasses import replace
 from coprobe.paper.runs import SCALES
 
-knobs = {**SCALES["demo"].knobs, "limit_train": 48, "held_out": 10, "epochs": 2}
+knobs = {**SCALES["demo"].knobs, "width": 4, "limit_train": 48, "held_out": 10, "epochs": 2}
 SCALES["demo"] = replace(SCALES["demo"], knobs=knobs, images=20)
 """
 FIGURES = [f"fig{number:02d}" for number in range(1, 13)]
