@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -13,7 +14,7 @@ import torch
 
 from coprobe import cli
 from coprobe.core.processes import Processes
-from tests.started import FORKS, PATIENCE, begun, ended
+from tests.started import FORKS, PATIENCE
 
 pytestmark = pytest.mark.procs
 
@@ -165,18 +166,28 @@ def test_what_is_wrong_is_said_in_a_line_by_one_process(work: Path, results: tup
     assert not (work / "new").exists()
 
 
-def test_devices_start_processes_that_write_the_same_table(
-    work: Path, results: tuple[Path, Path], tmp_path: Path
-) -> None:
-    line = f"{COMMANDS['activations.csv']} --device cpu --devices 2 --out {tmp_path / 't.csv'}"
-    with begun(f"{Path(sys.executable).with_name('coprobe')} {line}", work) as process:
-        assert ended(process) == (0, said(results[0], 0, 0)[1], [f"wrote {tmp_path / 't.csv'}"])
-    assert (tmp_path / "t.csv").read_bytes() == (results[0] / "activations.csv").read_bytes()
-
-
 @pytest.fixture
 def here(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
+
+
+def _told(folder: Path, arguments: list[str], processes: Processes) -> int:
+    """As a process that a command has started, whose words go to files."""
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{processes.rank}.{name}", os.O_CREAT | os.O_WRONLY), number)
+    return cli.take_part(arguments, processes)
+
+
+def test_devices_start_processes_that_write_the_same_table(
+    here: None, results: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a command of its own starts them is in `tests/training/test_launch.py`."""
+    monkeypatch.setattr(cli, "take_part", functools.partial(_told, tmp_path))
+    line = f"{COMMANDS['activations.csv']} --device cpu --devices 2 --out {tmp_path / 't.csv'}"
+    assert cli.main(shlex.split(line)) == 0
+    assert (tmp_path / "t.csv").read_bytes() == (results[0] / "activations.csv").read_bytes()
+    spoken = [(tmp_path / f"{rank}.{name}").read_text() for rank in (0, 1) for name in ("out", "err")]
+    assert spoken == [said(results[0], 0, 0)[1], f"wrote {tmp_path / 't.csv'}\n", "", ""]
 
 
 @pytest.mark.parametrize(
