@@ -8,6 +8,7 @@ import os
 import pkgutil
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.cells import cell_len
 
 import coprobe as package
 from coprobe.cli import COMMANDS, cli, commands, main
+from coprobe.errors import InterruptedRunError
 from coprobe.training import METHODS, make_method
 
 #: A quick command line of each command that gives a table, and the columns of its rows.
@@ -61,6 +63,7 @@ def check_same(read, rows):
                 assert str(value) == str(theirs[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", TABLES)
 def test_a_table_for_people_and_a_picture(two, coprobe, line):
     picture = "" if line.startswith("measure") else "picture.png"
@@ -181,8 +184,9 @@ def test_evaluate_takes_several_checkpoints(here, store, coprobe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["fgsm", "free"])
 def test_train(here, coprobe, method):
+    """One of a pass per image and update, and the one of several; `tests/training/test_trainer.py` trains with all."""
     line = (
         f"train --method {method} --data digits --limit-train 64 --held-out 20 --width 4 --batch-size 32 --epochs 1 "
         "--eps-train 26 --out runs/new"
@@ -198,6 +202,20 @@ def test_train(here, coprobe, method):
     history = pd.read_csv(here / "runs" / "new" / "history.csv")
     assert {"epoch", "lr", "train_loss", "train_accuracy", "clean", "fgsm", "pgd10", "v_act_A"} <= set(history.columns)
     assert math.isfinite(history["train_loss"][0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train_takes_every_method(here, coprobe, method, monkeypatch):
+    asked = []
+
+    def train(recipe, out, **how):
+        asked.append((recipe, out))
+        raise InterruptedRunError("it is asked for", signal.SIGINT)
+
+    monkeypatch.setattr("coprobe.training.train", train)
+    assert coprobe(f"train --method {method} --data digits --eps-train 26 --out runs/new").code == 130
+    ((recipe, out),) = asked
+    assert (recipe.method, recipe.data, recipe.eps_train, Path(out)) == (method, "digits", 26, Path("runs/new"))
 
 
 def test_methods_lists_every_method_with_its_cost_and_source(coprobe):
