@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,9 +22,23 @@ torch.set_num_threads(1)
 SHARED_CIFAR10 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "cifar10-jpeg"
 
 
+#: Files whose tests or fixtures take longest, so that no process is left alone with one of them in the end.
+LONGEST = (
+    "test_demo.py", "test_bounds.py", "test_notebooks.py", "test_launch.py", "test_fuzz.py", "test_engines.py",
+    "test_parallel.py", "test_devices.py", "test_classifier.py", "test_peers.py", "test_bad_input.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test comes first, so that no process is left alone with it."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """The longest tests come first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Thousands of tests are there until the end: no garbage collection needs to look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
