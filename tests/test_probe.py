@@ -296,6 +296,7 @@ def test_a_network_whose_code_has_changed_is_another_one(tmp_path: Path, attacks
     assert attacks == ["fgsm"] * 2
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_taken_for_nothing_else(tmp_path: Path) -> None:
     kept = probe(cache=tmp_path)
     kept.mask(compare=())

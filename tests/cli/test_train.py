@@ -118,6 +118,7 @@ def test_the_recipe_of_a_run_makes_it_again_bit_for_bit(here, coprobe):
     pd.testing.assert_frame_equal(first.history[columns], second.history[columns])
 
 
+@pytest.mark.slow
 def test_a_row_per_epoch_on_stderr_and_json_on_stdout(here, coprobe):
     result = coprobe(f"{LINE} --json --plot history.png")
     assert "wrote history.png\n" in result.err and (here / "history.png").exists()
@@ -136,6 +137,7 @@ def test_a_row_per_epoch_on_stderr_and_json_on_stdout(here, coprobe):
         assert line == expected.format(row["epoch"], row["train_loss"], *percents, row["seconds"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fgsm", "free"])
 def test_progress_ends_when_the_work_does(here, coprobe, monkeypatch, method):
     told, totals = [], []
@@ -150,6 +152,7 @@ def test_progress_ends_when_the_work_does(here, coprobe, monkeypatch, method):
     assert sum(done for done, _ in told) == totals[0]
 
 
+@pytest.mark.slow
 def test_the_live_line(here, coprobe, monkeypatch):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "160")

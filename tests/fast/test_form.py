@@ -41,6 +41,7 @@ def gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), points)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_every_form_computes_the_same(model: Classifier, form: Form) -> None:
     x = images(FULL + 4)

@@ -190,6 +190,7 @@ def test_odd_names_are_shown_and_cover_nothing(what: str, name: str, request: py
     assert len(shown[0]) == (5 if what == "accuracies" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_nothing_overlaps_with_several_runs(count: int, channels: pd.DataFrame, histories: pd.DataFrame) -> None:
     many = pd.concat([channels[channels["run"] == "bad"].assign(run=f"run number {i}") for i in range(count)])

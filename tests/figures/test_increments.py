@@ -110,6 +110,7 @@ def test_the_key_names_the_first_and_last_step(increments: pd.DataFrame) -> None
     assert [tick.get_text() for tick in key.get_yticklabels() if tick.get_text()] == ["1", "10"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("name", [*NAMES[-2:], "_$x_1$ on {x + δ0; x + δ + δ0}"])
 @pytest.mark.filterwarnings("error")

@@ -161,6 +161,7 @@ def test_a_training_that_diverges_is_kept_as_such(tmp_path: Path, monkeypatch: p
         assert order.results.kind("mep-12") == "did not converge"
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(trained: Path, tmp_path: Path) -> None:
     """As after a kill in the last epoch: no outcome, but the state after the first epoch."""
     order = order_for(tmp_path / "other", [Need("mep-12", "history")])

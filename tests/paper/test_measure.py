@@ -89,6 +89,7 @@ def test_an_attack_more_leaves_the_others_and_takes_its_place(measurer: Measurer
     assert len(counted) == 3
 
 
+@pytest.mark.slow
 def test_a_noise_more_leaves_the_others_and_takes_its_place(measurer: Measurer) -> None:
     both = replace(NEED, attacks=(), noises=("none", "U(16)", "Gauss(10)"))
     measurer.measure(both)
@@ -147,6 +148,7 @@ def test_transfer_crafts_on_the_best_checkpoint_of_the_source(
     assert quiet.tolist() == wanted.query("attack == 'fgsm' and noise == 'none'")["correct"].tolist()
 
 
+@pytest.mark.slow
 def test_channels_and_increments_are_those_of_the_probe(measurer: Measurer, trained: Path) -> None:
     for kind in ("channels", "increments"):
         measurer.measure(Need("mep-12", kind))

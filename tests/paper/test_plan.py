@@ -89,6 +89,7 @@ def test_damage_stops_the_rendering(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_same_results_are_written_the_same_and_say_what_they_are_from(tmp_path: Path) -> None:
     results = make_results(tmp_path / "runs", "demo", ["mep-12", "fd-b200-12"])
     for out in ("a", "b"):

@@ -214,6 +214,7 @@ def test_channels_are_chosen_each_epoch_by_default(digits: Dataset, tmp_path: Pa
     assert watch.terms == [ChannelDivergence("B", 200.0, 25.0, "t-act", True, 2000, 26 / 255, 0)]
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_weights_after_every_update(
     run: Run, digits: Dataset, tmp_path: Path, watch: Watch
 ) -> None:

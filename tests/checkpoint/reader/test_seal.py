@@ -42,6 +42,7 @@ def test_sealed_files_are_read_by_everyone(kind: str, request: pytest.FixtureReq
         assert torch.equal(read[name], tensor) and torch.equal(theirs[name], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["archive", "tensors"])
 def test_every_changed_bit_is_seen(kind: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(kind)
