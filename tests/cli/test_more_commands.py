@@ -61,6 +61,7 @@ def test_transfer_measures_every_model_on_the_images_of_the_first(two: Path, cop
     assert list(digests) == ["co", "tiny.pt", "other.pt"] and digests["co"] == digests["other.pt"] != digests["tiny.pt"]
 
 
+@pytest.mark.slow
 def test_evaluate_averages_over_draws(two: Path, coprobe: Any) -> None:
     line = "evaluate tiny.pt --limit 20 --attacks fgsm --noise none --noise gauss:90"
     given = parse_json(coprobe(f"{line} --noise-draws 4 --json").out)["rows"]

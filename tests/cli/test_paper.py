@@ -78,6 +78,7 @@ def test_a_figure_from_nothing_and_then_from_what_is_there(place: Path, coprobe:
     assert (rows["tab7"]["runs"], rows["tab7"]["untrained"]) == (4, 4)
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_and_nothing_is_done(place: Path, coprobe: Any) -> None:
     result = coprobe(f"paper {RUNS} --plan --jobs 2")
     assert (result.code, result.err) == (0, "") and not list(place.iterdir())
@@ -109,6 +110,7 @@ def failing(error: Exception) -> Callable[[Job, Order], None]:
     return execute
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_in_the_end(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "execute", failing(ZeroDivisionError("by zero")))
     result = coprobe(f"paper {RUNS} --only fig3,fig7 --out pictures")

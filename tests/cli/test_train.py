@@ -217,6 +217,7 @@ def test_a_run_has_the_permissions_that_the_person_wants(here, coprobe):
     assert (here / "new").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
+@pytest.mark.slow
 def test_a_directory_of_any_name(here, coprobe):
     result = coprobe(LINE.replace("--out new", "--out '$_\x1b[31m\udcff' --plot a.svg --epochs 1"))
     assert result.code == 0 and "\x1b" not in result.out + result.err

@@ -401,6 +401,7 @@ def load_often(spec, root, times):
     return digests
 
 
+@pytest.mark.procs
 def test_several_processes_at_once(source, root):
     spec = f"folder:{source}"
     expected = load(spec, cache=False).digest()
