@@ -71,7 +71,7 @@ def draw(histories: pd.DataFrame, *, about: str = "") -> Figure:
 
 
 def _mark_collapse(history: pd.DataFrame, *axes: Axes) -> None:
-    place = collapse_epoch(list(history["pgd10"]))
+    place = collapse_epoch(history.to_dict("records"))
     if place is None:
         return
     epoch = int(history["epoch"].iloc[place - 1])

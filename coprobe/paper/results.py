@@ -23,7 +23,7 @@ from coprobe.paper.needs import COLUMNS, XI, Need
 from coprobe.paper.runs import RUNS, Scale
 from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run
-from coprobe.verdict.rule import verdict_of
+from coprobe.verdict.rule import collapse_epoch, verdict_of
 
 #: Knobs that say where a run's images lie, not what they are.
 _PLACES = ("data", "init")
@@ -116,13 +116,14 @@ class Results:
         return run.outcome is not None
 
     def outcome(self, name: str, seed: int = 0) -> dict[str, Any]:
-        """How a run ended (see `Run.outcome`); raises `MissingResultError` before it has."""
+        """How a run ended (see `Run.outcome`), by today's rule of a collapse; `MissingResultError` before it has."""
         if name not in self.runs:
             raise MissingResultError(f"run {name} is not part of scale {self.scale.name}")
         outcome = self.run(name, seed).outcome if self.is_trained(name, seed) else None
         if outcome is None:
             raise MissingResultError(f"run {name} is not trained; {self.remedy}")
-        return outcome
+        rows = self.run(name, seed).history.to_dict("records") if outcome["epochs"] else []
+        return {**outcome, "collapse_epoch": collapse_epoch(rows)}
 
     def is_lost(self, name: str, seed: int = 0) -> bool:
         """Whether a run diverged in its first epoch, and left neither history nor checkpoint."""

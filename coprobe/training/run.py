@@ -101,7 +101,7 @@ class Run:
         if not self.begun:
             raise RunError(f"{self.directory}: its recipe.json is gone, so somebody removed it; train again")
         accuracies = [row["pgd10"] for row in rows]
-        row = {**rows[-1], "collapse_epoch": collapse_epoch(accuracies)}
+        row = {**rows[-1], "collapse_epoch": collapse_epoch(rows)}
         if row["pgd10"] >= max(accuracies):
             replace(checkpoint, metrics={**row, "selected": "epoch of best PGD-10"}).save(self.best)
         replace(checkpoint, metrics={**row, "selected": "last epoch"}).save(self.checkpoint)
@@ -147,11 +147,11 @@ class Run:
 
     def give_up(self) -> None:
         """Write that the run ended because it diverged, after the epochs that are there."""
-        history = self.history if (self.directory / "history.csv").exists() else pd.DataFrame({"pgd10": []})
-        accuracies = list(history["pgd10"])
+        rows = self.history.to_dict("records") if (self.directory / "history.csv").exists() else []
+        accuracies = [row["pgd10"] for row in rows]
         best = max(range(len(accuracies)), key=lambda place: (accuracies[place], place), default=-1) + 1
         ended = {"ended_by": "divergence", "epochs": len(accuracies), "best_epoch": best}
-        self.finish({**ended, "collapse_epoch": collapse_epoch(accuracies), "converged": False})
+        self.finish({**ended, "collapse_epoch": collapse_epoch(rows), "converged": False})
 
     def tidy(self) -> None:
         """Remove what only an unfinished run needs, and what killed processes left half-written."""

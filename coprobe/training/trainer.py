@@ -310,12 +310,13 @@ class _Job:
 
     def _announce(self) -> None:
         """Report a collapse in the first epoch that shows it."""
-        accuracies = [row["pgd10"] for row in self.rows]
-        epoch = collapse_epoch(accuracies)
-        if epoch is not None and collapse_epoch(accuracies[:-1]) is None:
+        epoch = collapse_epoch(self.rows)
+        if epoch is not None and collapse_epoch(self.rows[:-1]) is None:
+            row, before = self.rows[epoch - 1], [row["pgd10"] for row in self.rows[: epoch - 1]]
+            highest = f", at most {100 * max(before):.1f} % before" if before else ""
             self.callback.on_message(
-                f"catastrophic overfitting in epoch {epoch}: PGD-10 accuracy {100 * accuracies[epoch - 1]:.1f} %, "
-                f"at most {100 * max(accuracies):.1f} % before"
+                f"catastrophic overfitting in epoch {epoch}: accuracy {100 * row['pgd10']:.1f} % under PGD-10{highest}, "
+                f"and {100 * row['fgsm']:.1f} % under FGSM"
             )
 
     def _outcome(self, ended_by: str) -> dict[str, Any]:
@@ -328,6 +329,6 @@ class _Job:
             "ended_by": ended_by,
             "epochs": len(self.rows),
             "best_epoch": best,
-            "collapse_epoch": collapse_epoch(accuracies),
+            "collapse_epoch": collapse_epoch(self.rows),
             "converged": learnt,
         }

@@ -95,7 +95,7 @@ def make_results(
 
 
 def put_run(results: Results, name: str, history: pd.DataFrame, seed: int = 0, **outcome: Any) -> None:
-    """Write a run that ended with this history (columns epoch, clean, pgd10 at least); `outcome` over what follows."""
+    """Write a run that ended with this history (columns epoch, clean, fgsm, pgd10 at least); `outcome` over what follows."""
     run = results.run(name, seed)
     run.directory.mkdir(parents=True, exist_ok=True)
     history.to_csv(run.directory / "history.csv", index=False)
@@ -104,7 +104,7 @@ def put_run(results: Results, name: str, history: pd.DataFrame, seed: int = 0, *
         "ended_by": "epochs",
         "epochs": len(history),
         "best_epoch": max(range(len(pgd10)), key=lambda place: (pgd10[place], place)) + 1,
-        "collapse_epoch": collapse_epoch(pgd10),
+        "collapse_epoch": collapse_epoch(history.to_dict("records")),
         "converged": converged(float(history["clean"].iloc[-1]), 100 if RUNS[name].data == "cifar100" else 10),
         **outcome,
     }

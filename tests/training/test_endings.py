@@ -95,10 +95,12 @@ def script(monkeypatch: pytest.MonkeyPatch, pgd10: list[float]) -> None:
 def test_a_collapse_is_said_once_when_it_happens(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script(monkeypatch, [0.3, 0.5, 0.24, 0.01, 0.0])
+    script(monkeypatch, [0.45, 0.5, 0.24, 0.01, 0.0])
     told = Told()
     run = train(replace(QUICK, limit_train=32, epochs=5), tmp_path / "run", data=digits, callback=told.callback)
-    assert told.messages == ["catastrophic overfitting in epoch 3: PGD-10 accuracy 24.0 %, at most 50.0 % before"]
+    assert told.messages == [
+        "catastrophic overfitting in epoch 3: accuracy 24.0 % under PGD-10, at most 50.0 % before, and 80.0 % under FGSM"
+    ]
     assert told.after == [2]  # a row is given after what was said of it
     assert run.outcome is not None
     assert (run.outcome["collapse_epoch"], run.outcome["best_epoch"]) == (3, 2)
@@ -155,7 +157,8 @@ def test_a_run_is_given_up_with_what_it_had(
     run = Run(tmp_path)
     run.begin(QUICK, {"seed": 0})
     if accuracies:
-        pd.DataFrame({"pgd10": accuracies}).to_csv(tmp_path / "history.csv")
+        history = pd.DataFrame({"pgd10": accuracies}).assign(clean=0.9, fgsm=0.4)
+        history.to_csv(tmp_path / "history.csv")
     run.resumable.write_bytes(b"state")
     run.give_up()
     assert run.outcome == {

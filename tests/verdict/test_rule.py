@@ -19,8 +19,26 @@ from coprobe.verdict.rule import collapse_epoch, converged, verdict_of
         ([], None),
     ],
 )
-def test_collapse_epoch(accuracy: list[float], epoch: int | None) -> None:
-    assert collapse_epoch(accuracy) == epoch
+def test_robustness_is_lost(accuracy: list[float], epoch: int | None) -> None:
+    assert collapse_epoch([{"clean": 0.9, "fgsm": 0.4, "pgd10": pgd} for pgd in accuracy]) == epoch
+
+
+@pytest.mark.parametrize(
+    ("rows", "epoch"),
+    [
+        # (clean, FGSM, PGD-10): a collapse without robustness before
+        ([(0.2, 0.1, 0.1), (0.3, 0.2, 0.1), (0.5, 0.4, 0.0), (0.5, 0.5, 0.0)], 3),
+        ([(0.3, 0.2, 0.05), (0.3, 0.2, 0.05), (0.3, 0.2, 0.05)], 1),
+        ([(0.3, 0.2, 0.1), (0.5, 0.4, 0.0), (0.5, 0.3, 0.29), (0.5, 0.4, 0.0)], 4),  # came back in between
+        ([(0.5, 0.19, 0.09)] * 4, None),  # more than half of them hold
+        ([(0.5, 0.3, 0.15)] * 4, None),
+        ([(0.9, 0.4, 0.0)] * 4, None),  # as after clean training: FGSM finds more than half of the images
+        # lost first, blinded after it
+        ([(0.5, 0.4, 0.3), (0.5, 0.15, 0.1), (0.5, 0.4, 0.1), (0.5, 0.6, 0.2)], 2),
+    ],
+)
+def test_a_collapse_needs_no_robustness_before(rows: list[tuple[float, float, float]], epoch: int | None) -> None:
+    assert collapse_epoch([dict(zip(("clean", "fgsm", "pgd10"), row, strict=True)) for row in rows]) == epoch
 
 
 def test_guessing_is_no_convergence() -> None:
