@@ -9,7 +9,7 @@ RUN = $(VENV)/.run
 DEV = $(VENV)/.dev
 PEERS = $(VENV)/.peers
 
-.PHONY: demo pair paper notebooks test test-fast lint format readme bench clean
+.PHONY: demo pair paper campaign campaign-status notebooks test test-fast lint format readme bench clean
 
 demo: $(RUN)
 	$(BIN)/coprobe demo
@@ -37,6 +37,19 @@ SCALE ?= demo
 paper: $(RUN)
 	$(BIN)/coprobe paper --scale $(SCALE) --runs benchmarks/campaign/results/$(SCALE) \
 		$(if $(filter demo,$(SCALE)),,--cifar10 $(DATA))
+
+# The small scale in the background, at the lowest priority: whatever of it is not in the repository yet is trained and
+# measured. It can be stopped or killed at any moment, and the same command goes on. Only its results come into the
+# repository; the weights stay in WEIGHTS, and where they are lost, what is still needed of them is trained again.
+# `make campaign DATA=parquet:DIR`
+WEIGHTS ?= $(or $(COPROBE_CACHE),$(HOME)/.cache/coprobe)/campaign/small
+CAMPAIGN = $(BIN)/coprobe paper --scale small --runs benchmarks/campaign/results/small --weights $(WEIGHTS) \
+	--cifar10 $(DATA)
+campaign: $(RUN)
+	$(CAMPAIGN) --background --jobs 2
+
+campaign-status: $(RUN)
+	@$(CAMPAIGN) --jobs 2 --plan
 
 # Runs the notebooks and keeps the outputs in them: on the results of the small scale, and start_here, which trains two
 # models of its own, at demo scale, where one of them collapses.

@@ -202,7 +202,7 @@ paper_options = _stack(
     click.option("--runs", type=click.Path(path_type=Path), help="Directory of the runs.  [default: runs/paper/SCALE]"),
     click.option("--cifar10", help="Where CIFAR-10 is, as in --data of 'coprobe train'."),
     click.option("--cifar100", help="Where CIFAR-100 is; without it, only --scale paper has its runs."),
-    click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of every run."),
+    click.option("--seeds", type=click.IntRange(1), help="Trainings of every run.  [default: the scale's]"),
 )
 
 attack_option = click.option(
@@ -331,16 +331,20 @@ class PaperOptions:
     runs: Path | None
     cifar10: str | None
     cifar100: str | None
-    seeds: int
+    seeds: int | None
 
-    def results(self) -> Results:
-        """The results in the directory of the runs; raises `InputError` if they are of another scale."""
+    def results(self, weights: Path | None = None) -> Results:
+        """The results in the directory of the runs; raises `InputError` if they are of another scale.
+
+        Args:
+            weights: where runs are trained, if not there.
+        """
         from coprobe.paper import Results, scale_of
 
         scale = scale_of(self.scale)
         data = {"cifar10": self.cifar10, "cifar100": self.cifar100}
         given = {name: spec for name, spec in data.items() if spec}
-        return Results(self.runs or scale.directory, scale, given, self.seeds)
+        return Results(self.runs or scale.directory, scale, given, self.seeds, weights)
 
 
 def _warn(path: str | Path, probe: Probe) -> None:

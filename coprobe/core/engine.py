@@ -46,6 +46,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def has_fast_bf16(device: torch.device | str) -> bool:
+    """Whether a device computes bfloat16 itself; one that does not is slower with it than with float32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 @contextmanager
 def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
     """A progress display that shows nothing."""

@@ -96,6 +96,20 @@ def exclusive(directory: str | os.PathLike[str], *, wait: bool = True) -> Iterat
         lock.release()
 
 
+def is_kept(directory: str | os.PathLike[str]) -> bool:
+    """Whether another process keeps `directory` to itself, see `exclusive`."""
+    from filelock import FileLock, Timeout
+
+    path = Path(directory) / ".lock"
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def sweep(directory: str | os.PathLike[str]) -> None:
     """Remove what killed processes left half-written in `directory` (see `atomic`); none may be at work there."""
     for path in Path(directory).glob(".*.tmp*"):

@@ -76,7 +76,8 @@ def read(path: Path, key: str, remedy: str = "'coprobe paper --repair' makes it 
             if path.suffix == ".parquet":
                 return pd.read_parquet(io.BytesIO(content))
             # a column of empty sources is one of text, too
-            return pd.read_csv(io.BytesIO(content), keep_default_na=False, na_values=[""], dtype={"source": str})
+            text = {"source": str, "source_weights": str}
+            return pd.read_csv(io.BytesIO(content), keep_default_na=False, na_values=[""], dtype=text)
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise DamagedError(f"{path}: damaged result; {remedy}")

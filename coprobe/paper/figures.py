@@ -65,9 +65,8 @@ def caption(results: Results, figure: PaperFigure) -> str:
     images = f", n = {scale.images or 'all test images'}" if figure.needs else ""
     recipe = results.recipe(next(iter(names)))
     held_out = f", {recipe.held_out} held-out images" if figure.runs and not figure.needs else ""
-    seeds = "seed 0" if results.seeds == 1 else f"{results.seeds} seeds"
     trained = f"{recipe.limit_train or 'all'} training images, {recipe.epochs} epochs"
-    return f"scale {scale.name}: {shown}, {trained}{images}{held_out}, {seeds}"
+    return f"scale {scale.name}: {shown}, {trained}{images}{held_out}, {results.seeds_shown(names)}"
 
 
 def _histories(results: Results) -> pd.DataFrame:
@@ -75,7 +74,7 @@ def _histories(results: Results) -> pd.DataFrame:
     parts = []
     for name, label in (("mep-12", baseline(results.scale)), ("fd-b200-12", "with L_stable at B")):
         history = results.history(name)
-        many = results.seeds > 1
+        many = results.seeds_of(name) > 1
         labels = [f"{label} (seed {seed})" if many else label for seed in history["seed"]]
         parts.append(history.assign(run=labels))
     frame = pd.concat(parts, ignore_index=True)
@@ -136,7 +135,7 @@ def _curves(results: Results, runs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     for name, label in runs:
         history = results.history(name)
         outcomes = {}
-        for seed in range(results.seeds):
+        for seed in range(results.seeds_of(name)):
             outcome = results.outcome(name, seed)
             collapsed = outcome["collapse_epoch"] is not None
             outcomes[seed] = "CO-affected" if collapsed else results.kind(name)

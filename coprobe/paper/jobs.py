@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from coprobe.attacks import parse
 from coprobe.attacks.base import ATTACKS
+from coprobe.core.engine import has_fast_bf16
 from coprobe.core.files import exclusive, sweep
 from coprobe.core.results import DamagedError, provenance_of
 from coprobe.errors import DivergedError
@@ -21,6 +22,8 @@ from coprobe.training.recipe import Recipe
 
 #: Training images of CIFAR; a fifth as many are test images.
 _ALL_IMAGES = 50_000
+#: The most of a training that is lost when its process is killed.
+_SAVE_MINUTES = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Order:
         data: see `Results`.
         seeds: see `Results`.
         device: where to train and measure.
+        weights: see `Results`.
         repair: make damaged results and runs of another recipe again, instead of refusing them.
     """
 
@@ -41,20 +45,26 @@ class Order:
     scale: Scale
     needs: tuple[Need, ...]
     data: Mapping[str, str] = field(default_factory=dict)
-    seeds: int = 1
+    seeds: int | None = None
+    weights: Path | None = None
     device: str = "cpu"
     repair: bool = False
 
     @cached_property
     def results(self) -> Results:
         """The results of these runs so far."""
-        return Results(self.directory, self.scale, self.data, self.seeds)
+        return Results(self.directory, self.scale, self.data, self.seeds, self.weights)
 
     def is_trained(self, run: str, seed: int) -> bool:
         """Whether a run is there and finished; one of another recipe is refused, or not there if it is repaired."""
         if self.repair and not self.results.is_planned(run, seed):
             return False
         return self.results.is_trained(run, seed)
+
+    def has_weights(self, run: str, seed: int) -> bool:
+        """Whether what a trained run left is at hand, to be measured; nothing is where it diverged at once."""
+        results = self.results
+        return results.is_lost(run, seed) or all(results.weights_of(run, which, seed) for which in ("last", "best"))
 
     def is_measured(self, need: Need, seed: int) -> bool:
         """Whether nothing is left to measure for a need."""
@@ -93,27 +103,38 @@ def plan_jobs(order: Order) -> list[Job]:
     """What is still to do, in the order of the plan; raises `InputError` for runs of other recipes or other images."""
     order.results.check_images()
     wanted = {need.run for need in order.needs} | {source for need in order.needs for source in need.sources}
-    places = [(run, seed) for run in order.results.runs if run in wanted for seed in range(order.seeds)]
-    training = [
-        Job("train", run, seed, passes=_training(order.results.recipe(run, seed)))
-        for run, seed in places
-        if not order.is_trained(run, seed)
-    ]
-    untrained = {job.name: job for job in training}
-    found: list[Job] = []
+    places = [(run, seed) for run in order.results.runs if run in wanted for seed in range(order.results.seeds_of(run))]
+    trained = {place: order.is_trained(*place) for place in places}
+    left = {
+        (kind, *place): needs
+        for place in places
+        for kind in ("measure", "transfer")
+        if (needs := _missing(order, kind, *place, trained=trained[place]))
+    }
+    # weights that are lost are needed for what is still to be measured
+    needed = {(name, seed) for (_, run, seed), needs in left.items() for name in (run, *_sources(needs))}
+    found: dict[str, Job] = {}
+    for run, seed in places:
+        if not trained[run, seed] or ((run, seed) in needed and not order.has_weights(run, seed)):
+            job = Job("train", run, seed, passes=_training(order.results.recipe(run, seed)))
+            found[job.name] = job
+    jobs: list[Job] = []
     for run, seed in places:
         own = _name("train", run, seed)
-        if own in untrained:
-            found.append(untrained[own])
+        if own in found:
+            jobs.append(found[own])
         for kind in ("measure", "transfer"):
-            needs = _missing(order, kind, run, seed, trained=own not in untrained)
-            if needs:
-                sources = [_name("train", source, seed) for need in needs for source in need.sources]
+            if needs := left.get((kind, run, seed), []):
+                before = [own, *(_name("train", source, seed) for source in _sources(needs))]
                 # one at a time in a directory: two would wait for each other there
-                before = [job.name for job in found if (job.run, job.seed, job.kind) == (run, seed, "measure")]
-                after = (*(name for name in dict.fromkeys([own, *sources]) if name in untrained), *before)
-                found.append(Job(kind, run, seed, after, sum(_measuring(order, need) for need in needs)))
-    return found
+                same = [job.name for job in jobs if (job.run, job.seed, job.kind) == (run, seed, "measure")]
+                after = (*(name for name in dict.fromkeys(before) if name in found), *same)
+                jobs.append(Job(kind, run, seed, after, sum(_measuring(order, need) for need in needs)))
+    return jobs
+
+
+def _sources(needs: Iterable[Need]) -> list[str]:
+    return list(dict.fromkeys(source for need in needs for source in need.sources))
 
 
 def execute(job: Job, order: Order) -> None:
@@ -121,13 +142,13 @@ def execute(job: Job, order: Order) -> None:
     import torch
 
     results = order.results
-    run = results.run(job.run, job.seed)
-    with exclusive(run.directory):
+    with exclusive(results.workplace(job.run, job.seed).directory):
         if job.kind == "train":
-            if not order.is_trained(job.run, job.seed):
+            if not (order.is_trained(job.run, job.seed) and order.has_weights(job.run, job.seed)):
                 _train(order, job)
+                results.publish(job.run, job.seed)
             return
-        sweep(run.directory / "stats")
+        sweep(results.run(job.run, job.seed).directory / "stats")
         measurer = Measurer(results, job.run, job.seed, torch.device(order.device))
         for need in _missing(order, job.kind, job.run, job.seed, trained=True):
             if order.repair:
@@ -138,12 +159,21 @@ def execute(job: Job, order: Order) -> None:
 def _train(order: Order, job: Job) -> None:
     from coprobe.training import train
 
-    recipe, run = order.results.recipe(job.run, job.seed), order.results.run(job.run, job.seed)
-    other = run.begun and not order.results.is_planned(job.run, job.seed)
+    results = order.results
+    recipe, run = results.recipe(job.run, job.seed), results.workplace(job.run, job.seed)
+    other = run.begun and not results.is_planned(job.run, job.seed, run)
+    anew = other or (run.outcome is not None and not (run.checkpoint.exists() and run.best.exists()))
+    begun = run.begun and not anew
+    recipe = replace(recipe, precision=run.recipe.precision if begun else _precision(recipe, order.device))
     try:
-        train(recipe, run.directory, device=order.device, overwrite=other, resume=not other)
+        train(recipe, run.directory, device=order.device, overwrite=anew, resume=not anew, save_minutes=_SAVE_MINUTES)
     except DivergedError:
         run.give_up()
+
+
+def _precision(recipe: Recipe, device: str) -> str:
+    """bfloat16, where the recipe has it, only where it is fast."""
+    return "32" if recipe.precision == "bf16" and not has_fast_bf16(device) else recipe.precision
 
 
 def _missing(order: Order, kind: str, run: str, seed: int, *, trained: bool) -> list[Need]:

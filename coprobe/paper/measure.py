@@ -106,7 +106,7 @@ class Measurer:
         before = self.results.find(need, self.seed)
         if before is None:
             return rows
-        before = before.fillna({"source": ""})
+        before = before.fillna({"source": "", "source_weights": ""})
         new = set(_units(rows))
         kept = [unit not in new for unit in _units(before)]
         frame = pd.concat([before[kept], rows], ignore_index=True)
@@ -116,7 +116,7 @@ class Measurer:
         return frame.iloc[sorted(range(len(frame)), key=order.__getitem__)]
 
     def _accuracy(self, need: Need, source: str, attack: str) -> pd.DataFrame:
-        """Rows (source, attack, spec, noise, draw, n, correct) of one attack under all noises of the need."""
+        """Rows (source, source_weights, attack, spec, noise, draw, n, correct) of one attack under all noises."""
         noises = {noise_of(noise, self.results.scale).spec: noise for noise in need.noises}
         amounts = [Noise.parse(spec) for spec in noises]
         spec = self.results.spec(attack)
@@ -130,9 +130,15 @@ class Measurer:
             frame = self._probe(need).evaluate(attacks, amounts, noise_draws=DRAWS).frame
         if attack != CLEAN:
             frame = frame[frame["attack"] != CLEAN]
-        rows = frame.assign(source=source, attack=attack, spec=spec, noise=frame["noise"].map(noises))
+        rows = frame.assign(
+            source=source,
+            source_weights=self.results.source_digest(source, self.seed),
+            attack=attack,
+            spec=self.results.identity(attack),
+            noise=frame["noise"].map(noises),
+        )
         rows = rows.rename(columns={"draw": "mask_draw", "noise_draw": "draw"})
-        return rows[["source", "attack", "spec", "noise", "draw", "n", "correct"]]
+        return rows[["source", "source_weights", "attack", "spec", "noise", "draw", "n", "correct"]]
 
     def _masking(self, need: Need) -> pd.DataFrame:
         """Rows (attack, mask, masked, draw, n, correct) of Fig. 4."""
@@ -154,10 +160,9 @@ class Measurer:
         )
 
     def _load(self, run: str, which: str) -> Checkpoint:
-        directory = self.results.run(run, self.seed)
-        path = directory.best if which == "best" else directory.checkpoint
-        if not path.exists():
-            raise InputError(f"{path}: no weights, only results; remove {directory.directory} to train it again")
+        path = self.results.weights_of(run, which, self.seed)
+        if path is None:
+            raise InputError(f"{run}: its weights are gone since this was planned; the same command trains it again")
         return load(path)
 
     @cached_property

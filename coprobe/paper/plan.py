@@ -98,7 +98,9 @@ def order_of(results: Results, chosen_items: Sequence[Item], **how: Any) -> Orde
     """What has to be made for these items; `how`: device, repair."""
     needs = merged(need for item in chosen_items for need in item.needs if need.run in results.runs)
     needs = [replace(need, sources=tuple(s for s in need.sources if s in results.runs)) for need in needs]
-    return Order(results.directory, results.scale, tuple(needs), dict(results.data), results.seeds, **how)
+    return Order(
+        results.directory, results.scale, tuple(needs), dict(results.data), results.seeds, results.weights, **how
+    )
 
 
 def render(results: Results, out: Path, chosen_items: Sequence[Item]) -> Rendered:
@@ -124,15 +126,16 @@ def overview(order: Order, chosen_items: Sequence[Item], seconds_per_pass: float
         runs = {name for need in needs for name in (need.run, *need.sources)}
         together = order_of(order.results, chosen_items[: place + 1]).needs
         before, so_far = so_far, sum(job.passes for job in plan_jobs(replace(order, needs=together)))
-        seeds = range(order.seeds)
+        trainings = [(run, seed) for run in runs for seed in range(order.results.seeds_of(run))]
+        measurements = [(need, seed) for need in measured for seed in range(order.results.seeds_of(need.run))]
         rows.append(
             {
                 "item": item.name,
                 "title": item.title,
-                "runs": len(runs) * order.seeds,
-                "untrained": sum(not order.is_trained(run, seed) for run in runs for seed in seeds),
-                "measurements": len(measured) * order.seeds,
-                "unmeasured": sum(not order.is_measured(need, seed) for need in measured for seed in seeds),
+                "runs": len(trainings),
+                "untrained": sum(not order.is_trained(*one) for one in trainings),
+                "measurements": len(measurements),
+                "unmeasured": sum(not order.is_measured(*one) for one in measurements),
                 "minutes": (so_far - before) * seconds_per_pass / 60,
             }
         )
@@ -196,7 +199,7 @@ def _provenance(results: Results, runs: Sequence[str], needs: Sequence[Need]) ->
     found = {key: sorted({str(one[key]) for one in made if one.get(key)}) for key in ("commit", "device", "torch")}
     return {
         "scale": results.scale.name,
-        "seeds": results.seeds,
+        "seeds": results.seeds_shown(names),
         "runs": ", ".join(names),
         **{key: ", ".join(values) for key, values in found.items()},
     }

@@ -5,28 +5,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.attacks.labels import label_of
 from coprobe.core import results as store
-from coprobe.core.files import write_json
+from coprobe.core.files import write_json, write_table
 from coprobe.errors import InputError
-from coprobe.metrics import ChannelStatistics
+from coprobe.metrics import Accuracy, ActivationIncrements, ChannelActivations, ChannelStatistics, Metric
 from coprobe.metrics.accuracy import wilson
+from coprobe.metrics.overlap import ChannelOverlap
 from coprobe.paper.needs import COLUMNS, XI, Need
 from coprobe.paper.runs import RUNS, Scale
 from coprobe.training.recipe import Recipe
 from coprobe.training.run import Run
 from coprobe.verdict.rule import collapse_epoch, verdict_of
 
-#: Knobs that say where a run's images lie, not what they are.
-_PLACES = ("data", "init")
+#: What is measured for each kind of need.
+_METRICS: dict[str, type[Metric[Any]]] = {
+    "accuracy": Accuracy,
+    "transfer": Accuracy,
+    "masking": Accuracy,
+    "channels": ChannelActivations,
+    "increments": ActivationIncrements,
+    "overlap": ChannelOverlap,
+}
 
 
 class MissingResultError(InputError):
@@ -41,7 +50,9 @@ class Results:
         directory: holds a run directory per run (`NAME`, and `NAME-s1` … for further seeds).
         scale: how large they are.
         data: what the paper's data sets are read from; those of the scale by default.
-        seeds: how many times every run is trained.
+        seeds: how many times every run is trained; as often as the scale says by default.
+        weights: where runs are trained and their weights are, in directories of the same names; they can be lost, since
+            what is needed of them is trained again. The directory itself by default.
 
     Raises:
         InputError: the directory holds the runs of another scale.
@@ -50,7 +61,8 @@ class Results:
     directory: Path
     scale: Scale
     data: Mapping[str, str] = field(default_factory=dict)
-    seeds: int = 1
+    seeds: int | None = None
+    weights: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", {**self.scale.data, **self.data})
@@ -86,18 +98,51 @@ class Results:
         """The recipe that the plan has for a run."""
         return RUNS[name].recipe(self.scale, {"cifar100": "cifar100", **self.data}, seed)
 
+    def seeds_of(self, name: str) -> int:
+        """How many times a run is trained."""
+        return self.seeds or self.scale.seeds.get(name, 1)
+
+    def seeds_shown(self, names: Iterable[str]) -> str:
+        """How many times these runs are trained, as captions say it."""
+        counts = sorted({self.seeds_of(name) for name in names} or {1})
+        if counts[-1] == 1:
+            return "seed 0"
+        return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+
     def run(self, name: str, seed: int = 0) -> Run:
-        """The directory of a run."""
-        return Run(self.directory / (name if seed == 0 else f"{name}-s{seed}"))
+        """The directory of a run's results."""
+        return Run(self.directory / directory_of(name, seed))
 
-    def is_planned(self, name: str, seed: int = 0) -> bool:
-        """Whether a run, if it is there, has the recipe that the plan has for it."""
-        run = self.run(name, seed)
-        return not run.begun or not self._differences(name, seed)
+    def workplace(self, name: str, seed: int = 0) -> Run:
+        """The directory in which a run is trained, with its weights."""
+        return Run((self.weights or self.directory) / directory_of(name, seed))
 
-    def _differences(self, name: str, seed: int) -> list[str]:
+    def weights_of(self, name: str, which: str, seed: int = 0) -> Path | None:
+        """The checkpoint `last` or `best` that the results of a run are of; None where it is lost."""
+        there = self.workplace(name, seed)
+        path = there.best if which == "best" else there.checkpoint
+        if not path.exists():
+            return None
+        same = there.digests == self.run(name, seed).digests
+        return path if same else None
+
+    def publish(self, name: str, seed: int = 0) -> None:
+        """Take over recipe and history of a finished run from where it was trained, unless its weights are the same."""
+        there, here = self.workplace(name, seed), self.run(name, seed)
+        if there.directory == here.directory or (here.begun and here.digests == there.digests):
+            return
+        write_json(here.directory / "recipe.json", there.about())
+        if (there.directory / "history.csv").exists():
+            write_table(there.history, here.directory / "history.csv")
+
+    def is_planned(self, name: str, seed: int = 0, run: Run | None = None) -> bool:
+        """Whether a run, if it is there, has the recipe that the plan has for it; that of its results by default."""
+        run = run or self.run(name, seed)
+        return not run.begun or not self._differences(name, seed, run)
+
+    def _differences(self, name: str, seed: int, run: Run) -> list[str]:
         try:
-            begun = self.run(name, seed).recipe
+            begun = run.recipe
         except InputError:
             return ["no readable recipe.json"]
         return _placeless(self.recipe(name, seed)).differences(_placeless(begun))
@@ -107,7 +152,7 @@ class Results:
         run = self.run(name, seed)
         if not run.begun:
             return False
-        differences = self._differences(name, seed)
+        differences = self._differences(name, seed, run)
         if differences:
             raise InputError(
                 f"{run.directory}: is not the run that the plan has ({', '.join(differences[:3])}); "
@@ -152,10 +197,10 @@ class Results:
 
     def history(self, name: str) -> pd.DataFrame:
         """history.csv of every seed of a run, with a column `seed`."""
-        for seed in range(self.seeds):
+        for seed in range(self.seeds_of(name)):
             self.outcome(name, seed)
             self._refuse_lost(name, seed)
-        parts = [self.run(name, seed).history.assign(seed=seed) for seed in range(self.seeds)]
+        parts = [self.run(name, seed).history.assign(seed=seed) for seed in range(self.seeds_of(name))]
         return pd.concat(parts, ignore_index=True)
 
     def which(self, name: str, which: str, seed: int = 0) -> str:
@@ -193,12 +238,30 @@ class Results:
 
     def key(self, need: Need, seed: int = 0) -> str:
         """What the file of a need is of. Attacks on accuracy, noises and sources are its rows, so that it can grow."""
-        recipe = _placeless(self.recipe(need.run, seed)).to_dict()
         scale = {"name": self.scale.name, "stretch": self.scale.stretch, "images": self.scale.images}
-        facts = {"kind": need.kind, "which": need.which, "xi": float(need.xi), "recipe": recipe, "scale": scale}
+        facts = {"kind": need.kind, "which": need.which, "xi": float(need.xi), "scale": scale}
+        digest = self.run(need.run, seed).digests.get(need.which)
+        # runs of before their digests were kept
+        facts |= {"weights": digest} if digest else {"recipe": _placeless(self.recipe(need.run, seed)).to_dict()}
         if need.kind == "masking":
-            facts["attacks"] = [self.spec(attack) for attack in self.attacks(need)]
+            facts["attacks"] = [self.identity(attack) for attack in self.attacks(need)]
+        if (version := _METRICS[need.kind].version) > 1:
+            facts["version"] = version
         return store.key_of(**facts)
+
+    def identity(self, attack: str) -> str | None:
+        """What an attack's rows are of: its spec, with the version of what it computes once that has changed."""
+        spec = self.spec(attack)
+        if spec in (None, CLEAN):
+            return spec
+        version = parse(spec, 0).version
+        return spec if version == 1 else f"{spec} (version {version})"
+
+    def source_digest(self, source: str, seed: int = 0) -> str:
+        """Which weights a source of transferred images has; empty for none, and where that is not known."""
+        if not source or not self.is_trained(source, seed):
+            return ""
+        return self.run(source, seed).digests.get(self.which(source, "best", seed), "")
 
     def find(self, need: Need, seed: int = 0) -> pd.DataFrame | None:
         """What was measured for a need so far; None if nothing was; `DamagedError` for a damaged file."""
@@ -206,22 +269,28 @@ class Results:
 
     def missing(self, need: Need, seed: int = 0) -> list[tuple[str, str]]:
         """The (source, attack) of a need that are not measured under all its noises; its kind alone if it has none."""
-        return [] if need.kind == "history" else self._lacking(need, self.find(need, seed))
+        return [] if need.kind == "history" else self._lacking(need, self.find(need, seed), seed)
 
-    def _lacking(self, need: Need, found: pd.DataFrame | None) -> list[tuple[str, str]]:
+    def _lacking(self, need: Need, found: pd.DataFrame | None, seed: int) -> list[tuple[str, str]]:
         """What `missing` says where this was found."""
         if need.kind not in ("accuracy", "transfer"):
-            columns = self.attacks(need) if need.kind == "masking" else ()
-            return [] if found is not None and {*columns} <= {*found.get("attack", ())} else [("", need.kind)]
+            masked = self.attacks(need) if need.kind == "masking" else ()
+            return [] if found is not None and {*masked} <= {*found.get("attack", ())} else [("", need.kind)]
         wanted = [(source, attack) for source in need.sources or ("",) for attack in self.attacks(need)]
         if found is None:
             return wanted
-        rows = found.fillna({"source": ""})[["source", "attack", "spec", "noise"]].drop_duplicates()
-        there = set(rows.itertuples(index=False, name=None))
+        if "source_weights" not in found:  # as in results of before they were kept
+            found = found.assign(source_weights="")
+        rows = found.fillna({"source": "", "source_weights": ""})
+        columns = ["source", "source_weights", "attack", "spec", "noise"]
+        there = set(rows[columns].itertuples(index=False, name=None))
+        digests = {source: self.source_digest(source, seed) for source in need.sources or ("",)}
         return [
             (source, attack)
             for source, attack in wanted
-            if not all((source, attack, self.spec(attack), noise) in there for noise in need.noises)
+            if not all(
+                (source, digests[source], attack, self.identity(attack), noise) in there for noise in need.noises
+            )
         ]
 
     def get(self, need: Need) -> pd.DataFrame:
@@ -232,12 +301,12 @@ class Results:
             DamagedError: a file was changed since it was written.
         """
         parts = []
-        for seed in range(self.seeds):
+        for seed in range(self.seeds_of(need.run)):
             here = need.on(self.which(need.run, need.which, seed))
             for name in (need.run, *need.sources):
                 self._refuse_lost(name, seed)
             found = self.find(here, seed)
-            if found is None or self._lacking(here, found):
+            if found is None or self._lacking(here, found, seed):
                 raise MissingResultError(
                     f"{need.kind} of run {need.run} ({here.which} checkpoint, {need.xi:g}/255) is not measured; "
                     + self.remedy
@@ -300,9 +369,14 @@ class Results:
         return f"'coprobe paper --scale {self.scale.name}{where}' makes it"
 
 
+def directory_of(name: str, seed: int) -> str:
+    """What the directory of a run is called."""
+    return name if seed == 0 else f"{name}-s{seed}"
+
+
 def _placeless(recipe: Recipe) -> Recipe:
-    """A recipe without the places of its images, which differ from machine to machine."""
-    return dataclasses.replace(recipe, data="", init=None)
+    """A recipe without what differs from machine to machine: where its images lie, and whether bfloat16 is fast."""
+    return dataclasses.replace(recipe, data="", init=None, precision="32")
 
 
 def summary(rows: pd.DataFrame) -> dict[str, float]:

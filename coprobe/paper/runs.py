@@ -38,6 +38,7 @@ class Scale:
         own_schedules: whether runs keep schedules of their own (ATAS, ZeroGrad).
         co_images: training images on which L_co chooses its channels.
         images: test images, class-balanced; None for all.
+        seeds: how many times a run is trained, by its name; once if it is not named.
         attacks: the attack in each column of the paper; a column without one is left out.
     """
 
@@ -53,6 +54,7 @@ class Scale:
     own_schedules: bool = False
     co_images: int = 2000
     images: int | None = None
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:

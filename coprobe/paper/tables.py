@@ -259,7 +259,7 @@ def _lines(number: int, results: Results) -> Iterator[dict[str, Any]]:
                 yield {
                     **row.keys, **here, "metric": metric, "label": _LABELS.get(metric) or results.label(metric),
                     "run": row.run, "which": which, "main": main, **_NOTHING, **cells.get(metric, {}),
-                    "seeds": results.seeds, "paper": _published(number, row, metric) if main else nan,
+                    "seeds": results.seeds_of(row.run), "paper": _published(number, row, metric) if main else nan,
                 }  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def _is_known(metric: str, results: Results) -> bool:
 def _checkpoints(row: Row, results: Results) -> tuple[str, ...]:
     """The checkpoint that the table shows and, unless it is known to be the same one, the other."""
     try:
-        same = all(results.which(row.run, "best", seed) == "last" for seed in range(results.seeds))
+        same = all(results.which(row.run, "best", seed) == "last" for seed in range(results.seeds_of(row.run)))
     except MissingResultError:
         same = False
     return (row.which,) if same else (row.which, row.other)
@@ -322,7 +322,7 @@ def about(number: int, results: Results) -> list[str]:
     """What to know of a table at this scale, a sentence each: what stands for what, and notes on what is printed."""
     table, scale = table_of(number), results.scale
     images = f"n = {scale.images}" if scale.images else "all test images"
-    seeds = "seed 0" if results.seeds == 1 else f"{results.seeds} seeds"
+    seeds = results.seeds_shown(row.run for row in table.rows)
     noisy = f"Noise is added after the attack; accuracies under noise are means over {DRAWS} draws."
     return [
         f"Scale {scale.name}: {scale.about}; {images}, {seeds}.",

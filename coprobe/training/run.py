@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from coprobe.checkpoint import Checkpoint
+from coprobe.checkpoint import Checkpoint, load
 from coprobe.checkpoint.reader import open_checkpoint
 from coprobe.core.files import atomic, sweep, write_json, write_table
 from coprobe.errors import InputError, RunError
@@ -74,8 +74,16 @@ class Run:
 
     @property
     def outcome(self) -> dict[str, Any] | None:
-        """How the run ended: epochs, collapse_epoch, converged, best_epoch, ended_by; None while it is not finished."""
+        """How the run ended: epochs, collapse_epoch, converged, best_epoch, ended_by, and the digests of its weights.
+
+        None while it is not finished.
+        """
         return self.about().get("outcome") if self.begun else None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of the weights of a finished run, by `last` and `best`; none of one before these were kept."""
+        return dict((self.outcome or {}).get("digests", {}))
 
     @property
     def begun(self) -> bool:
@@ -141,8 +149,10 @@ class Run:
             raise InputError(f"{self.directory}: can't resume with {', '.join(differences)}; leave them out")
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Write how the run ended; nothing is left to resume."""
-        write_json(self.directory / "recipe.json", {**self.about(), "outcome": outcome})
+        """Write how the run ended, with what weights; nothing is left to resume."""
+        places = {"last": self.checkpoint, "best": self.best}
+        digests = {which: load(path).digest for which, path in places.items() if path.exists()}
+        write_json(self.directory / "recipe.json", {**self.about(), "outcome": {**outcome, "digests": digests}})
         self.tidy()
 
     def give_up(self) -> None:

@@ -315,8 +315,8 @@ class _Job:
             row, before = self.rows[epoch - 1], [row["pgd10"] for row in self.rows[: epoch - 1]]
             highest = f", at most {100 * max(before):.1f} % before" if before else ""
             self.callback.on_message(
-                f"catastrophic overfitting in epoch {epoch}: accuracy {100 * row['pgd10']:.1f} % under PGD-10{highest}, "
-                f"and {100 * row['fgsm']:.1f} % under FGSM"
+                f"catastrophic overfitting in epoch {epoch}: "
+                f"accuracy {100 * row['pgd10']:.1f} % under PGD-10{highest}; {100 * row['fgsm']:.1f} % under FGSM"
             )
 
     def _outcome(self, ended_by: str) -> dict[str, Any]:

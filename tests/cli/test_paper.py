@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +68,7 @@ def test_a_figure_from_nothing_and_then_from_what_is_there(place: Path, coprobe:
     wanted = [f"pictures/{name}.{suffix}" for name in ("fig03", "fig01") for suffix in ("png", "pdf", "csv")]
     assert sorted(out.splitlines()) == sorted(wanted)
     messages = err.splitlines()
-    assert re.fullmatch(r"scale tiny: 4 jobs, \d+ at a time, at most \d+ min", messages[0])
+    assert re.fullmatch(r"scale tiny: 4 jobs, \d+ at a time, about \d+ min", messages[0])
     assert re.fullmatch(r"\[1/4\] train mep-12: \d+ s; about \d+ min left", messages[1]) and len(messages) == 5
     assert json.loads((place / "runs/scale.json").read_text()) == {"scale": "tiny"}
     content = (place / "pictures/fig03.csv").read_bytes()
@@ -84,9 +87,9 @@ def test_the_plan_is_printed_and_nothing_is_done(place: Path, coprobe: Any) -> N
     assert (result.code, result.err) == (0, "") and not list(place.iterdir())
     assert max(map(cell_len, result.out.splitlines())) <= 80
     assert re.search(r"fig01 .* 0/2 +0/0 ", result.out) and re.search(r"claims .* 0/\d\d ", result.out)
-    assert "At most" in result.out and "2 at a time" in result.out
+    assert "About" in result.out and "2 at a time" in result.out
     rows = json.loads(coprobe(f"paper {RUNS} --plan --json --jobs 2").out)
-    assert rows["at_once"] == 2 and len(rows["items"]) == 20
+    assert rows["at_once"] == 2 and len(rows["items"]) == 20 and rows["at_work"] == rows["failures"] == {}
     assert rows["items"][0].keys() == {
         "item", "title", "runs", "untrained", "measurements", "unmeasured", "minutes",
     }  # fmt: skip
@@ -101,6 +104,12 @@ def test_what_is_not_there_yet_is_said(coprobe: Any, monkeypatch: pytest.MonkeyP
     assert f"fig01 is not there yet: run mep-12 is not trained; {remedy}\n" in result.err
     given = json.loads(coprobe(f"paper {RUNS} --only fig1 --out pictures --json").out)
     assert list(given["missing"]) == ["fig01"] and given["files"] == []
+
+
+def test_what_exists_is_drawn_and_nothing_else_made(place: Path, coprobe: Any) -> None:
+    result = coprobe(f"paper {RUNS} --only fig1,fig7 --out pictures --draw")
+    assert result.code == 0 and "pictures/fig07.png" in result.out and "fig01 is not there yet" in result.err
+    assert not (place / "runs").exists()
 
 
 def failing(error: Exception) -> Callable[[Job, Order], None]:
@@ -119,6 +128,61 @@ def test_what_fails_is_told_in_the_end(coprobe: Any, monkeypatch: pytest.MonkeyP
     assert last.startswith(
         "coprobe: error: 4 of 4 jobs failed: train mep-12: ZeroDivisionError: by zero; measure mep-12"
     )
+
+
+def test_failures_are_kept_until_the_job_is_done(coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "execute", failing(ZeroDivisionError("by zero")))
+        coprobe(f"paper {RUNS} --weights weights --only fig1 --out pictures")
+    plan = f"paper {RUNS} --weights weights --only fig1 --plan"
+    assert "failed: train mep-12: ZeroDivisionError: by zero\n" in coprobe(plan).out
+    assert sorted(json.loads(coprobe(f"{plan} --json").out)["failures"]) == ["train fd-b200-12", "train mep-12"]
+    monkeypatch.setattr(engines, "execute", lambda job, order: None)
+    coprobe(f"paper {RUNS} --weights weights --only fig1 --out pictures")
+    assert "failed" not in coprobe(plan).out
+
+
+def test_work_in_the_background_is_not_begun_twice(place: Path, coprobe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    niced: list[int] = []
+    monkeypatch.setattr("os.nice", niced.append)
+    monkeypatch.setattr(engines, "execute", lambda job, order: None)
+    line = f"paper {RUNS} --weights weights --only fig1 --out pictures --background"
+    with another_process(place / "weights"):
+        refused = coprobe(line)
+    assert (refused.code, refused.err) == (
+        2, "coprobe: error: weights: another process works there; wait for it, or name another\n",
+    )  # fmt: skip
+    assert niced == [] and not (place / "pictures").exists()
+    assert coprobe(line).code == 0 and niced == [19]
+
+
+def test_who_is_at_work_is_shown(coprobe: Any) -> None:
+    run = made(1).run("mep-12")
+    plan = f"paper {RUNS} --plan --only fig1"
+    with another_process(run.directory):
+        assert "at work: mep-12 (measured)\n" in coprobe(plan).out
+        about = run.about()
+        del about["outcome"]
+        (run.directory / "recipe.json").write_text(json.dumps(about))
+        run.history.head(1).to_csv(run.directory / "history.csv", index=False)
+        assert "at work: mep-12 (epoch 2 of 2)\n" in coprobe(plan).out
+    assert "at work" not in coprobe(plan).out
+
+
+@contextmanager
+def another_process(directory: Path) -> Iterator[None]:
+    """A process that keeps the directory to itself."""
+    code = (
+        "import sys\nfrom coprobe.core.files import exclusive\n"
+        "with exclusive(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin and process.stdout
+        process.stdout.readline()
+        yield
+        process.stdin.close()
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def make_results(
 
 
 def put_run(results: Results, name: str, history: pd.DataFrame, seed: int = 0, **outcome: Any) -> None:
-    """Write a run that ended with this history (columns epoch, clean, fgsm, pgd10 at least); `outcome` over what follows."""
+    """Write a run that ended with this history (columns epoch, clean, fgsm, pgd10); `outcome` over what follows."""
     run = results.run(name, seed)
     run.directory.mkdir(parents=True, exist_ok=True)
     history.to_csv(run.directory / "history.csv", index=False)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from coprobe.core import results as store
 from coprobe.errors import InputError
+from coprobe.paper import jobs
 from coprobe.paper.jobs import Job, Order, execute, plan_jobs
 from coprobe.paper.needs import Need
 from coprobe.paper.runs import RUNS, SCALES
+from coprobe.training import Run
 from coprobe.training.loop import TrainingLoop
 from tests.paper.tiny import TINY, do, files, order_for
 
@@ -151,6 +156,7 @@ def test_a_training_that_diverges_is_kept_as_such(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(TrainingLoop, "is_finite", lambda self: self.epoch < epochs and finite(self))
     do(order)
     outcome = order.results.outcome("mep-12")
+    assert bool(outcome.pop("digests")) == bool(epochs)
     assert outcome == {
         "ended_by": "divergence", "epochs": epochs, "best_epoch": epochs, "collapse_epoch": None, "converged": False,
     }  # fmt: skip
@@ -179,6 +185,94 @@ def test_an_interrupted_training_goes_on(trained: Path, tmp_path: Path) -> None:
     assert not order.is_trained("mep-12", 0) and names(order) == ["train mep-12"]
     do(order)
     assert files(tmp_path / "other" / "mep-12") == files(trained / "mep-12")
+
+
+TRANSFERRED = replace(TRANSFER, sources=("cs-8",))
+
+
+def apart(directory: Path, needs: Sequence[Need] = (ACCURACY, TRANSFERRED)) -> Order:
+    """Results in one directory, and weights in another."""
+    return order_for(directory / "results", needs, weights=directory / "weights")
+
+
+@pytest.mark.slow
+def test_weights_apart_leave_the_results_the_same(trained: Path, tmp_path: Path) -> None:
+    order = apart(tmp_path)
+    do(order)
+    assert not list(order.directory.rglob("*.pt")) and not list(order.directory.rglob(".lock"))
+    assert {path.name for path in order.directory.glob("mep-12/*")} == {"recipe.json", "history.csv", "stats"}
+    beside = order_for(trained, order.needs)
+    do(beside)
+    assert files(order.directory) == files(trained)
+    assert order.results.key(ACCURACY) == beside.results.key(ACCURACY)
+
+
+@pytest.mark.slow
+def test_lost_weights_are_trained_again_only_if_something_is_left_to_measure(tmp_path: Path) -> None:
+    order = apart(tmp_path, (ACCURACY,))
+    do(order)
+    whole, about = files(order.directory), (order.directory / "mep-12" / "recipe.json").read_bytes()
+    shutil.rmtree(tmp_path / "weights")
+    assert names(order) == []
+    more = replace(order, needs=(ACCURACY, Need("mep-12", "channels")))
+    assert do(more) == ["train mep-12", "measure mep-12"]
+    assert (order.directory / "mep-12" / "recipe.json").read_bytes() == about  # the same weights: nothing else changed
+    assert {name: files(order.directory)[name] for name in whole} == whole
+    shutil.rmtree(tmp_path / "weights")
+    assert do(replace(more, needs=(*more.needs, TRANSFERRED))) == ["train mep-12", "train cs-8", "transfer mep-12"]
+
+
+@pytest.mark.slow
+def test_other_weights_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on another processor, whose arithmetic gives other weights."""
+    order = apart(tmp_path)
+    do(order)
+    shutil.rmtree(tmp_path / "weights" / "cs-8")
+    update = TrainingLoop.update
+
+    def shifted(self: TrainingLoop, *given: Any) -> None:
+        update(self, *given)
+        with torch.no_grad():
+            next(self.model.parameters()).add_(1e-3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "update", shifted)
+        more = replace(order, needs=(*order.needs, Need("cs-8", "channels")))
+        assert do(more) == ["train cs-8", "measure cs-8"]
+    assert names(order) == ["transfer mep-12"]  # its images came from the old weights
+    do(order)
+    assert names(more) == []
+
+
+@pytest.mark.slow
+def test_killed_before_the_results_were_taken_over_it_only_takes_them_over(tmp_path: Path) -> None:
+    order = apart(tmp_path, (Need("mep-12", "history"),))
+    do(order)
+    whole = files(order.directory)
+    shutil.rmtree(order.directory)
+    assert do(order) == ["train mep-12"] and files(order.directory) == whole
+    weights = tmp_path / "weights" / "mep-12"
+    assert not list(weights.glob("resume.pt")) and len(Run(weights).history) == TINY.knobs["epochs"]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_only_where_it_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    scale = replace(TINY, knobs={**TINY.knobs, "precision": "bf16", "epochs": 1})
+    order = Order(tmp_path, scale, (Need("mep-12", "history"),))
+    monkeypatch.setattr(jobs, "has_fast_bf16", lambda device: fast)
+    do(order)
+    assert order.results.run("mep-12").recipe.precision == ("bf16" if fast else "32")
+    assert order.is_trained("mep-12", 0) and names(order) == []
+
+
+@pytest.mark.slow
+def test_each_run_has_the_seeds_of_its_scale(tmp_path: Path) -> None:
+    order = Order(tmp_path, replace(TINY, seeds={"mep-12": 2}), (Need("mep-12", "history"), Need("origin", "history")))
+    assert names(order) == ["train mep-12", "train mep-12 (seed 1)", "train origin"]
+    assert order.results.seeds_shown(["mep-12", "origin"]) == "1 to 2 seeds"
+    assert order.results.seeds_shown(["origin"]) == "seed 0"
+    given = replace(order, seeds=3)
+    assert len(names(given)) == 6 and given.results.seeds_shown(["mep-12", "origin"]) == "3 seeds"
 
 
 def test_a_run_that_was_moved_is_still_the_run(trained: Path) -> None:

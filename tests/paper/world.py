@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -84,6 +84,12 @@ class World:
     n: int = 10**7
     absent: Sequence[str] = ()
     reads: set[Need] = field(default_factory=set)
+
+    def seeds_of(self, name: str) -> int:
+        return self.seeds
+
+    def seeds_shown(self, names: Iterable[str]) -> str:
+        return f"{self.seeds} seeds"
 
     @property
     def runs(self) -> list[str]:

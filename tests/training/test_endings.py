@@ -99,7 +99,7 @@ def test_a_collapse_is_said_once_when_it_happens(
     told = Told()
     run = train(replace(QUICK, limit_train=32, epochs=5), tmp_path / "run", data=digits, callback=told.callback)
     assert told.messages == [
-        "catastrophic overfitting in epoch 3: accuracy 24.0 % under PGD-10, at most 50.0 % before, and 80.0 % under FGSM"
+        "catastrophic overfitting in epoch 3: accuracy 24.0 % under PGD-10, at most 50.0 % before; 80.0 % under FGSM"
     ]
     assert told.after == [2]  # a row is given after what was said of it
     assert run.outcome is not None
@@ -167,5 +167,6 @@ def test_a_run_is_given_up_with_what_it_had(
         "best_epoch": best,
         "collapse_epoch": collapse,
         "converged": False,
+        "digests": {},
     }
     assert run.recipe == QUICK and not run.resumable.exists()

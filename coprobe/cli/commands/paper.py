@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,10 @@ from coprobe.errors import RunError
 
 if TYPE_CHECKING:
     from coprobe.paper.engines import Failure
-    from coprobe.paper.jobs import Job
+    from coprobe.paper.jobs import Job, Order
+
+#: What `nice` adds for work in the background.
+_LOWEST = 19
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -28,8 +32,15 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the figures.  [default: figures/SCALE]")
 @click.option("--only", callback=_names, help="Some of it, as fig3,tab5,claims.")
 @click.option("--plan", "show_plan", is_flag=True, help="Print what exists and what is missing; do nothing.")
+@click.option("--draw", "only_draw", is_flag=True, help="Draw what can be drawn from what exists; make nothing else.")
 @click.option("--engine", default="local", show_default=True, help="local, or ray for a cluster.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one per core, one on a GPU]")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where runs are trained and their weights stay.  [default: with the results, in --runs]",
+)
+@click.option("--background", is_flag=True, help="At the lowest priority, and never twice at the same --weights.")
 @click.option("--repair", is_flag=True, help="Make damaged results, and runs of another recipe, again.")
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -38,8 +49,11 @@ def command(
     out: Path | None,
     only: tuple[str, ...],
     show_plan: bool,
+    only_draw: bool,
     engine: str,
     jobs: int | None,
+    weights: Path | None,
+    background: bool,
     repair: bool,
     device: str,
     as_json: bool,
@@ -48,22 +62,25 @@ def command(
     """Make everything that the paper shows at a scale: Figures 1 to 12, Tables 1 to 7, the claims.
 
     Works out which runs and measurements are needed, takes what is there, does what is missing, and draws. Can be
-    stopped at any moment; the same command goes on. A second call only draws.
+    stopped at any moment, and loses a minute of training at most; the same command goes on. A second call only draws.
+    Weights that are lost are trained again once something is to be measured of them.
 
     \b
     Examples:
       coprobe paper --scale demo
       coprobe paper --scale small --cifar10 parquet:DIR --plan
+      coprobe paper --scale small --cifar10 parquet:DIR --weights ~/weights --background
       coprobe paper --scale paper --device cuda --jobs 4 --only fig1,fig3,fig4
     """
     from coprobe.core.engine import choose_device
-    from coprobe.core.files import check_writable_directory
+    from coprobe.core.files import check_writable_directory, exclusive
+    from coprobe.paper import journal
     from coprobe.paper.engines import engine_named, work
     from coprobe.paper.jobs import plan_jobs
     from coprobe.paper.plan import chosen, minutes, order_of, overview, render, seconds_per_pass
 
     make_engine = engine_named(engine)
-    results = PaperOptions(**paper).results()
+    results = PaperOptions(**paper).results(weights)
     out = check_writable_directory(out or Path("figures") / results.scale.name)
     check_writable_directory(results.directory)
     items = chosen(only)
@@ -71,17 +88,25 @@ def command(
     count = jobs or _at_once(order.device)
     todo = plan_jobs(order)
     if show_plan:
-        _show_plan(overview(order, items, seconds_per_pass(order)), count, as_json)
+        frame = overview(order, items, seconds_per_pass(order))
+        _show_plan(frame, count, journal.at_work(order), journal.failures(order), as_json)
         return
     failures: list[Failure] = []
-    if todo:
-        workers = make_engine(order, count, 1 / count if order.device.startswith("cuda") else 0.0)
-        results.mark()
-        about = minutes(todo, seconds_per_pass(order), count)
-        jobs_due = f"{len(todo)} job" + ("s" if len(todo) > 1 else "")
-        message(f"scale {results.scale.name}: {jobs_due}, {count} at a time, at most {about:.0f} min")
-        report = _Report(todo)
-        failures = work(todo, workers, on_begin=report.begins, on_end=report.ends)
+    with ExitStack() as stack:
+        if only_draw:
+            todo = []
+        if background:
+            stack.enter_context(exclusive(weights or results.directory, wait=False))
+            if hasattr(os, "nice"):
+                os.nice(_LOWEST)
+        if todo:
+            workers = make_engine(order, count, 1 / count if order.device.startswith("cuda") else 0.0)
+            results.mark()
+            about = minutes(todo, seconds_per_pass(order), count)
+            jobs_due = f"{len(todo)} job" + ("s" if len(todo) > 1 else "")
+            message(f"scale {results.scale.name}: {jobs_due}, {count} at a time, about {about:.0f} min")
+            report = _Report(todo, order)
+            failures = work(todo, workers, on_begin=report.begins, on_end=report.ends)
     rendered = render(results, out, items)
     _tell(rendered, as_json)
     if failures:
@@ -97,7 +122,8 @@ def _at_once(device: str) -> int:
 class _Report:
     """Says of each job when it ends, and how long the rest may take."""
 
-    def __init__(self, todo: Sequence[Job]) -> None:
+    def __init__(self, todo: Sequence[Job], order: Order) -> None:
+        self._order = order
         self._left = {job.name: job.passes for job in todo}
         self._all, self._count = sum(self._left.values()), len(todo)
         self._began = time.perf_counter()
@@ -107,6 +133,9 @@ class _Report:
         self._since[job.name] = time.perf_counter()
 
     def ends(self, job: Job, reason: str | None) -> None:
+        from coprobe.paper import journal
+
+        journal.ended(self._order, job.name, reason)
         del self._left[job.name]
         now = time.perf_counter()
         left, done = sum(self._left.values()), self._all - sum(self._left.values())
@@ -115,13 +144,14 @@ class _Report:
         message(f"[{self._count - len(self._left)}/{self._count}] {job.name}: {took}; about {rest:.0f} min left")
 
 
-def _show_plan(frame: Any, count: int, as_json: bool) -> None:
+def _show_plan(frame: Any, count: int, at_work: Mapping[str, str], failures: Mapping[str, str], as_json: bool) -> None:
     import json
 
     from coprobe.core.files import records
 
     if as_json:
-        click.echo(json.dumps({"at_once": count, "items": records(frame)}, indent=2))
+        about = {"at_once": count, "items": records(frame), "at_work": at_work, "failures": failures}
+        click.echo(json.dumps(about, indent=2))
         return
     rows = [
         [
@@ -129,13 +159,17 @@ def _show_plan(frame: Any, count: int, as_json: bool) -> None:
             row["title"],
             f"{row['runs'] - row['untrained']}/{row['runs']}",
             f"{row['measurements'] - row['unmeasured']}/{row['measurements']}",
-            f"{row['minutes'] / count:.1f}",
+            f"{row['minutes'] / count / 60:.1f}",
         ]
         for row in frame.to_dict("records")
     ]
     total = frame["minutes"].sum() / count
-    note = f"At most {total:.0f} minutes here, {count} at a time. A run that several need counts for the first."
-    print_table("What the paper needs", ["", "what it shows", "trained", "measured", "minutes"], rows, note, left=2)
+    note = f"About {total / 60:.1f} hours here, {count} at a time. A run that several need counts for the first."
+    print_table("What the paper needs", ["", "what it shows", "trained", "measured", "hours"], rows, note, left=2)
+    for run, stage in at_work.items():
+        click.echo(f"at work: {run} ({stage})")
+    for job, reason in failures.items():
+        click.echo(f"failed: {job}: {_last_line(reason)}")
 
 
 def _tell(rendered: Any, as_json: bool) -> None:

@@ -153,7 +153,7 @@ def c18(results: Results) -> Finding:
     for run in runs:
         for seed, rows in results.history(run).groupby("seed"):
             stable = rows["stable"]
-            name = f"{run}: last L_stable over its maximum" + (f", seed {seed}" if results.seeds > 1 else "")
+            name = f"{run}: last L_stable over its maximum" + (f", seed {seed}" if results.seeds_of(run) > 1 else "")
             checks.append(at_most(name, float(stable.iloc[-1] / stable.max()), 0.1, "%"))
     found = [accuracies(results, need) for need in _WORKING.values()]
     for column in found[0].columns:

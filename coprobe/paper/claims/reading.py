@@ -23,7 +23,7 @@ _MARKS = {COLLAPSED: "CO", STABLE: "no CO", NOT_CONVERGED: "did not converge"}
 
 def marks(results: Results, run: str) -> list[int]:
     """How every seed of a run ended."""
-    ends = [results.outcome(run, seed) for seed in range(results.seeds)]
+    ends = [results.outcome(run, seed) for seed in range(results.seeds_of(run))]
     return [NOT_CONVERGED if not end["converged"] else int(end["collapse_epoch"] is not None) for end in ends]
 
 
@@ -89,7 +89,7 @@ def accuracies(results: Results, need: Need) -> Accuracies:
     )
     return Accuracies(
         {
-            (row["source"], row["attack"], row["noise"]): _interval(row, results.seeds)
+            (row["source"], row["attack"], row["noise"]): _interval(row, results.seeds_of(need.run))
             for row in frame.to_dict("records")
         }
     )
@@ -100,7 +100,7 @@ def masked(results: Results, need: Need) -> tuple[dict[tuple[str, str], Estimate
     frame = results.get(need)
     values = {}
     for (mask, attack), rows in frame.groupby(["mask", "attack"], sort=False):
-        values[str(mask), str(attack)] = _interval(summary(rows), results.seeds)
+        values[str(mask), str(attack)] = _interval(summary(rows), results.seeds_of(need.run))
     counts = frame[frame["seed"] == 0].drop_duplicates("mask").set_index("mask")["masked"]
     return values, {str(mask): int(count) for mask, count in counts.items()}
 

@@ -59,7 +59,7 @@ def judged(results: Results, claims: Sequence[Claim] = (*CLAIMS, *CONTROLS)) -> 
                 "paper": claim.paper(),
                 "why": finding.why,
                 "scale": results.scale.name,
-                "seeds": results.seeds,
+                "seeds": results.seeds_shown(results.runs),
             }
         )
     return pd.DataFrame(rows)

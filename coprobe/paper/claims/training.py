@@ -133,7 +133,7 @@ def c39(results: Results) -> Finding:
     for run in _FIG10:
         frame = _increments(results, run).query("5 <= step <= 10")
         large = frame["s"] > _LARGE * frame["images"] / _OVER
-        counts[run] = large.groupby(frame["step"]).sum() / results.seeds
+        counts[run] = large.groupby(frame["step"]).sum() / results.seeds_of(run)
     values = [f"{run} {count.min():g} to {count.max():g} channels" for run, count in counts.items()]
     checks = [
         Check(bool((counts[run] > counts[CO_16]).all()), value, f"more than in {CO_16} after every step")
@@ -233,10 +233,11 @@ def c44(results: Results) -> Finding:
 )
 def c45(results: Results) -> Finding:
     """The rate never falls; it is 0 at 8/255 and 1 from 12/255 on. Fewer than three seeds make no rate."""
-    rates = {xi: marks(results, f"mep-{xi}").count(COLLAPSED) / results.seeds for xi in (8, 10, 12, 14, 16)}
+    ended = {xi: marks(results, f"mep-{xi}") for xi in (8, 10, 12, 14, 16)}
+    rates = {xi: marks.count(COLLAPSED) / len(marks) for xi, marks in ended.items()}
     value = "CO rate " + ", ".join(f"{rate:.2g} at {xi}/255" for xi, rate in rates.items())
-    if results.seeds < 3:
-        return Finding(UNDECIDED, value, f"{results.seeds} of at least 3 seeds were trained, too few for a rate")
+    if (fewest := min(map(len, ended.values()))) < 3:
+        return Finding(UNDECIDED, value, f"{fewest} of at least 3 seeds were trained, too few for a rate")
     ordered = list(rates.values())
     return conclude(
         [
