@@ -52,7 +52,7 @@ class PaperFigure:
 
 def baseline(scale: Scale) -> str:
     """What the baseline is called: the paper's, or the method in its place."""
-    return "FGSM-MEP without Eq. 10" if scale.baseline == "fgsm-mep" else "FGSM"
+    return "FGSM-MEP without Eq. 10" if scale.baseline == "fgsm-mep" else scale.baseline.upper()
 
 
 def caption(results: Results, figure: PaperFigure) -> str:

@@ -198,6 +198,24 @@ def test_a_worker_that_died_while_it_was_idle_is_replaced(tmp_path: Path, notes:
     assert ended == [(first, None), (second, None)] and plan_jobs(order) == []
 
 
+def session_of_a_nice_worker(folder: Path) -> None:
+    """Write down what share of the machine the session of a worker gets, if this process is nice."""
+    os.nice(7)
+    worker = LocalEngine(order_for(folder, ()), 1)._hire()
+    (folder / "share").write_text(worker.pool.submit(Path("/proc/self/autogroup").read_text).result())
+    worker.pool.shutdown()
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the system does not share by sessions")
+def test_a_nice_worker_has_a_nice_session(tmp_path: Path) -> None:
+    process = FORKS.Process(target=session_of_a_nice_worker, args=(tmp_path,))
+    process.start()
+    process.join()
+    own = Path("/proc/self/autogroup").read_text()
+    share = (tmp_path / "share").read_text()
+    assert share.endswith(" nice 7\n") and share.split()[0] != own.split()[0]
+
+
 def paper(folder: Path, notes: Path) -> None:
     """`coprobe paper` with two workers, whose trainings wait for SIGTERM; its Fig. 1 needs mep-12 and fd-b200-12."""
     from coprobe.cli import main
