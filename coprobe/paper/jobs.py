@@ -164,15 +164,15 @@ def _train(order: Order, job: Job) -> None:
     other = run.begun and not results.is_planned(job.run, job.seed, run)
     anew = other or (run.outcome is not None and not (run.checkpoint.exists() and run.best.exists()))
     begun = run.begun and not anew
-    recipe = replace(recipe, precision=run.recipe.precision if begun else _precision(recipe, order.device))
+    recipe = replace(recipe, precision=run.recipe.precision if begun else precision_on(recipe, order.device))
     try:
         train(recipe, run.directory, device=order.device, overwrite=anew, resume=not anew, save_minutes=_SAVE_MINUTES)
     except DivergedError:
         run.give_up()
 
 
-def _precision(recipe: Recipe, device: str) -> str:
-    """bfloat16, where the recipe has it, only where it is fast."""
+def precision_on(recipe: Recipe, device: str) -> str:
+    """The precision that a run is trained in there: bfloat16, where the recipe has it, only where it is fast."""
     return "32" if recipe.precision == "bf16" and not has_fast_bf16(device) else recipe.precision
 
 

@@ -17,7 +17,7 @@ from coprobe.figures.style import save_all
 from coprobe.figures.tables import save_table
 from coprobe.paper import claims, tables
 from coprobe.paper.figures import FIGURES, caption
-from coprobe.paper.jobs import Job, Order, plan_jobs
+from coprobe.paper.jobs import Job, Order, plan_jobs, precision_on
 from coprobe.paper.needs import Need, merged
 from coprobe.paper.results import MissingResultError, Results
 from coprobe.paper.runs import RUNS
@@ -143,24 +143,32 @@ def overview(order: Order, chosen_items: Sequence[Item], seconds_per_pass: float
 
 
 def seconds_per_pass(order: Order) -> float:
-    """How long a forward and a backward pass of one image takes here, measured on the network of the scale."""
+    """How long a forward and a backward pass of one image takes here, measured on the network of the scale.
+
+    On a CPU in seconds of one processor, whatever else works there.
+    """
     import torch
 
-    from coprobe.models import build
+    from coprobe.fast.layout import layout_of
+    from coprobe.models import Classifier, build
 
     recipe = order.results.recipe("mep-12")
     network = build(recipe.arch, num_classes=10, in_channels=3, **({"width": recipe.width} if recipe.width else {}))
-    network = network.to(order.device)
-    images = torch.rand(64, 3, 32, 32, device=order.device, requires_grad=True)
+    model = Classifier(network)
+    model.precision = precision_on(recipe, order.device)
+    layout = layout_of(model)
+    model.to(order.device).to(memory_format=layout)
+    images = torch.rand(recipe.batch_size, 3, 32, 32, device=order.device).to(memory_format=layout).requires_grad_()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    clock = time.process_time if images.device.type == "cpu" else time.perf_counter
     took = []
     for _ in range(4):
-        began = time.perf_counter()
-        network(images).sum().backward()
+        began = clock()
+        model(images).sum().backward()
         if images.is_cuda:
             torch.cuda.synchronize()
-        took.append(time.perf_counter() - began)
+        took.append(clock() - began)
     torch.set_num_threads(threads)
     return min(took) / len(images)
 
