@@ -35,15 +35,18 @@ processes.START_METHOD = "forkserver"
 
 
 @contextmanager
-def begun(line: str, folder: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A command line of python in a process group of its own, which is killed in the end."""
+def begun(line: str, folder: Path | None = None, path: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
+    """A command line of python in a process group of its own, which is killed in the end.
+
+    Modules are looked for in `path`, then in the repository.
+    """
     with subprocess.Popen(
         [sys.executable, *shlex.split(line)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "COLUMNS": "80"},
         start_new_session=True,
     ) as process:
         try:

@@ -17,6 +17,7 @@ from coprobe._version import __version__
 from coprobe.cli import output
 from coprobe.cli.sharing import Invocation
 from coprobe.core.text import printable
+from coprobe.core.waiting import choose_waiting
 from coprobe.errors import CoprobeError, unknown
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become one line on stderr."""
+    choose_waiting()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "LOCAL_RANK" not in os.environ:
         return run(arguments)
