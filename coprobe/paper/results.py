@@ -16,6 +16,7 @@ from coprobe.attacks import parse
 from coprobe.attacks.examples import CLEAN
 from coprobe.attacks.labels import label_of
 from coprobe.core import results as store
+from coprobe.core.defaults import PROBING_ATTACK
 from coprobe.core.files import write_json, write_table
 from coprobe.errors import InputError
 from coprobe.metrics import Accuracy, ActivationIncrements, ChannelActivations, ChannelStatistics, Metric
@@ -121,19 +122,17 @@ class Results:
         """The checkpoint `last` or `best` that the results of a run are of; None where it is lost."""
         there = self.workplace(name, seed)
         path = there.best if which == "best" else there.checkpoint
-        if not path.exists():
-            return None
-        same = there.digests == self.run(name, seed).digests
-        return path if same else None
+        ours = there.begun and there.outcome is not None and there.digests == self.run(name, seed).digests
+        return path if ours and path.exists() else None
 
     def publish(self, name: str, seed: int = 0) -> None:
         """Take over recipe and history of a finished run from where it was trained, unless its weights are the same."""
         there, here = self.workplace(name, seed), self.run(name, seed)
         if there.directory == here.directory or (here.begun and here.digests == there.digests):
             return
-        write_json(here.directory / "recipe.json", there.about())
         if (there.directory / "history.csv").exists():
             write_table(there.history, here.directory / "history.csv")
+        write_json(here.directory / "recipe.json", there.about())
 
     def is_planned(self, name: str, seed: int = 0, run: Run | None = None) -> bool:
         """Whether a run, if it is there, has the recipe that the plan has for it; that of its results by default."""
@@ -245,8 +244,12 @@ class Results:
         facts |= {"weights": digest} if digest else {"recipe": _placeless(self.recipe(need.run, seed)).to_dict()}
         if need.kind == "masking":
             facts["attacks"] = [self.identity(attack) for attack in self.attacks(need)]
-        if (version := _METRICS[need.kind].version) > 1:
-            facts["version"] = version
+        metric, probing = _METRICS[need.kind], parse(PROBING_ATTACK, 0)
+        versions = {metric.name: metric.version}
+        if need.kind not in ("accuracy", "transfer"):  # whose attacks are rows
+            versions[probing.name] = probing.version
+        if changed := {name: version for name, version in versions.items() if version > 1}:
+            facts["versions"] = changed
         return store.key_of(**facts)
 
     def identity(self, attack: str) -> str | None:

@@ -18,6 +18,7 @@ from coprobe.errors import InputError
 from coprobe.paper import jobs
 from coprobe.paper.jobs import Job, Order, execute, plan_jobs
 from coprobe.paper.needs import Need
+from coprobe.paper.results import Results
 from coprobe.paper.runs import RUNS, SCALES
 from coprobe.training import Run
 from coprobe.training.loop import TrainingLoop
@@ -253,6 +254,19 @@ def test_killed_before_the_results_were_taken_over_it_only_takes_them_over(tmp_p
     assert do(order) == ["train mep-12"] and files(order.directory) == whole
     weights = tmp_path / "weights" / "mep-12"
     assert not list(weights.glob("resume.pt")) and len(Run(weights).history) == TINY.knobs["epochs"]
+
+
+def test_weights_of_a_training_that_goes_on_are_no_results_weights(trained: Path, tmp_path: Path) -> None:
+    results = Results(trained, TINY, weights=tmp_path / "weights")
+    about = results.run("mep-12").about()
+    del about["outcome"]["digests"]  # as results of before these were kept
+    shutil.copytree(trained, tmp_path / "weights")
+    for run in (results.run("mep-12"), results.workplace("mep-12")):
+        (run.directory / "recipe.json").write_text(json.dumps(about))
+    assert results.weights_of("mep-12", "last") == tmp_path / "weights" / "mep-12" / "checkpoint.pt"
+    del about["outcome"]
+    (tmp_path / "weights" / "mep-12" / "recipe.json").write_text(json.dumps(about))
+    assert results.weights_of("mep-12", "last") is None
 
 
 @pytest.mark.parametrize("fast", [True, False])

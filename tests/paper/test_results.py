@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from coprobe.attacks.base import ATTACKS
 from coprobe.core import results as store
 from coprobe.errors import InputError
-from coprobe.metrics.accuracy import wilson
+from coprobe.metrics.accuracy import Accuracy, wilson
 from coprobe.paper.needs import Need
 from coprobe.paper.results import MissingResultError, Results, summary
 from coprobe.paper.runs import SCALES
@@ -90,6 +91,23 @@ def test_keys_tell_apart_whatever_changes_a_result(results: Results) -> None:
     assert results.key(NEED) == results.key(replace(NEED, xi=16.0, attacks=("cw",), noises=("none",)))
     masking, stronger = replace(NEED, kind="masking"), replace(results, scale=replace(TINY, attacks={"fgsm": "pgd:3"}))
     assert results.key(masking) != stronger.key(masking) and results.key(NEED) == stronger.key(NEED)
+
+
+def test_another_version_of_what_measured_makes_results_anew(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_run(results, "mep-12", STABLE)
+    put_accuracy(
+        results, NEED, {(attack, noise): [3] for attack in ("clean", "fgsm", "pgd10") for noise in NEED.noises}
+    )
+    needs = [replace(NEED, kind=kind) for kind in ("accuracy", "channels", "masking")]
+    before = [results.key(need) for need in needs]
+    with monkeypatch.context() as patch:
+        patch.setattr(ATTACKS["pgd"], "version", 2)
+        assert [results.key(need) == key for need, key in zip(needs, before, strict=True)] == [True, False, False]
+        assert results.missing(NEED) == [("", "pgd10")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Accuracy, "version", 2)
+        assert [results.key(need) == key for need, key in zip(needs, before, strict=True)] == [False, True, False]
+    assert results.missing(NEED) == []
 
 
 def test_missing_rows_are_found_by_attack_and_noise(results: Results) -> None:
