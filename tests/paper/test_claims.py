@@ -280,4 +280,4 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     assert (tmp_path / "c.md").read_text(encoding="utf-8").count("| C") == 4
     assert main(["claims", "--scale", "small", "--runs", runs, "--only", "C22", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["id"], row["verdict"], row["seeds"]) == ("C22", "confirmed", 1)
+    assert (row["id"], row["verdict"], row["seeds"]) == ("C22", "confirmed", "1 to 3 seeds")
