@@ -34,7 +34,7 @@ class Scale:
         stretch: budgets and noise are the paper's times this (digits bear more than photographs).
         weights: α3 of L_stable is the paper's times this (short runs bear less).
         co_weights: likewise of L_co, whose second term has no bound and soon outgrows the loss.
-        baseline: the method in the place of FGSM-MEP; FGSM from a zero start collapses within few updates.
+        baseline: the method in the place of FGSM-MEP, which does not collapse within few updates.
         own_schedules: whether runs keep schedules of their own (ATAS, ZeroGrad).
         co_images: training images on which L_co chooses its channels.
         images: test images, class-balanced; None for all.
@@ -89,15 +89,20 @@ SCALES = {
         ),
         Scale(
             "small",
-            "CIFAR-10, ResNet-18 of width 16, an hour on two cores",
+            "CIFAR-10, ResNet-18 of width 16, some twenty hours on two cores",
             {"cifar10": "cifar10"},
-            {"width": 16, "limit_train": 3000, "held_out": 200, "epochs": 8, "batch_size": 32, "lr": 0.2},
+            {
+                "width": 16, "limit_train": 25_000, "held_out": 500, "epochs": 12, "batch_size": 128, "lr": 0.1,
+                "precision": "bf16",
+            },
             {**_ATTACKS, "apgd_t": "apgd-t", "aa": "apgd-ce"},
+            stretch=2/3,
             weights=0.25,
             co_weights=0.001,
-            baseline="fgsm",
-            co_images=300,
-            images=100,
+            baseline="fgsm-rs",
+            co_images=500,
+            images=1000,
+            seeds=dict.fromkeys(("mep-12", "fd-b200-12", "origin", "mep-8", "mep-16"), 3),
         ),
         Scale(
             "paper",

@@ -1,0 +1,1 @@
+"""How the small scale was chosen, and the results of the paper's plan at every scale."""
