@@ -51,10 +51,10 @@ campaign: $(RUN)
 campaign-status: $(RUN)
 	@$(CAMPAIGN) --jobs 2 --plan
 
-# Runs the notebooks and keeps the outputs in them: on the results of the small scale, and start_here, which trains two
-# models of its own, at demo scale, where one of them collapses.
+# Runs the notebooks and keeps the outputs in them: on the results of the demo scale, and start_here, which trains two
+# models of its own, where one of them collapses.
 notebooks: $(DEV)
-	OMP_NUM_THREADS=1 COPROBE_SCALE=small $(BIN)/python -m notebooks.run \
+	OMP_NUM_THREADS=1 COPROBE_SCALE=demo $(BIN)/python -m notebooks.run \
 		$(filter-out start_here,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 	OMP_NUM_THREADS=1 COPROBE_SCALE=demo $(BIN)/python -m notebooks.run start_here
 

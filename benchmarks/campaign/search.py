@@ -56,6 +56,7 @@ Made by `python -m benchmarks.campaign.search`: {BASE["arch"]} of width {BASE["w
 the knobs of `BASE` in `search.py` but for those that a candidate names. Accuracies in %; PGD-10 over the epochs on
 {BASE["held_out"]} held-out images, the rest on 400 test images at the end (for `best`, of the epoch with the highest
 PGD-10 accuracy), all at the training radius ε (n of n/255). T_act at A: the three largest of {BASE["width"]} channels.
+Minutes are those of the clock, most of them with other work beside the training.
 """
 #: Test images, and the attacks that judge.
 IMAGES = 400
