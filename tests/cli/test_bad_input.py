@@ -786,14 +786,15 @@ TABLE = [
     Row("paper --scale tiny --only fig1 --runs new --device cpu --cifar10 folder:none", "no such folder",
         "2 of 2 jobs failed: train mep-12: none: No such file or directory; folder:none needs DIR/train/CLASS/ or "
         "DIR/CLASS/; train fd-b200-12: none: No such file or directory; folder:none needs DIR/train/CLASS/ or "
-        "DIR/CLASS/", code=1, leaves="new/fd-b200-12 new/mep-12 new/scale.json"),
+        "DIR/CLASS/", code=1, leaves="new/failures.json new/fd-b200-12 new/mep-12 new/scale.json"),
     # What nobody expected.
     Row("inspect tiny.pt", "an error in coprobe itself",
         "unexpected ZeroDivisionError: first second (pass --debug for the traceback)", code=1,
         fault=raising("coprobe.checkpoint.load", ZeroDivisionError("first\nsecond"))),
     Row("paper --scale tiny --only fig1 --runs new --device cpu", "an error in coprobe itself, in a job",
         "2 of 2 jobs failed: train mep-12: ZeroDivisionError: by zero; train fd-b200-12: ZeroDivisionError: by zero",
-        code=1, fault=raising("coprobe.paper.engines.execute", ZeroDivisionError("by zero")), leaves="new/scale.json"),
+        code=1, fault=raising("coprobe.paper.engines.execute", ZeroDivisionError("by zero")),
+        leaves="new/failures.json new/scale.json"),
     # Usage.
     Row("frobnicate", "unknown command",
         "unknown command 'frobnicate'; the first of 16 known: demo, train, methods, inspect, nodes, activations, mask, "

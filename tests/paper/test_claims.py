@@ -226,9 +226,13 @@ def test_needs_are_merged_and_of_planned_runs_only() -> None:
     assert transfer.attacks == ("fgsm", "pgd50", "cw", "aa", "pgd:50:rule=always")
 
 
+#: The small scale with one seed and few images.
+ONCE = replace(SCALES["small"], seeds={}, images=100)
+
+
 def test_judged_from_files_and_as_markdown(tmp_path) -> None:
     claims = chosen(["c01", "C04", "C08", "C15"])
-    results = make_results(tmp_path, "small", needs=[need for claim in claims for need in claim.needs])
+    results = make_results(tmp_path, ONCE, needs=[need for claim in claims for need in claim.needs])
     frame = judged(results, claims)
     assert frame["verdict"].tolist() == ["confirmed", "not yet measured", "undecided", "confirmed"]
     assert frame["paper"].iloc[3] == "Table 1: without CO B/200, B/400, B/1000"
@@ -265,6 +269,7 @@ def test_unknown_claims_get_the_nearest_names() -> None:
 
 def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setitem(SCALES, "small", ONCE)
     runs = str(make_results(tmp_path / "runs", "small", ["mep-12", "mep-8"], needs()).directory)
     assert (
         main(
@@ -280,4 +285,4 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     assert (tmp_path / "c.md").read_text(encoding="utf-8").count("| C") == 4
     assert main(["claims", "--scale", "small", "--runs", runs, "--only", "C22", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["id"], row["verdict"], row["seeds"]) == ("C22", "confirmed", "1 to 3 seeds")
+    assert (row["id"], row["verdict"], row["seeds"]) == ("C22", "confirmed", "seed 0")

@@ -19,8 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SCALES = ("demo", "small")
 
 
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not measured names the directory of the runs as it was named."""
+    monkeypatch.chdir(ROOT)
+
+
 def results(scale: str) -> Results:
-    return Results(ROOT / "benchmarks" / "campaign" / "results" / scale, scale_of(scale))
+    return Results(Path("benchmarks/campaign/results") / scale, scale_of(scale))
 
 
 def same(make: Callable[[], pd.DataFrame], path: Path) -> None:

@@ -49,12 +49,12 @@ def test_paper_scale_has_the_papers_numbers() -> None:
     assert recipe("mep-eq10-12", "paper").logit_weight == 10.0
 
 
-@pytest.mark.parametrize("name", ["demo", "small"])
-def test_smaller_scales_stretch_budgets_and_weights(name: str) -> None:
+@pytest.mark.parametrize(("name", "baseline"), [("demo", "fgsm"), ("small", "fgsm-rs")])
+def test_smaller_scales_stretch_budgets_and_weights(name: str, baseline: str) -> None:
     scale = SCALES[name]
-    assert scale.baseline == "fgsm" and scale.weights < 1 and scale.co_weights < 1
+    assert scale.baseline == baseline and scale.weights < 1 and scale.co_weights < 1
     stable, inducing = recipe("fd-b200-12", name), recipe("co-10-8", name)
-    assert (stable.method, stable.eps_train, stable.eps_also) == ("fgsm", 12 * scale.stretch, 0)
+    assert (stable.method, stable.eps_train, stable.eps_also) == (baseline, 12 * scale.stretch, 0)
     assert stable.stable_weight == 200 * scale.weights and stable.data == scale.data["cifar10"]
     assert inducing.co_weight == 200 * scale.co_weights and inducing.co_images == scale.co_images
     assert (inducing.eps_train, inducing.eps_also) == (8 * scale.stretch, 16 * scale.stretch)
