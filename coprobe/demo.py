@@ -11,7 +11,7 @@ import torch
 
 from coprobe.checkpoint import load as load_checkpoint
 from coprobe.core.defaults import ATTACKS
-from coprobe.core.engine import Progress, silent
+from coprobe.core.engine import Progress, one_thread, silent
 from coprobe.data import load as load_data
 from coprobe.errors import InputError
 from coprobe.figures import fig04
@@ -73,7 +73,8 @@ def run(
     test = load_data(COLLAPSING.data)
     for name, (title, unseeded) in RECIPES.items():
         recipe = replace(unseeded, seed=seed)
-        with progress(f"training {name}", (recipe.limit_train or 0) * recipe.epochs) as advance:
+        # one thread: at these sizes a second gains little, and other last digits grow into another model
+        with one_thread(), progress(f"training {name}", (recipe.limit_train or 0) * recipe.epochs) as advance:
             train(
                 recipe,
                 out / name,

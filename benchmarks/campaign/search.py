@@ -40,7 +40,11 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "fgsm-5-lr-0.2": {"method": "fgsm", "eps_train": 5.0, "lr": 0.2},
     "fgsm-7": {"method": "fgsm", "eps_train": 7.0},
     "fgsm-7-lr-0.2-images-25k-epochs-10": {
-        "method": "fgsm", "eps_train": 7.0, "lr": 0.2, "limit_train": 25_000, "epochs": 10,
+        "method": "fgsm",
+        "eps_train": 7.0,
+        "lr": 0.2,
+        "limit_train": 25_000,
+        "epochs": 10,
     },
     "fgsm-8": {"method": "fgsm", "eps_train": 8.0},
     "images-20k": {"limit_train": 20_000},

@@ -55,6 +55,17 @@ def has_fast_bf16(device: torch.device | str) -> bool:
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside the block, so that no digit depends on how many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
     """A progress display that shows nothing."""
     yield lambda done: None

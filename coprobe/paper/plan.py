@@ -149,6 +149,7 @@ def seconds_per_pass(order: Order) -> float:
     """
     import torch
 
+    from coprobe.core.engine import one_thread
     from coprobe.fast.layout import layout_of
     from coprobe.models import Classifier, build
 
@@ -159,17 +160,15 @@ def seconds_per_pass(order: Order) -> float:
     layout = layout_of(model)
     model.to(order.device).to(memory_format=layout)
     images = torch.rand(recipe.batch_size, 3, 32, 32, device=order.device).to(memory_format=layout).requires_grad_()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     clock = time.process_time if images.device.type == "cpu" else time.perf_counter
     took = []
-    for _ in range(4):
-        began = clock()
-        model(images).sum().backward()
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        took.append(clock() - began)
-    torch.set_num_threads(threads)
+    with one_thread():
+        for _ in range(4):
+            began = clock()
+            model(images).sum().backward()
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            took.append(clock() - began)
     return min(took) / len(images)
 
 

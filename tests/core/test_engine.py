@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from coprobe.core.engine import BatchSize, choose_device, frozen, in_batches, is_out_of_memory, kind_of
+from coprobe.core.engine import BatchSize, choose_device, frozen, in_batches, is_out_of_memory, kind_of, one_thread
 from coprobe.errors import InputError, RunError
 
 OUT_OF_MEMORY: list[Exception] = [
@@ -287,3 +287,15 @@ def test_frozen_restores_a_model_whose_eval_fails() -> None:
     with pytest.raises(KeyError), frozen(model):
         pass
     assert flags(model) == before
+
+
+def test_one_thread_and_then_as_many_as_before() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ZeroDivisionError), one_thread():
+            assert torch.get_num_threads() == 1
+            raise ZeroDivisionError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
