@@ -101,7 +101,7 @@ def _read(path: Path, key: str) -> Dataset | None:
             found |= {name: tuple(found[name]) for name in ("classes", "skipped", "notes")}  # JSON has lists
             digest = found.pop("digest")
             dataset = Dataset(file.get_tensor("images"), file.get_tensor("labels"), **found)
-    except (OSError, SafetensorError, InputError):  # not there, not for us, or damaged
+    except (OSError, RuntimeError, SafetensorError, InputError):  # not there, gone, not for us, or damaged
         return None
     return dataset if dataset.digest() == digest else None
 
