@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import shlex
 import subprocess
@@ -47,7 +48,8 @@ def commit() -> str | None:
 def provenance(**facts: Any) -> dict[str, Any]:
     """The record that goes with every result: version, commit, command line, time, and the given facts.
 
-    Nothing of the environment is in it, and no credentials of a URL on the command line.
+    Nothing of the environment is in it, no credentials of a URL on the command line, and `~` stands for the home
+    directory, which would name who ran it.
     """
     import torch
 
@@ -55,10 +57,17 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "coprobe": __version__,
         "commit": commit(),
         "torch": torch.__version__,
-        "command": shlex.join([_program(Path(sys.argv[0])), *(_CREDENTIALS.sub("***", word) for word in sys.argv[1:])]),
+        "command": " ".join([_program(Path(sys.argv[0])), *map(_publishable, sys.argv[1:])]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
     }
+
+
+def _publishable(word: str) -> str:
+    """A word of the command line as a shell takes it, without what is nobody's business."""
+    quoted = shlex.quote(_CREDENTIALS.sub("***", word))
+    home = os.path.expanduser("~").rstrip("/~")  # noqa: PTH111 (pathlib raises where there is no home)
+    return re.sub(rf"(?<![\w/]){re.escape(home)}(?![\w-])", "~", quoted) if home else quoted
 
 
 def _program(path: Path) -> str:

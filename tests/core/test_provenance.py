@@ -126,6 +126,31 @@ def test_no_password_of_a_url_is_kept(monkeypatch, word, kept):
     assert shlex.split(provenance()["command"]) == ["coprobe", "inspect", kept, "--data", f"x{kept}"]
 
 
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("/home/me/runs", "~/runs"),
+        ("/home/me", "~"),
+        ("--out=/home/me/a.csv", "--out=~/a.csv"),
+        ("parquet:/home/me/cifar", "parquet:~/cifar"),
+        ("/home/me/my runs", "'~/my runs'"),
+        ("/home/me2/runs", "/home/me2/runs"),
+        ("/home/me-too/runs", "/home/me-too/runs"),
+        ("/mnt/home/me/runs", "/mnt/home/me/runs"),
+    ],
+)
+def test_whose_home_it_is_is_not_kept(monkeypatch, word, kept):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(sys, "argv", ["coprobe", "inspect", word])
+    assert provenance()["command"] == f"coprobe inspect {kept}"
+
+
+def test_a_home_at_the_root_hides_nothing(monkeypatch):
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setattr(sys, "argv", ["coprobe", "inspect", "/a.pt"])
+    assert provenance()["command"] == "coprobe inspect /a.pt"
+
+
 def test_nothing_of_the_environment_is_in_it(monkeypatch):
     canaries = {"AWS_SECRET_ACCESS_KEY": "canary-1", "HF_TOKEN": "canary-2", "GIT_ASKPASS": "canary-3", "X": "canary-4"}
     for name, value in canaries.items():

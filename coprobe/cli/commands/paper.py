@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from coprobe.cli.output import message, print_table
 from coprobe.errors import RunError
 
 if TYPE_CHECKING:
-    from coprobe.paper.engines import Failure
+    from coprobe.paper.engines import Engine, Failure
     from coprobe.paper.jobs import Job, Order
 
 #: What `nice` adds for work in the background.
@@ -73,11 +73,11 @@ def command(
       coprobe paper --scale paper --device cuda --jobs 4 --only fig1,fig3,fig4
     """
     from coprobe.core.engine import choose_device
-    from coprobe.core.files import check_writable_directory, exclusive
+    from coprobe.core.files import check_writable_directory
     from coprobe.paper import journal
-    from coprobe.paper.engines import engine_named, work
+    from coprobe.paper.engines import engine_named
     from coprobe.paper.jobs import plan_jobs
-    from coprobe.paper.plan import chosen, minutes, order_of, overview, render, seconds_per_pass
+    from coprobe.paper.plan import chosen, order_of, overview, render, seconds_per_pass
 
     make_engine = engine_named(engine)
     results = PaperOptions(**paper).results(weights)
@@ -91,26 +91,40 @@ def command(
         frame = overview(order, items, seconds_per_pass(order))
         _show_plan(frame, count, journal.at_work(order), journal.failures(order), as_json)
         return
-    failures: list[Failure] = []
-    with ExitStack() as stack:
-        if only_draw:
-            todo = []
-        if background:
-            stack.enter_context(exclusive(weights or results.directory, wait=False))
-            if hasattr(os, "nice"):
-                os.nice(_LOWEST)
-        if todo:
-            workers = make_engine(order, count, 1 / count if order.device.startswith("cuda") else 0.0)
-            results.mark()
-            about = minutes(todo, seconds_per_pass(order), count)
-            jobs_due = f"{len(todo)} job" + ("s" if len(todo) > 1 else "")
-            message(f"scale {results.scale.name}: {jobs_due}, {count} at a time, about {about:.0f} min")
-            report = _Report(todo, order)
-            failures = work(todo, workers, on_begin=report.begins, on_end=report.ends)
-    rendered = render(results, out, items)
-    _tell(rendered, as_json)
+    with _in_background(weights or results.directory) if background else nullcontext():
+        failures = [] if only_draw else _make(todo, order, make_engine, count)
+    _tell(render(results, out, items), as_json)
     if failures:
         raise RunError(f"{len(failures)} of {len(todo)} jobs failed: {_reasons(failures)}")
+
+
+@contextmanager
+def _in_background(directory: Path) -> Iterator[None]:
+    """A block at the lowest priority; `InputError` where another one works in the background at this directory."""
+    from coprobe.core.files import exclusive
+
+    with exclusive(directory, wait=False):
+        if hasattr(os, "nice"):
+            os.nice(_LOWEST)
+        yield
+
+
+def _make(
+    todo: Sequence[Job], order: Order, make_engine: Callable[[Order, int, float], Engine], count: int
+) -> list[Failure]:
+    """Do the jobs, so many at a time, and say how far they are; what failed."""
+    from coprobe.paper.engines import work
+    from coprobe.paper.plan import minutes, seconds_per_pass
+
+    if not todo:
+        return []
+    workers = make_engine(order, count, 1 / count if order.device.startswith("cuda") else 0.0)
+    order.results.mark()
+    about = minutes(todo, seconds_per_pass(order), count)
+    due = f"{len(todo)} job" + ("s" if len(todo) > 1 else "")
+    message(f"scale {order.scale.name}: {due}, {count} at a time, about {about:.0f} min")
+    report = _Report(todo, order)
+    return work(todo, workers, on_begin=report.begins, on_end=report.ends)
 
 
 def _at_once(device: str) -> int:
