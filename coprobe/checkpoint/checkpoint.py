@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import torch
 from torch import nn
 
 from coprobe._version import __version__
+from coprobe.checkpoint.class_order import match_classes
 from coprobe.checkpoint.description import CLASS_NAME, CLASSES, FORMAT
 from coprobe.checkpoint.reader import seal
 from coprobe.core.files import atomic
 from coprobe.core.provenance import digest_tensors
-from coprobe.core.text import cut, printable
+from coprobe.data import Dataset
 from coprobe.errors import InputError
 from coprobe.models import Classifier
 from coprobe.models.shapes import trial
@@ -125,21 +125,20 @@ class Checkpoint:
             f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}; {_OTHERS}"
         )
 
-    def class_difference(self, classes: Sequence[str]) -> str:
-        """A sentence on images of other classes than those it was trained on; empty if nothing speaks for that.
+    def in_its_order(self, dataset: Dataset) -> tuple[Dataset, str]:
+        """The images with labels that are numbers of logits, where names tell; and a sentence on that, or none.
 
-        Case, blanks and punctuation make no difference, and classes that are only numbered none either.
-
-        Args:
-            classes: those of the images, in the order of their labels.
+        Raises:
+            InputError: only some of the names are those of the model's classes, see `match_classes`.
         """
-        own, other = ([_letters(name) for name in names] for names in (self.classes, classes))
-        if own == other or not own or not other or any(all(map(str.isdecimal, names)) for names in (own, other)):
-            return ""
-        return (
-            f"the images' classes are {_first(classes)}, and the model was trained on {_first(self.classes)}; "
-            "labels may mean other things"
-        )
+        try:
+            match = match_classes(self.classes, dataset.classes)
+        except InputError as error:
+            raise InputError(f"{dataset.name} ({dataset.split}): {error}") from None
+        if match.places is None:
+            return dataset, match.sentence
+        labels = torch.tensor(match.places)[dataset.labels]
+        return replace(dataset, labels=labels, classes=self.classes), match.sentence
 
     def facts(self) -> dict[str, Any]:
         """What goes into the provenance of every result made with this checkpoint."""
@@ -172,14 +171,6 @@ class Checkpoint:
             with temporary.open("wb") as file:  # an open file, so that a full disk is an OSError that says so
                 torch.save({**about, "state_dict": weights}, file)
             seal.seal_archive(temporary)
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name[:CLASS_NAME].casefold()))
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(cut(printable(name), 30) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -21,7 +21,7 @@ _LONGEST = 60
 _DEEPEST = 6
 _PLAIN = (bool, int, float, str)
 #: Keys under which public code keeps the arguments of a run.
-_ARGUMENTS = ("args", "opt", "opts", "options", "hyper_parameters", "hparams", "config", "cfg", "hyperparameters")
+ARGUMENTS = ("args", "opt", "opts", "options", "hyper_parameters", "hparams", "config", "cfg", "hyperparameters")
 #: How many names of classes are written and read, and how many characters of each.
 CLASSES, CLASS_NAME = 10_000, 200
 _DAMAGED = "save it again, or its state_dict alone"
@@ -136,7 +136,7 @@ def _entries(payload: Any, metadata: Mapping[str, str]) -> Iterator[tuple[str, A
         return
     # A tensor with a dot in its name is a weight of a bare state dict.
     yield from ((key, value) for key, value in top.items() if isinstance(key, str) and "." not in key)
-    for key in _ARGUMENTS:
+    for key in ARGUMENTS:
         value = top.get(key)
         arguments = value.attributes or value.items if isinstance(value, OpaqueObject) else value
         if isinstance(arguments, dict):

@@ -12,6 +12,7 @@ from torch import nn
 
 from coprobe.checkpoint.candidates import place
 from coprobe.checkpoint.checkpoint import Checkpoint
+from coprobe.checkpoint.class_names import read_class_names
 from coprobe.checkpoint.description import Description, read_description, read_training_facts
 from coprobe.checkpoint.matching import (
     AllowedMismatch,
@@ -120,6 +121,9 @@ def load(
         channels = size.image_shape[0] if size else int(match.network.in_channels)  # type: ignore[arg-type]
         classes = size.num_classes if size else int(match.network.num_classes)  # type: ignore[arg-type]
         normalisation = _normalisation(match, description, contents, channels, mean, std)
+        names, remark = description.classes, ""
+        if not description.format:
+            names, remark = read_class_names(contents.payload, contents.metadata, classes)
         option = "--model" if model else "--arch" if arch else ""
         weights = f"names and shapes of {len(match.remap.weights)} weights"
         checkpoint = Checkpoint(
@@ -129,14 +133,14 @@ def load(
             recipe=description.recipe,
             metrics=description.metrics,
             image_shape=size.image_shape if size else description.image_shape,
-            classes=description.classes,
+            classes=names,
             tried_shape=size is not None and description.image_shape is None,
             path=Path(path),
             container=contents.container,
             layout=_layout(match, description),
             evidence=option or ("named in the file" if description.arch else weights),
             normalised_by=normalisation.name,
-            notes=(*contents.notes, *_notes(match, others), *normalisation.notes),
+            notes=tuple(filter(None, (*contents.notes, *_notes(match, others), *normalisation.notes, remark))),
             training_facts=(
                 {} if description.format else read_training_facts(contents.payload, contents.metadata, contents.numbers)
             ),

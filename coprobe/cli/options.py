@@ -348,12 +348,12 @@ class PaperOptions:
 
 
 def _warn(path: str | Path, probe: Probe) -> None:
-    """Say what makes a result doubtful: other classes, outputs that are none, a normalisation that fits badly."""
+    """Say what makes a result doubtful: outputs that are none, a normalisation that fits badly."""
     from coprobe.checkpoint.normalisation_check import check_normalisation, odd_outputs
 
     checkpoint, dataset = probe.checkpoint, probe.dataset
     how: dict[str, Any] = {"device": probe.device, "batch_size": probe.batch_size}
-    found = [checkpoint.class_difference(dataset.classes), odd_outputs(checkpoint, dataset, **how)]
+    found = [odd_outputs(checkpoint, dataset, **how)]
     if checkpoint.normalised_by in ("", "--mean/--std") and dataset.image_shape[0] == 3:
         check = check_normalisation(checkpoint, dataset, progress=output.progress, **how)
         found.append(check.warning(checkpoint.normalised_by))

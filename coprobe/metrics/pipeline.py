@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pandas as pd
+from torch import nn
 
 from coprobe.attacks import Attack
 from coprobe.attacks.autoattack import AutoAttack, stages_of
 from coprobe.attacks.examples import AdversarialExamples, Spool
+from coprobe.checkpoint.class_order import Reordered, match_classes
 from coprobe.core.provenance import provenance
 from coprobe.core.results import ResultStore
 from coprobe.fast.form import PLAIN
@@ -48,7 +50,7 @@ def results_of(
     if open_ones:
         asked = [metrics[number] for number in open_ones]
         examples = _examples(setup, asked, spool)
-        models = [targets[number].model_at(metrics[number].nodes) for number in open_ones]
+        models = [_model(setup, metrics[number], targets[number]) for number in open_ones]
         measured = measure(examples, asked, models, setup.processes)
         stages = _stages(setup, examples.attacks)
         form = str(getattr(setup.model, "form", PLAIN))
@@ -72,8 +74,25 @@ def _depends(setup: Setup, metric: Metric[Any], target: Setup) -> dict[str, Any]
         about["versions"] = changed
     if target is not setup:
         about["target"] = _relevant(target.model_facts)
+        if order := _order(setup, target):
+            about["class_order"] = order
     plain: dict[str, Any] = json.loads(json.dumps(about))  # before the work, if it can't be
     return plain
+
+
+def _model(setup: Setup, metric: Metric[Any], target: Setup) -> nn.Module:
+    """What is measured, with its logits in the order of the labels of the images that are attacked."""
+    model = target.model_at(metric.nodes)
+    order = _order(setup, target)
+    return Reordered(model, order) if order else model
+
+
+def _order(setup: Setup, target: Setup) -> list[int]:
+    """Which logit of the target stands for each class of the attacked images, then its others; none if all in order."""
+    places = match_classes(target.dataset.classes, setup.dataset.classes).places
+    if places is None:
+        return []
+    return [*places, *sorted({*range(target.dataset.num_classes)}.difference(places))]
 
 
 def _relevant(facts: Mapping[str, Any]) -> dict[str, Any]:

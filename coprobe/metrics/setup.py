@@ -33,7 +33,7 @@ class Setup:
 
     Args:
         checkpoint: what is probed; its model moves to `device`, and else stays as it is.
-        dataset: clean images.
+        dataset: clean images; their labels are made those of the model where both say names of classes.
         epsilon: radius of the attacks, a fraction.
         device: where to work.
         batch_size: images at once; None finds one that fits.
@@ -45,7 +45,7 @@ class Setup:
         compiled: run the model through torch.compile; not together with `plain`.
         processes: those that share the images; each gets all results.
         progress: shows how far the attacks are.
-        say: told in a sentence where the fast form of the model can't be used.
+        say: told in a sentence where the fast form of the model can't be used, and where labels are matched by name.
 
     Raises:
         InputError: the images don't fit the model (classes, channels, size), or a precision that is not there.
@@ -69,6 +69,10 @@ class Setup:
 
     def __post_init__(self) -> None:
         images = f"{self.dataset.name} ({self.dataset.split})"
+        dataset, said = self.checkpoint.in_its_order(self.dataset)
+        object.__setattr__(self, "dataset", dataset)
+        if said and self.processes.leads:
+            self.say(said)
         self.checkpoint.check_fit(images, self.dataset.num_classes, self.dataset.image_shape)
         if self.plain and self.compiled:
             raise InputError("--plain switches --compile off; leave one of them out")

@@ -190,7 +190,9 @@ def _examine(options: ReadingOptions, path: str, loaded: Checkpoint, data: str, 
     from coprobe.checkpoint.normalisation_check import IMAGES, check_normalisation, score_arguments
     from coprobe.core.engine import choose_device
 
-    dataset = read_images(data, limit=IMAGES, skip_bad=skip_bad)
+    dataset, said = loaded.in_its_order(read_images(data, limit=IMAGES, skip_bad=skip_bad))
+    if said:
+        message(f"{path}: {said}")
     device = choose_device()
     check = check_normalisation(loaded, dataset, device=device, progress=progress)
 
