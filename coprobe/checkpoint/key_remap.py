@@ -194,7 +194,7 @@ def _without_unexpected(remap: KeyRemap) -> KeyRemap | None:
 def _in_our_names(remap: KeyRemap) -> KeyRemap | None:
     """Torchvision's names of a residual network for small images, in those of the public CIFAR repositories."""
     stem = remap.weights.get("conv1.weight")
-    if stem is None or tuple(stem.shape[2:]) != (3, 3) or "layer4.0.conv1.weight" not in remap.weights:
+    if stem is None or tuple(stem.shape[2:]) != (3, 3) or "layer3.0.conv1.weight" not in remap.weights:
         return None
 
     def ours(key: str) -> str:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
-from coprobe.models.layers import conv1x1, conv3x3
+from coprobe.models.layers import conv1x1, conv3x3, projection
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    return projection(in_channels, out_channels, stride)
 
 
 class BasicBlock(nn.Module):

@@ -207,6 +207,14 @@ SAVED: list[tuple[str, str, Payload, str, str, dict[str, Any]]] = [
     ("numpy", "resnet18", lambda n: {k: t.numpy() for k, t in n.state_dict().items()}, "bare", "", {}),
     ("TRADES", "wrn-28-10", with_unused_block, "bare", "'sub_block1.*'", {}),
     ("torchvision's names", "resnet18", in_torchvisions_names, "assumed stride 1 and no pooling", "", {}),
+    (
+        "akamaster",
+        "resnet20",
+        lambda n: {"state_dict": prefixed("module.", n), "best_prec1": 92.6},
+        "prefix 'module.' removed",
+        "",
+        {"best_prec1": 92.6},
+    ),
     ("DataParallel inside", "vgg16", inner_wrapper, "wrappers inside", "", {}),
     ("running average", "resnet18", lambda n: AveragedModel(n).state_dict(), "running average of a network", "", {}),
     ("behind something", "resnet18", lambda n: prefixed("1.", n), "'1.'", "something stands before", {}),
@@ -229,6 +237,15 @@ def test_public_layouts(row: tuple[Any, ...], tmp_path: Path) -> None:
     assert note in " ".join(read.notes)
     assert told.items() <= read.training_facts.items()
     assert read.normalised_by == "" and read.allowed_mismatch == {}
+
+
+def test_thin_resnets_with_projections_in_torchvisions_names(tmp_path: Path) -> None:
+    """As chenyaofo's and bearpaw's collections have them."""
+    source = network("resnet32", shortcut="projected")
+    torch.save(in_torchvisions_names(source), tmp_path / "c.pt")
+    read = load(tmp_path / "c.pt")
+    same(read, source)
+    assert (read.arch, read.arch_args["shortcut"]) == ("resnet32", "projected")
 
 
 def test_hugging_faces_two_files(tmp_path: Path) -> None:

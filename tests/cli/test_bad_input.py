@@ -189,7 +189,7 @@ TABLE = [
         "evaluate nan.pt --data digits --limit 20", "train --data digits --out new --init nan.pt"),
     # Architectures.
     Row("inspect tiny.pt --arch resnet81", "unknown name",
-        "unknown architecture 'resnet81'; did you mean resnet18 or resnet50 or resnet34?"),
+        "unknown architecture 'resnet81'; did you mean resnet18 or resnet110 or resnet56?"),
     Row("inspect tiny.pt --arch vgg16", "another network's name",
         "tiny.pt: 202 weights don't fit vgg16 (missing features.0.weight (64×3×3×3), missing features.0.bias (64), "
         "missing features.1.weight (64), …); name another --arch or its --arch-arg"),
@@ -530,7 +530,7 @@ TABLE = [
         Row("--method fgms", "unknown method",
             "unknown training method 'fgms'; did you mean fgsm or n-fgsm or fgsm-rs?"),
         Row("--arch resnet81", "unknown architecture",
-            "unknown architecture 'resnet81'; did you mean resnet18 or resnet50 or resnet34?"),
+            "unknown architecture 'resnet81'; did you mean resnet18 or resnet110 or resnet56?"),
         Row("--preset papr", "unknown preset", "unknown preset 'papr'; did you mean paper?"),
         Row("--option a=1", "unknown option of a method", "method fgsm has no option 'a'; its options: none"),
         Row("--option momentum", "no value", "'momentum': write key=value"),
