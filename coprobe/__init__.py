@@ -9,11 +9,14 @@ from coprobe._version import __version__
 
 if TYPE_CHECKING:
     from coprobe.checkpoint import Checkpoint, load, wrap
+    from coprobe.nodes import mask
     from coprobe.probe import Probe
 
-__all__ = ["Checkpoint", "Probe", "__version__", "load", "wrap"]
+__all__ = ["Checkpoint", "Probe", "__version__", "load", "mask", "wrap"]
 
-_HOMES = {"Checkpoint": "checkpoint", "load": "checkpoint", "wrap": "checkpoint", "Probe": "probe"}
+_HOMES = {
+    "Checkpoint": "checkpoint", "load": "checkpoint", "wrap": "checkpoint", "mask": "nodes", "Probe": "probe",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

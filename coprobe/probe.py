@@ -30,7 +30,7 @@ from coprobe.metrics import (
 from coprobe.metrics.attribution import Attribution
 from coprobe.metrics.pipeline import results_of
 from coprobe.metrics.setup import Setup
-from coprobe.nodes import NO_MASK, ChannelMask, resolve
+from coprobe.nodes import NO_MASK, ChannelMask, node_table, resolve
 from coprobe.verdict.diagnosis import Diagnosis, diagnosed
 
 R = TypeVar("R")
@@ -104,9 +104,8 @@ class Probe(Setup):
             noise_draws: how often each noise is drawn anew.
             masks: each one applied to the model that sees them.
         """
-        return self._one(
-            Accuracy(attacks=tuple(attacks), noises=tuple(noises), noise_draws=noise_draws, masks=tuple(masks))
-        )
+        accuracy = Accuracy(attacks=tuple(attacks), noises=tuple(noises), noise_draws=noise_draws, masks=tuple(masks))
+        return self._one(accuracy)
 
     def transfer(
         self,
@@ -184,14 +183,17 @@ class Probe(Setup):
             evaluation = self.evaluate(attacks, masks=masks)
         return Masking(evaluation, masks, statistics)
 
-    def diagnose(self, attack: str = PROBING_ATTACK) -> Diagnosis:
+    def diagnose(self, attack: str = PROBING_ATTACK, nodes: Sequence[str] = ()) -> Diagnosis:
         """Compare FGSM with PGD-10 accuracy, look for salient channels, and say what kind of model this is.
 
         Args:
             attack: the one whose differences tell which channels are salient.
+            nodes: where these are looked for; empty means A…E, as far as there are any.
         """
-        evaluation, statistics = self.measure(Accuracy(), ChannelActivations(nodes=self.table(), attack=attack))
-        return diagnosed(evaluation, statistics, self.epsilon, self.dataset.num_classes)
+        nodes = tuple(nodes) or tuple(node_table(self.stored_model))
+        channels = [ChannelActivations(nodes=nodes, attack=attack)] if nodes else []
+        evaluation, *statistics = self.measure(Accuracy(), *channels)
+        return diagnosed(evaluation, *statistics, epsilon=self.epsilon, classes=self.dataset.num_classes)
 
     def _one(self, metric: Metric[R]) -> R:
         result: R = self.measure(metric)[0]

@@ -18,7 +18,7 @@ from coprobe.data import Dataset
 from coprobe.errors import InputError
 from coprobe.metrics import Accuracy, ActivationIncrements, ChannelActivations, ChannelOverlap, Metric, Noise
 from coprobe.models import Classifier, build
-from coprobe.nodes import NO_MASK, node_table
+from coprobe.nodes import NO_MASK, NO_NODES, node_table
 from coprobe.probe import Probe
 from tests.architectures import CLASSES, IMAGES, NETWORKS, subject
 from tests.attacks.small import fingerprint
@@ -46,11 +46,15 @@ def test_diagnosis_of_a_robust_network() -> None:
     assert diagnosis.verdict == "stable" and diagnosis.salient == {"A": []}
 
 
-def test_diagnosis_needs_a_node_table() -> None:
+def test_diagnosis_without_nodes_and_at_a_named_one() -> None:
     network = Overfitted()
     network.node_table = {}
-    with pytest.raises(InputError, match="calls no activation function"):
-        probe(network).diagnose()
+    diagnosis = probe(network).diagnose()
+    assert diagnosis.verdict == "CO-affected" and diagnosis.salient == {}
+    assert diagnosis.sentence.endswith("(n = 12); " + NO_NODES) and diagnosis.statistics.table().empty
+    assert probe(network).diagnose(nodes=["relu"]).salient == {"relu": [WEAK]}
+    with pytest.raises(InputError, match="no activation function is seen in this network"):
+        probe(network).activations()
     assert len(probe(network).activations(["relu"]).frame) == 4
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from coprobe.cli.options import comma_separated
-from coprobe.cli.output import percent, print_table
+from coprobe.cli.output import interval, percent, print_table
 from coprobe.core.defaults import ATTACKS
 from coprobe.errors import InputError
 
@@ -71,7 +71,7 @@ def print_accuracies(title: str, frame: pd.DataFrame) -> None:
             row["attack"],
             row["noise"],
             percent(row["accuracy"]) + (f" ± {percent(row['spread'])}" if row["spread"] >= 0 else ""),
-            f"{percent(row['low'])} – {percent(row['high'])}",
+            interval(row["low"], row["high"]),
         ]
         for row in frame.to_dict("records")
     ]

@@ -177,3 +177,8 @@ def print_text(text: str) -> None:
 def percent(fraction: float) -> str:
     """`0.1234` as `12.3`."""
     return f"{100 * fraction:.1f}"
+
+
+def interval(low: float, high: float) -> str:
+    """Two fractions as `10.2 – 14.9`."""
+    return f"{percent(low)} – {percent(high)}"

@@ -103,7 +103,7 @@ class ChannelStatistics:
             part["variance_adversarial"] = self.variance(name, "adversarial")
             part["images"] = rows["images"]
             parts.append(part.sort_values("t_act", ascending=False, kind="stable"))
-        table = pd.concat(parts, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["node", "channel", "t_act"])
         table.attrs = {**self.frame.attrs, "alpha": alpha, "reading": reading}
         return table
 
@@ -114,8 +114,13 @@ class ChannelStatistics:
     @staticmethod
     def read(path: str | Path) -> ChannelStatistics:
         """Read what `write` wrote, by suffix; raises `InputError` if it is no such file."""
-        columns = {"node", "channel", "channels", "positions", "images", "norm", *SUMS}
-        return ChannelStatistics(read_frame(path, "channel statistics", columns))
+        return ChannelStatistics(read_frame(path, "channel statistics", {*NO_STATISTICS.frame}))
+
+
+#: Those of no node at all.
+NO_STATISTICS = ChannelStatistics(
+    pd.DataFrame(columns=["node", "channel", "channels", "positions", "images", "norm", *SUMS])
+)
 
 
 @METRICS.register(

@@ -24,7 +24,7 @@ from coprobe.data.stream import stream
 from coprobe.errors import InputError
 from coprobe.fast.classifier import fast, plain
 from coprobe.models import ARCHITECTURES, Classifier
-from coprobe.nodes import CHECKED, check_neutral, node_table
+from coprobe.nodes import CHECKED, NO_NODES, check_neutral, node_table
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,7 @@ class Setup:
         """The nodes A…E; raises `InputError` for a network without activation functions."""
         if nodes := tuple(node_table(self.stored_model)):
             return nodes
-        raise InputError(
-            "this network calls no activation function, so it has no nodes A…E; "
-            "'coprobe activations --node' takes module paths"
-        )
+        raise InputError(f"{NO_NODES}; --node takes module paths")
 
     def attacks(self, specs: Sequence[str]) -> list[Attack]:
         """The attacks of these specs at the radius, each once; `clean` is none."""

@@ -13,14 +13,24 @@ layers compute for every token or pixel, as in transformers, has its features la
 which are the channels, at axis 1.
 """
 
-from coprobe.nodes.address import Node, describe_shape, is_guessed, network_of, node_table, resolve, set_channel_axis
-from coprobe.nodes.mask import NO_MASK, ChannelMask
+from coprobe.nodes.address import (
+    NO_NODES,
+    Node,
+    describe_shape,
+    is_guessed,
+    network_of,
+    node_table,
+    resolve,
+    set_channel_axis,
+)
+from coprobe.nodes.mask import NO_MASK, ChannelMask, mask
 from coprobe.nodes.places import Place, guess_table, places
 from coprobe.nodes.recording import CHECKED, Recording, check_neutral, masked, record, tapped
 
 __all__ = [
     "CHECKED",
     "NO_MASK",
+    "NO_NODES",
     "ChannelMask",
     "Node",
     "Place",
@@ -29,6 +39,7 @@ __all__ = [
     "describe_shape",
     "guess_table",
     "is_guessed",
+    "mask",
     "masked",
     "network_of",
     "node_table",

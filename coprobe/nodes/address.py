@@ -13,6 +13,9 @@ from coprobe.models.classifier import Classifier
 from coprobe.models.wrappers import unwrapped
 from coprobe.nodes.functions import FUNCTIONS, belongs_to_its_caller
 
+#: What is said of a network without nodes `A` … `E`.
+NO_NODES = "no activation function is seen in this network (in scripted code none can be), so it has no nodes A…E"
+
 _CALL = re.compile(r"([a-z_]+)([1-9][0-9]*)")
 
 

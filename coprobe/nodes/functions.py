@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -90,6 +91,7 @@ class FunctionHooks(TorchFunctionMode):
         self._transparent = {m for m in self._paths if m is not network and belongs_to_its_caller(m)}
         self._owners = {network.get_submodule(path) for path in owners} - self._transparent
         self._running: list[nn.Module] = []
+        self._threads: list[int] = []  # in which each of them runs
         self._active = 0
         self._calls: Counter[tuple[str, str]] = Counter()
 
@@ -113,6 +115,7 @@ class FunctionHooks(TorchFunctionMode):
     def _stop(self) -> None:
         """Not active any more, also where an interruption has torn a pass without any hook."""
         self._running.clear()
+        self._threads.clear()
         self._calls.clear()
         if self._active:
             self._active = 0
@@ -123,15 +126,17 @@ class FunctionHooks(TorchFunctionMode):
         if module is self._network or not self._running:
             self._stop()
         self._running.append(module)
+        self._threads.append(get_ident())
         if module in self._owners:
             self._active += 1
             if self._active == 1:
                 self.__enter__()
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not self._running or self._running[-1] is not module:
+        if not self._running or self._running[-1] is not module or self._threads[-1] != get_ident():
             return  # another hook failed before this module was entered
         self._running.pop()
+        self._threads.pop()
         if module in self._owners:
             self._active -= 1
             if self._active == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import current_thread
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def hooks_at(model: nn.Module, hooks: Sequence[tuple[Node, Hook]], *, replaces: 
 
     Raises:
         InputError: the model is wrapped; in a pass: a node that passes no tensor, that a pass comes by twice or
-            not at all.
+            not at all; a pass of another thread, which would be hooked as well.
     """
     if not hooks:
         yield
@@ -69,10 +70,16 @@ class _Pass:
     def __init__(self, nodes: Sequence[Node], replaces: bool) -> None:
         self._nodes = nodes
         self.replaces = replaces
+        self._thread = current_thread()
         self._running = False
         self._visited: set[str] = set()
 
     def begin(self, network: nn.Module, inputs: Any) -> None:
+        if current_thread() is not self._thread:
+            raise InputError(
+                f"this network is recorded or masked by thread '{self._thread.name}', and meanwhile thread "
+                f"'{current_thread().name}' runs it; give each thread a copy.deepcopy of it"
+            )
         self._running = True
         self._visited.clear()
 

@@ -1,8 +1,8 @@
-"""Which channels are set to zero: the mask of Eq. 7 as a value."""
+"""Which channels are set to zero: the mask of Eq. 7 as a value, and as a block in which it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -35,3 +35,26 @@ class ChannelMask:
 
 
 NO_MASK = ChannelMask()
+
+
+def mask(model: nn.Module, channels: Mapping[str, int | Sequence[int]] | ChannelMask) -> AbstractContextManager[None]:
+    """Set channels of a network to zero inside a with block, in evaluation and in training; see `nodes.masked`.
+
+    The model is exactly as before afterwards, also after an exception. Blocks can be nested, and then all masks hold.
+    Only the thread that opened the block may run the model in it.
+
+    Args:
+        model: any module, also inside a `Checkpoint`'s classifier; not in wrappers of torch.compile and the like.
+        channels: by the name of a node (`A` … `E`, `layer1.0`, `layer1.0#relu2`) the numbers of its channels; or a mask
+            as `Probe.mask` returns it.
+
+    Raises:
+        InputError: no such node; in a forward pass, no such channel, or another thread.
+
+    Example:
+        >>> with coprobe.mask(model, {"layer1.0": [3, 7], "conv1": 5}):
+        ...     logits = model(images)
+    """
+    if isinstance(channels, ChannelMask):
+        return channels.applied(model)
+    return masked(model, {node: [one] if isinstance(one, int) else one for node, one in channels.items()})

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from coprobe.attacks.examples import CLEAN
 from coprobe.attacks.labels import label_of
 from coprobe.core.defaults import ATTACKS, SALIENT
-from coprobe.metrics import ChannelStatistics, Evaluation
+from coprobe.metrics import NO_STATISTICS, ChannelStatistics, Evaluation
+from coprobe.nodes import NO_NODES
 from coprobe.verdict.rule import verdict_of
 
 
@@ -19,7 +20,7 @@ class Diagnosis:
         verdict: `CO-affected`, `stable`, `not robust` or `did not converge`.
         sentence: the verdict and its evidence in a sentence.
         evaluation: accuracy on clean, FGSM and PGD images.
-        statistics: channels at every node of the table.
+        statistics: channels at every node that was looked at; none for a network without nodes.
         salient: by node, the channels with T_act above `SALIENT`.
     """
 
@@ -30,12 +31,14 @@ class Diagnosis:
     salient: dict[str, list[int]]
 
 
-def diagnosed(evaluation: Evaluation, statistics: ChannelStatistics, epsilon: float, classes: int) -> Diagnosis:
+def diagnosed(
+    evaluation: Evaluation, statistics: ChannelStatistics = NO_STATISTICS, *, epsilon: float, classes: int
+) -> Diagnosis:
     """The verdict from accuracies under `ATTACKS` and from the statistics of all nodes.
 
     Args:
         evaluation: holds both.
-        statistics: of the nodes to be named.
+        statistics: of the nodes to be named; left out where there are none.
         epsilon: radius of the attacks, a fraction.
         classes: how many there are.
     """
@@ -44,9 +47,10 @@ def diagnosed(evaluation: Evaluation, statistics: ChannelStatistics, epsilon: fl
     clean, fgsm, pgd = map(evaluation.accuracy, (CLEAN, *ATTACKS))
     verdict = verdict_of(clean, fgsm, pgd, classes)
     where = ", ".join(f"{len(found)} of {len(statistics.node(node))} at {node}" for node, found in salient.items())
+    channels = f"channels with T_act > {SALIENT}: {where}" if where else NO_NODES
     n = int(evaluation.frame["n"].iloc[0])
     sentence = (
         f"{verdict}: at {epsilon * 255:g}/255 accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
-        f"{pgd:.1%} under {label_of(ATTACKS[1])} (n = {n}); channels with T_act > {SALIENT}: {where}"
+        f"{pgd:.1%} under {label_of(ATTACKS[1])} (n = {n}); {channels}"
     )
     return Diagnosis(verdict, sentence, evaluation, statistics, salient)

@@ -257,11 +257,9 @@ TABLE = [
         "the network has lazy weights without a shape; call it on an image once before giving it"),
     Row("activations - --model nets.py:good --data folder:colours", "images of colours for grey ones",
         "folder:colours (test) has images of 3 channels and the model takes 1; choose the --data it was trained on"),
-    *each("a network without activation functions",
-        "this network calls no activation function, so it has no nodes A…E; 'coprobe activations --node' takes module "
-        "paths",
-        "activations - --model nets.py:linear --data digits --limit 20",
-        "diagnose - --model nets.py:linear --data digits --limit 20"),
+    Row("activations - --model nets.py:linear --data digits --limit 20", "a network without activation functions",
+        "no activation function is seen in this network (in scripted code none can be), so it has no nodes A…E; --node "
+        "takes module paths"),
     Row("activations - --model nets.py:shy --data digits --limit 20", "a network that notices when it is watched",
         "recording at A changes the logits of this model, so nothing seen there can be trusted; name other nodes",
         code=1),

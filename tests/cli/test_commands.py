@@ -345,4 +345,23 @@ def test_main_reads_the_command_line_of_the_process(monkeypatch, capsys):
 
 def test_mask_says_when_no_channel_is_salient(here, coprobe):
     said = coprobe("mask tiny.pt --limit 20 --attack fgsm --attacks fgsm --alpha2 1 --compare none").out
-    assert "no channel is masked: the largest T_act at A is" in " ".join(said.split())
+    assert "no channel is masked: none at A has a T_act above 1, the largest is" in " ".join(said.split())
+    assert "(--percent 5)" in said
+    said = coprobe("mask tiny.pt --limit 20 --attack fgsm --attacks fgsm --alpha2 1").out
+    assert "none" in said and "variance" not in said
+
+
+def test_masks_have_intervals(here, coprobe):
+    said = coprobe("mask tiny.pt --limit 20 --attack fgsm --attacks fgsm --percent 50 --compare none").out
+    as_json = coprobe("mask tiny.pt --limit 20 --attack fgsm --attacks fgsm --percent 50 --compare none --json").out
+    rows = json.loads(as_json)["rows"]
+    assert {f"{100 * row['low']:.1f} – {100 * row['high']:.1f}" for row in rows} <= {
+        *re.findall(r"\d+\.\d – \d+\.\d", said)
+    }
+
+
+def test_channels_that_are_left_out_of_a_table_are_counted():
+    from coprobe.cli.commands.diagnose import _which
+
+    assert _which([]) == "–" and _which([*range(10)]) == "0 1 2 3 4 5 6 7 8 9"
+    assert _which([*range(23)]) == "0 1 2 3 4 5 6 7 8 9 and 13 more"

@@ -9,7 +9,7 @@ import click
 
 from coprobe.cli import memory
 from coprobe.cli.options import Number, ProbingOptions, attack_option, comma_separated, debug_option, probing_options
-from coprobe.cli.output import Output, output_options, percent, print_table
+from coprobe.cli.output import Output, interval, output_options, percent, print_table
 from coprobe.core.defaults import ATTACKS, COMPARED, SALIENT
 
 
@@ -71,6 +71,7 @@ def command(
       coprobe mask ckpt.pt --data cifar10 --alpha2 0.99 --alpha2 0.5 --alpha2 0.1 --plot fig4.png
     """
     from coprobe.figures import fig04
+    from coprobe.nodes import NO_MASK
 
     output = Output(as_json, out, plot)
     probe = ProbingOptions(**probing).probe(checkpoint or memory.recall())
@@ -85,21 +86,24 @@ def command(
     frame = masking.evaluation.table()
     chosen = {mask.reason: [*chain(*mask.channels.values())] for mask in masking.masks if mask.draw == 0}
     if output.for_people:
-        wide = frame.pivot_table("accuracy", ["mask", "masked"], "attack", sort=False)
+        nothing = not any(mask.count for mask in masking.masks)
         rows = []
-        for (reason, count), values in wide.iterrows():
+        for _, one in frame.groupby(["mask", "masked"], sort=False):
+            reason, count = one["mask"].iloc[0], int(one["masked"].iloc[0])
+            if nothing and reason != NO_MASK.reason:
+                continue  # the same numbers again
             which = "" if reason in ("none", "random") else " ".join(map(str, chosen[reason][:5]))
-            which += " …" if which and count > 5 else ""
-            rows.append([reason, str(count), *map(percent, values), which])
-        title = f"accuracy (%) with channels of node {node} masked, {probe.caption}"
-        nothing = not share and not any(mask.count for mask in masking.masks)
-        note = _advice(node, masking.statistics.t_act(node).max()) if nothing else ""
-        print_table(title, ["mask", "channels", *wide.columns, "which"], rows, note)
+            which += f" and {count - 5} more" if which and count > 5 else ""
+            rows.append([reason, str(count), *map(percent, one["accuracy"]), which])
+            rows.append(["", "", *map(interval, one["low"], one["high"]), ""])
+        title = f"accuracy (%) with channels of node {node} masked, below it its 95 % interval, {probe.caption}"
+        note = _advice(node, masking.statistics.t_act(node).max(), min(alpha2, default=SALIENT)) if nothing else ""
+        print_table(title, ["mask", "channels", *frame["attack"].unique(), "which"], rows, note)
     output.write(frame, lambda: fig04.draw(frame, about=probe.caption), masks=chosen)
 
 
-def _advice(node: str, largest: float) -> str:
+def _advice(node: str, largest: float, alpha2: float) -> str:
     return (
-        f"no channel is masked: the largest T_act at {node} is {largest:.2f}; lower --alpha2, or attack at the "
-        "training budget with --eps"
+        f"no channel is masked: none at {node} has a T_act above {alpha2:g}, the largest is {largest:.2g}; lower "
+        "--alpha2, mask the first by rank (--percent 5), or attack at the training budget with --eps"
     )

@@ -34,7 +34,7 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     from coprobe.core.provenance import provenance
     from coprobe.errors import InputError
     from coprobe.figures.overview import draw_places
-    from coprobe.nodes import describe_shape, is_guessed, places
+    from coprobe.nodes import NO_NODES, describe_shape, is_guessed, places
 
     output = Output(as_json, out, plot)
     loaded = ReadingOptions(**reading).read(checkpoint)
@@ -52,7 +52,7 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
             for place in found
         ]
         note = "A…E are a guess: the first place, and the last one of each resolution" if guessed else ""
-        note = note if rows else "no activation function is called; name module paths"
+        note = note if rows else f"{NO_NODES}; name module paths"
         if not all(place.axis for place in found):
             note += f"{'; ' * bool(note)}say which axis holds the channels with --channel-axis NODE=AXIS"
         print_table(f"{loaded.arch}, {side}×{side} pixels", ["place", "node", "after", "shape"], rows, note, left=3)
