@@ -5,6 +5,7 @@ Every search is bounded, since what a file holds may be cyclic, very large or ve
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,12 +35,16 @@ USUAL_KEYS = (
 )
 #: Parts of the keys under which running averages of a network stand beside it.
 _AVERAGES = ("ema", "swa", "averag", "teacher", "shadow")
-#: Parts of the keys under which training code keeps what is no network.
-_NO_NETWORKS = ("optim", "sched", "scaler", "amp", "callback", "loops", "rng")
+#: Words in the keys under which training code keeps what is no network; `optimal` and `sample` are other words.
+_NO_NETWORKS = re.compile(
+    r"(?<![a-z])(optim|optimi[sz]ers?|sched|schedulers?|scalers?|amp|callbacks?|loops|rng)(?![a-z])", re.IGNORECASE
+)
 #: Names of values that may be the numbers of a normalisation.
 _NUMBERS = (*STD_OF, *STD_OF.values())
 _CONTAINERS = dict | list | tuple | OpaqueObject
 _CONTAINERS_SEEN, _DEPTH = 50_000, 6
+#: A part of a state dict that has fewer weights is no network.
+_FEWEST = 4
 _MODULES_SEEN, _MODULE_DEPTH = 20_000, 60
 
 Weight = TensorSpec | UnreadableTensor
@@ -87,6 +92,21 @@ class Candidate:
         if self.keys:
             return f"{what} under '{self.label[:60]}'"
         return what if self.class_name else "bare state dict"
+
+    def parts(self) -> list[Candidate]:
+        """What its keys divide it into, if there are several networks in one state dict (`student.`, `teacher.`)."""
+        names = list(self.weights)
+        start = ""
+        while names and all(name.startswith(_component(names[0], start)) for name in names):
+            start = _component(names[0], start)
+        firsts = dict.fromkeys(_component(name, start) for name in names if "." in name.removeprefix(start))
+        found = (self.part(first.removesuffix(".")) for first in firsts)
+        return [part for part in found if part is not None and len(part.weights) >= _FEWEST]
+
+    def part(self, path: str) -> Candidate | None:
+        """The weights below a path with dots, under the rest of their keys; None if there are none."""
+        weights = {name.removeprefix(f"{path}."): w for name, w in self.weights.items() if name.startswith(f"{path}.")}
+        return Candidate((*self.keys, *path.split(".")), weights, beside=self.beside) if weights else None
 
     def is_same(self, other: Candidate) -> bool:
         """Whether the two are one network that the file names twice."""
@@ -150,12 +170,23 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, child in value.items():
             named = key if isinstance(key, str) else str(key) if isinstance(key, int) else "?"
-            if isinstance(child, _CONTAINERS) and not any(part in named.lower() for part in _NO_NETWORKS):
+            if isinstance(child, _CONTAINERS) and not _NO_NETWORKS.search(named) and not _is_optimizer(child):
                 yield named, child
     elif isinstance(value, list | tuple):
         yield from ((str(number), child) for number, child in enumerate(value) if isinstance(child, _CONTAINERS))
     elif isinstance(value, OpaqueObject):
         yield from (("", part) for part in (value.items, value.attributes, value.args) if part)
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether it is the state of an optimizer, whatever it is called."""
+    return isinstance(value, dict) and {"state", "param_groups"} <= value.keys()
+
+
+def _component(name: str, start: str) -> str:
+    """`start` and the next component of a name with dots."""
+    first, dot, _ = name.removeprefix(start).partition(".")
+    return start + first + dot
 
 
 def _state_dict(attributes: Mapping[str, Any]) -> tuple[dict[str, Weight], dict[str, Any]]:

@@ -271,7 +271,7 @@ def _layout(match: Match, description: Description) -> str:
 def _notes(match: Match, others: list[str]) -> tuple[str, ...]:
     if not others:
         return match.remap.notes
-    shown = ", ".join(f"--pick {label[:40]}" for label in others[:3]) + (", …" if len(others) > 3 else "")
+    shown = ", ".join(f"--pick {label[:40]}" for label in others)
     return (*match.remap.notes, f"took the network under '{match.candidate.label[:40]}'; the file has others: {shown}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coprobe.checkpoint.candidates import Candidate, Weight, find_candidates, outline
+from coprobe.checkpoint.candidates import Candidate, Weight, find_candidates, outline, place
 from coprobe.checkpoint.key_remap import KeyRemap, key_remaps
 from coprobe.checkpoint.reader import UnreadableTensor
 from coprobe.errors import InputError, unknown
@@ -149,23 +149,62 @@ def choose(payload: Any, propose: Proposer, allowed: AllowedMismatch, *, pick: s
                 refused = refused or error
                 continue
             matches += [match] if match else []
-        good: list[Match] = []
-        for match in matches:
-            if not match.differences and not any(match.candidate.is_same(other.candidate) for other in good):
-                good.append(match)
-        if len(good) > 1:
-            labels = [match.candidate.label for match in good]
-            shown = ", ".join(label[:40] for label in labels[:_SHOWN])
-            raise InputError(f"holds {len(good)} networks ({shown}); choose one, as in --pick {labels[0][:40]}")
-        if good:
-            return good[0], [other.label for other in candidates if _is_another(other, good[0].candidate)]
+        if good := _fitting(matches):
+            return _only(good), [other.label for other in candidates if _is_another(other, good[0].candidate)]
         best = min([*matches, *([best] if best else [])], key=lambda match: len(match.differences), default=None)
     if refused is not None:
         raise refused
-    for key, weight in max(candidates, key=lambda candidate: candidate.size).weights.items():
+    largest = max(candidates, key=lambda candidate: candidate.size)
+    if several := _networks_in(largest, propose, allowed):
+        chosen = _only([match for match in several if match.candidate.tier == several[0].candidate.tier])
+        return chosen, [match.candidate.label for match in several if match is not chosen]
+    for key, weight in largest.weights.items():
         if isinstance(weight, UnreadableTensor):
             raise InputError(f"weight '{key[:60]}' is no plain tensor: it {weight.reason}; save a dense state_dict")
     raise InputError(_unknown(candidates, best) if propose is any_known or best is None else _differs(best))
+
+
+def _fitting(matches: list[Match]) -> list[Match]:
+    """Those without differences, each network once."""
+    good: list[Match] = []
+    for match in matches:
+        if not match.differences and not any(match.candidate.is_same(other.candidate) for other in good):
+            good.append(match)
+    return good
+
+
+def _only(good: list[Match]) -> Match:
+    if len(good) > 1:
+        labels = [match.candidate.label[:40] for match in good]
+        raise InputError(f"holds {len(good)} networks ({', '.join(labels)}); choose one, as in --pick {labels[0]}")
+    return good[0]
+
+
+def _networks_in(candidate: Candidate, propose: Proposer, allowed: AllowedMismatch) -> list[Match]:
+    """The networks that one state dict consists of (`student.`, `teacher.`), the likeliest first.
+
+    Empty if it holds fewer than two.
+
+    Raises:
+        InputError: it holds two and more, which belong to none.
+    """
+    matches = []
+    for part in candidate.parts()[:_CANDIDATES]:
+        with suppress(InputError):  # another one may match
+            matches.append(nearest(part, propose, allowed))
+    good = _fitting([match for match in matches if match])
+    if len(good) < 2:
+        return []
+    used = {place(weight) for match in good for weight in match.candidate.weights.values()}
+    rest = [key for key, weight in candidate.weights.items() if place(weight) not in used]
+    if any(not any(fnmatchcase(key, pattern) for pattern in allowed.unexpected) for key in rest):
+        labels = ", ".join(match.candidate.label[:40] for match in good)
+        raise InputError(
+            f"holds {len(good)} networks ({labels}) and {len(rest)} other weights ({listed(rest, _ROOM - 50)}); "
+            f"choose one network, as in --pick {good[0].candidate.label[:40]}"
+        )
+    good = [replace(match, remap=replace(match.remap, allowed=(*match.remap.allowed, *rest))) for match in good]
+    return sorted(good, key=lambda match: match.candidate.tier)
 
 
 def _is_another(candidate: Candidate, chosen: Candidate) -> bool:
@@ -177,6 +216,10 @@ def _is_another(candidate: Candidate, chosen: Candidate) -> bool:
 
 def _picked(candidates: list[Candidate], pick: str) -> list[Candidate]:
     picked = [c for c in candidates if c.label == pick] or [c for c in candidates if pick in c.keys]
+    for candidate in [] if picked else candidates:
+        own = f"{candidate.label}." if candidate.keys else ""
+        part = candidate.part(pick.removeprefix(own))
+        picked += [part] if part else [p for p in candidate.parts() if p.keys[-1] == pick]
     if not picked:
         raise unknown("network in the file", pick[:60], [candidate.label[:60] for candidate in candidates])
     return picked
@@ -204,7 +247,7 @@ def _unknown(candidates: list[Candidate], best: Match | None) -> str:
     largest = max(candidates, key=lambda candidate: candidate.size)
     others = [other for other in candidates if other is not largest and 2 * other.size > largest.size]
     if others:
-        remedy += f", or another network in the file with --pick {others[-1].label[:30]}"
+        remedy += f", or take another network of the file: {', '.join(f'--pick {o.label[:30]}' for o in others)}"
     if best is not None:
         count, shown = len(best.differences), listed(best.differences, _ROOM - 50)
         closest = f"nearest is {best.arch}, where {count} differ ({shown})"

@@ -35,6 +35,36 @@ def test_state_dicts_are_found_wherever_they_are() -> None:
     assert labels(OpaqueObject("some.Pair", args=(weights, 3))) == ["0"]
 
 
+@pytest.mark.parametrize("key", ["optimal_model", "sample_model", "ampere", "schedules_done", "strange", "scaled_net"])
+def test_a_key_that_contains_the_name_of_something_else_is_a_network(key: str) -> None:
+    assert labels({key: {"w": stored(2)}}) == [key]
+
+
+@pytest.mark.parametrize(
+    "key", ["optim", "optimizer", "optimizer_G", "adam-optimizer1", "lr_scheduler", "amp", "amp_scaler", "rng_state"]
+)
+def test_a_key_of_training_code_is_none(key: str) -> None:
+    assert labels({key: {"w": stored(2)}}) == []
+
+
+def test_the_state_of_an_optimizer_is_none_whatever_it_is_called() -> None:
+    assert labels({"adam": {"state": {"w": {"exp_avg": stored(9)}}, "param_groups": [{"lr": 0.1}]}}) == []
+
+
+def test_parts_of_a_state_dict() -> None:
+    def named(*prefixes: str) -> dict[str, TensorSpec]:
+        return {f"{prefix}{name}": stored(2) for prefix in prefixes for name in "abcd"}
+
+    (both,) = find_candidates({"model": {**named("module.student.", "module.teacher."), "module.loss.a": stored(1)}})
+    parts = both.parts()
+    assert [part.label for part in parts] == ["model.module.student", "model.module.teacher"]
+    assert [list(part.weights) for part in parts] == [list("abcd")] * 2
+    assert [part.tier for part in parts] == [1, 2]
+    (one,) = find_candidates(named("", "head."))
+    assert [part.label for part in one.parts()] == ["head"]
+    assert one.part("nothing") is None
+
+
 def test_what_is_no_network_is_not_found() -> None:
     assert labels({"optimizer": {"state": {"0": {"exp_avg": stored(9)}}}, "scheduler": {"w": stored(1)}}) == []
     assert labels({"mean": stored(3), "std": stored(3)}) == []

@@ -309,6 +309,51 @@ def test_two_networks_in_one_file(tmp_path: Path) -> None:
         load(tmp_path / "c.pt", pick="bets")
 
 
+def test_student_and_teacher_in_one_state_dict(tmp_path: Path) -> None:
+    student, teacher = network(seed=1), network("resnet34", seed=2)
+    both = {**prefixed("student.", student), **prefixed("teacher.", teacher)}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in both.items()}}, tmp_path / "c.pt")
+    same(load(tmp_path / "c.pt", pick="teacher"), teacher)
+    same(load(tmp_path / "c.pt", pick="module.student"), student)
+    read = load(tmp_path / "c.pt")
+    same(read, student)
+    said = "took the network under 'state_dict.module.student'; the file has others: --pick state_dict.module.teacher"
+    assert said in read.notes
+    same(load(tmp_path / "c.pt", pick="state_dict.module.teacher"), teacher)
+
+
+def test_two_equals_in_one_state_dict_are_asked_for(tmp_path: Path) -> None:
+    one, other = network(seed=1), network(seed=2)
+    torch.save({**prefixed("f.", one), **prefixed("g.", other)}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"holds 2 networks \(f, g\); choose one, as in --pick f$"):
+        load(tmp_path / "c.pt")
+    same(load(tmp_path / "c.pt", pick="g"), other)
+    weights = {**prefixed("f.", one), **prefixed("f_ema.", other), "logit_scale": torch.ones(1)}
+    torch.save(weights, tmp_path / "d.pt")
+    with pytest.raises(ValueError, match=r"holds 2 networks \(f, f_ema\) and 1 other weights \(logit_scale\); choose"):
+        load(tmp_path / "d.pt")
+    same(load(tmp_path / "d.pt", allow_unexpected=["logit_scale"]), one)
+    same(load(tmp_path / "d.pt", pick="f_ema"), other)
+
+
+def test_all_networks_of_a_file_are_offered(tmp_path: Path) -> None:
+    keys = [f"epoch_{number}" for number in range(7)]
+    torch.save({key: network(seed=number).state_dict() for number, key in enumerate(keys)}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=rf"holds 7 networks \({', '.join(keys)}\)"):
+        load(tmp_path / "c.pt")
+    strange = {"a.weight": torch.ones(3, 3), "b.weight": torch.ones(7)}
+    torch.save({key: {k: t.clone() for k, t in strange.items()} for key in keys[:4]}, tmp_path / "d.pt")
+    with pytest.raises(ValueError, match="--pick epoch_1, --pick epoch_2, --pick epoch_3"):
+        load(tmp_path / "d.pt")
+
+
+@pytest.mark.parametrize("key", ["optimal_model", "sample_model"])
+def test_a_network_under_a_key_like_an_optimizers(tmp_path: Path, key: str) -> None:
+    source = network()
+    torch.save({key: source.state_dict(), "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "c.pt")
+    same(load(tmp_path / "c.pt"), source)
+
+
 def test_one_network_under_two_names_is_one(tmp_path: Path) -> None:
     source = network()
     torch.save({"last": source.state_dict(), "best": copy.copy(source.state_dict())}, tmp_path / "c.pt")

@@ -96,6 +96,20 @@ KINDS: dict[str, tuple[Callable[[Trap], bytes], str]] = {
     "json": (lambda trap: json.dumps({"w": [1, 2]}).encode(), ""),
     "foreign-archive": (lambda trap: archive([Member("a/b.txt", b"x")]), "archive"),
     "gguf": (lambda trap: b"GGUF" + bytes(40), "gguf"),
+    "ggml": (lambda trap: b"tjgg" + bytes(40), "ggml"),
+    "onnx": (lambda trap: b"\x08\x07\x12\x07pytorch\x1a\x051.13.1:\xb4\x02\n" + bytes(40), "onnx"),
+    "onnx-without-a-producer": (lambda trap: b"\x08\x08:\xb4\x02\n" + bytes(40), "onnx"),
+    "core-ml": (lambda trap: b"\x08\x04\x12\xd7\x01\n\x15" + bytes(40), "core ml"),
+    "keras-3": (lambda trap: archive([Member("config.json", b"{}"), Member("model.weights.h5", b"\x89HDF")]), "keras"),
+    "saved-model": (lambda trap: b"\x08\x01\x12\xc3\x9c\x03\n" + bytes(40), "tensorflow savedmodel"),
+    "tensorflow-index": (lambda trap: bytes(40) + bytes.fromhex("57fb808b247547db"), "tensorflow checkpoint"),
+    "tensorflow-lite": (lambda trap: b"\x1c\0\0\0TFL3" + bytes(40), "tensorflow lite"),
+    "executorch": (lambda trap: b"\x1c\0\0\0ET12" + bytes(40), "executorch"),
+    "mxnet": (lambda trap: b"\x12\x01" + bytes(14) + b"\x02" + bytes(30), "mxnet"),
+    "openvino": (lambda trap: b'<?xml version="1.0"?>\n<net name="n" version="10">', "openvino"),
+    "flax": (lambda trap: b"\x81\xa6params\x82\xa6Conv_0" + bytes(40), "flax"),
+    "tensorrt": (lambda trap: b"ptrt" + bytes(40), "tensorrt"),
+    "ncnn": (lambda trap: b"7767517\n75 83\n", "ncnn"),
 }
 
 #: Kinds that are tried under every name: the name says nothing.
