@@ -193,7 +193,7 @@ class Probe(Setup):
         nodes = tuple(nodes) or tuple(node_table(self.stored_model))
         channels = [ChannelActivations(nodes=nodes, attack=attack)] if nodes else []
         evaluation, *statistics = self.measure(Accuracy(), *channels)
-        return diagnosed(evaluation, *statistics, epsilon=self.epsilon, classes=self.dataset.num_classes)
+        return diagnosed(evaluation, *statistics, ball=self.ball, classes=self.dataset.num_classes)
 
     def _one(self, metric: Metric[R]) -> R:
         result: R = self.measure(metric)[0]

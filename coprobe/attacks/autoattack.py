@@ -29,13 +29,16 @@ MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
 #: next. With more of them, a data set would have fewer shares for several processes.
 TOGETHER = 4
 
+#: Norms as pyautoattack calls them.
+_NORMS = {"linf": "Linf", "l2": "L2"}
+
 _SOURCE = "Croce and Hein 2020"
 _STANDARD = "+".join(MEMBERS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Attack):
-    """Members of AutoAttack (L∞) by the package pyautoattack, seeded by the seed and the index of the first image.
+    """Members of AutoAttack by the package pyautoattack, seeded by the seed and the index of the first image.
 
     They run one after the other, each only on the images that are still classified correctly. Of many batches these are
     gathered from `TOGETHER` at a time. Images that the model misclassifies anyway, and those that
@@ -102,7 +105,7 @@ class AutoAttack(Attack):
         if classes < 4 and "apgd-t" in self.sequence:
             raise InputError(f"{self.label} needs at least 4 classes, and this model has {classes}; use pgd or cw")
         seed = key_of(randomness.seed, randomness.purpose, int(randomness.indices[0]))
-        adversary = pyautoattack.AutoAttack(model, norm="Linf", eps=self.epsilon, seed=seed, device=x.device)
+        adversary = pyautoattack.AutoAttack(model, norm=_NORMS[self.norm], eps=self.epsilon, seed=seed, device=x.device)
         adversary.attacks_to_run = list(self.sequence)
         adversary.apgd_targeted.n_target_classes = min(9, classes - 1)
         adversary.fab.n_target_classes = min(9, classes - 1)

@@ -11,11 +11,13 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from coprobe.attacks.ball import Ball
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
 from coprobe.core.registry import Registry
 from coprobe.data.stream import ImageBatch
 from coprobe.errors import InputError, RunError
+from coprobe.models.classifier import owning_input
 
 #: Every attack by the name that people write. Facts: `cost`, forward and backward passes per image.
 ATTACKS: Registry[type[Attack]] = Registry("attack")
@@ -23,6 +25,8 @@ ATTACKS: Registry[type[Attack]] = Registry("attack")
 #: What the random numbers of all attacks are for, see `ImageRandomness`.
 PURPOSE = "attack"
 
+#: The fields that say where images may be moved to; they are no options of a spec.
+_BALL = ("epsilon", "norm")
 _BOOLEANS = {"true": True, "false": False}
 #: The types that an option can have: how its text is read, and how errors call its values.
 _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
@@ -33,42 +37,39 @@ _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def check_epsilon(epsilon: float) -> None:
-    """Raise `InputError` unless `epsilon`, a fraction, lies in [0, 1]."""
-    if not 0 <= epsilon <= 1:
-        raise InputError(f"epsilon {epsilon * 255:g}/255: must lie between 0 and 255 (in 255ths)")
-
-
-def project(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    """The nearest point to `x_adv` in the L∞ ball of radius `epsilon` around `x` and in [0, 1]."""
-    return torch.clamp(x_adv, x - epsilon, x + epsilon).clamp_(0, 1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """An L∞ attack on a classifier of images in [0, 1].
+    """An L∞ or L2 attack on a classifier of images in [0, 1].
 
     Calling it checks its inputs, puts the model into evaluation mode, runs the subclass's `run`, and
     projects the result, so that no subclass can leave the ball. Modes, `requires_grad` and `.grad` of the
     model are as before afterwards, also after an exception.
 
     Args:
-        epsilon: radius of the ball, a fraction (16/255, not 16).
+        epsilon: radius of the ball: for L∞ a fraction (16/255, not 16), for L2 a length, see `Ball`.
+        norm: of the ball, `linf` or `l2`.
 
     Raises:
-        InputError: epsilon outside [0, 1].
+        InputError: an unknown norm, or a radius that can't be one.
     """
 
     epsilon: float
-    #: Fields of which people write n for n/255.
-    in_255ths: ClassVar[tuple[str, ...]] = ("epsilon",)
+    norm: str = "linf"
+    #: Fields of which people write n for n/255, and fields of which they do so for L∞.
+    in_255ths: ClassVar[tuple[str, ...]] = ()
+    in_ball: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str]
     title: ClassVar[str]
     #: Of what it computes: raise it when the images change, so that results which are kept are measured anew.
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_epsilon(self.epsilon)
+        Ball(self.epsilon, self.norm)
+
+    @property
+    def ball(self) -> Ball:
+        """Where images may be moved to."""
+        return Ball(self.epsilon, self.norm)
 
     def __call__(
         self,
@@ -98,7 +99,7 @@ class Attack(ABC):
             InputError: shapes, types or ranges that are not as above.
             RunError: the model's gradients overflowed, so that the images are not finite.
         """
-        batch = _checked_batch(x, y, seed, indices)
+        batch, model = _checked_batch(x, y, seed, indices), owning_input(model)
         if plain or len(x) == 0:
             with frozen(model):
                 randomness = ImageRandomness(seed, PURPOSE, batch.indices)
@@ -140,7 +141,7 @@ class Attack(ABC):
                 f"{self.label}: the model's logits or gradients are not finite (NaN or infinite); "
                 "check its weights and --mean/--std"
             )
-        return project(x_adv, x, self.epsilon)
+        return self.ball.project(x_adv, x)
 
     @abstractmethod
     def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
@@ -159,7 +160,7 @@ class Attack(ABC):
 
     @property
     def spec(self) -> str:
-        """The text from which `parse` makes this attack again, epsilon and defaults aside ("pgd:50")."""
+        """The text from which `parse` makes this attack again, epsilon, norm and defaults aside ("pgd:50")."""
         return ":".join([self.name, *self._iterations, *self.options])
 
     @property
@@ -168,15 +169,24 @@ class Attack(ABC):
 
     @property
     def options(self) -> list[str]:
-        """What differs from the defaults, as `parse` reads it ("restarts=10"); epsilon and iterations aside."""
+        """What differs from the defaults, as `parse` reads it ("restarts=10"); the ball and iterations aside."""
         changed: list[str] = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("epsilon", "iterations") and value != field.default:
+            if field.name not in (*_BALL, "iterations") and value != self.default(field.name):
                 # 12 digits: `parse` gets the same float back, and 2/255 still reads as 2.
-                shown = f"{value * 255:.12g}" if field.name in self.in_255ths else value
+                shown = f"{value * 255:.12g}" if self.counts_255ths(field.name, self.norm) else value
                 changed.append(f"{field.name.replace('_', '-')}={shown}")
         return changed
+
+    def default(self, name: str) -> Any:
+        """What the option is where nobody says otherwise."""
+        return next(field.default for field in fields(self) if field.name == name)
+
+    @classmethod
+    def counts_255ths(cls, name: str, norm: str) -> bool:
+        """Whether people write n for n/255 of an option."""
+        return name in cls.in_255ths or (norm == "linf" and name in cls.in_ball)
 
 
 class StepAttack(Attack):
@@ -194,7 +204,7 @@ class StepAttack(Attack):
         Between two steps the model is as it was before; arguments and errors are those of the call.
         """
         batch = _checked_batch(x, y, seed, indices)
-        return self._projected(model, batch.images, y, ImageRandomness(seed, PURPOSE, batch.indices))
+        return self._projected(owning_input(model), batch.images, y, ImageRandomness(seed, PURPOSE, batch.indices))
 
     def _projected(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
         iterates = self.iterate(model, x, y, randomness)
@@ -203,7 +213,7 @@ class StepAttack(Attack):
                 x_t = next(iterates, None)
             if x_t is None:
                 return
-            yield project(x_t.detach(), x, self.epsilon)
+            yield self.ball.project(x_t.detach(), x)
 
 
 def check_images(x: Tensor, y: Tensor) -> None:
@@ -231,11 +241,12 @@ def _checked_batch(x: Tensor, y: Tensor, seed: int, indices: Tensor | None) -> I
     return ImageBatch(x.detach(), y, indices.to(x.device))
 
 
-def parse(spec: str, epsilon: float) -> Attack:
-    """The attack that `spec` describes, at radius `epsilon` (a fraction).
+def parse(spec: str, epsilon: float, norm: str = "linf") -> Attack:
+    """The attack that `spec` describes, in the ball of radius `epsilon` (see `Ball`).
 
     `NAME[:ITERATIONS][:option=value…]`, for example `fgsm`, `fgsm:start=zero`, `pgd:50`,
-    `pgd:50:restarts=10:step-size=4`; step sizes are n of n/255. A name may itself have two parts (`aa:fast`).
+    `pgd:50:restarts=10:step-size=4`; step sizes are n of n/255 for L∞, and lengths for L2. A name may itself have two
+    parts (`aa:fast`).
 
     Raises:
         InputError: unknown attack or option (the nearest names are offered), or a wrong value.
@@ -245,7 +256,7 @@ def parse(spec: str, epsilon: float) -> Attack:
         name, options = f"{name}:{options[0]}", options[1:]
     attack = ATTACKS[name]
     hints = get_type_hints(attack)
-    kinds = {field.name: hints[field.name] for field in fields(attack) if field.name != "epsilon"}
+    kinds = {field.name: hints[field.name] for field in fields(attack) if field.name not in _BALL}
     given: dict[str, Any] = {}
     for option in options:
         key, _, text = option.partition("=") if "=" in option else ("iterations", "=", option)
@@ -261,5 +272,5 @@ def parse(spec: str, epsilon: float) -> Attack:
             value = read(text)
         except (ValueError, KeyError):
             raise InputError(f"attack '{spec}': {shown} takes {values}, not '{text}'") from None
-        given[key] = value / 255 if key in attack.in_255ths else value
-    return attack(epsilon=epsilon, **given)
+        given[key] = value / 255 if attack.counts_255ths(key, norm) else value
+    return attack(epsilon=epsilon, norm=norm, **given)

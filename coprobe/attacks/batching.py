@@ -87,6 +87,7 @@ def in_full_batches(
     step: TakeStep,
     iterations: int,
     size: BatchSize,
+    left: Callable[[State], object] = lambda state: None,
 ) -> Iterator[tuple[ImageBatch, Tensor]]:
     """Take every image through `iterations` steps, or until a step doesn't move it; yield them batch by batch.
 
@@ -101,6 +102,7 @@ def in_full_batches(
         step: called with at most `size.now` images.
         iterations: steps of an image at most.
         size: how many images at once; halved where memory runs out.
+        left: told the last state of images that leave.
 
     Yields:
         Each batch of the stream, and its adversarial images.
@@ -131,7 +133,9 @@ def in_full_batches(
                 leaves |= ~taken[0].moved.cpu()
             waiting = pool.rows(slice(len(here), None))
             if leaves.any():
-                _put(here.rows(leaves.nonzero()[:, 0]), unfinished)
+                leaving = here.rows(leaves.nonzero()[:, 0])
+                left(leaving.state)
+                _put(leaving, unfinished)
                 here = here.rows((~leaves).nonzero()[:, 0])
             pool = here.then(waiting)
         while unfinished and unfinished[oldest := next(iter(unfinished))].missing == 0:

@@ -35,7 +35,7 @@ class EOTPGD(PGD):
 
     name: ClassVar[str] = "pgd-eot"
     title: ClassVar[str] = "EOT-PGD"
-    in_255ths: ClassVar[tuple[str, ...]] = ("epsilon", "step_size", "noise")
+    in_255ths: ClassVar[tuple[str, ...]] = ("noise",)
 
     rule: str = "always"
     samples: int = 10

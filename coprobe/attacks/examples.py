@@ -19,6 +19,7 @@ from coprobe.core.processes import ALONE, Processes
 from coprobe.data import Dataset
 from coprobe.data.stream import ImageBatch, bounds, stream
 from coprobe.errors import InputError, RunError
+from coprobe.models.classifier import owning_input
 
 #: The spec under which a batch holds its unperturbed images.
 CLEAN = "clean"
@@ -96,6 +97,7 @@ class AdversarialExamples:
                 raise InputError(f"attack '{attack.spec}' does not hand out its steps; choose from {stepping}")
         kind = kind_of(self.model, self.dataset.image_shape)
         few_sizes = getattr(self.model, "compiled", False)
+        object.__setattr__(self, "model", owning_input(self.model))
         object.__setattr__(self, "size", BatchSize(self.batch_size, self.device, kind, few_sizes=few_sizes))
 
     @property

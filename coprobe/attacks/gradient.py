@@ -1,33 +1,47 @@
-"""Attacks that follow the sign of the input gradient: FGSM, PGD and C&W L∞."""
+"""Attacks that follow the input gradient, by its sign (L∞) or its direction (L2): FGSM, PGD and C&W."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import tee
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coprobe.attacks.base import ATTACKS, PURPOSE, StepAttack, project
+from coprobe.attacks.ball import length, steepest
+from coprobe.attacks.base import ATTACKS, PURPOSE, StepAttack
 from coprobe.attacks.batching import State, Step, in_full_batches
+from coprobe.attacks.input_gradient import Blindness, input_gradient
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
 from coprobe.data.stream import ImageBatch
 from coprobe.errors import InputError
 
+_TARGETS = ("none", "next", "random")
+#: The number of the draw of random targets; restarts have the first ones.
+_TARGET_DRAW = 2**31
+
+#: In the state of an image: whether the attack saw a gradient of zero in its last step, and has not broken it.
+BLIND = "blind"
+
 _CHOICES = {"start": ("uniform", "zero"), "rule": ("until-misclassified", "always")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignGradientAttack(StepAttack):
-    """x_{t+1} = project(x_t + step size · sign ∇ loss(model(x_t), y)); other steps override `initial` and `update`.
+class GradientAttack(StepAttack):
+    """x_{t+1} = project(x_t + step size · direction of ∇ loss(model(x_t), y)).
+
+    The direction is the gradient's sign for L∞, and the gradient over its length for L2. Other steps override `initial`
+    and `update`.
 
     Args:
-        epsilon: radius of the ball, a fraction.
+        epsilon, norm: see `Ball`.
         start: `uniform` in the ball (clamped to [0, 1]) or `zero` perturbation.
         rule: `until-misclassified`: an image moves only while it is classified correctly, as in the official
             evaluation of fast adversarial training, or `always`.
@@ -47,6 +61,11 @@ class SignGradientAttack(StepAttack):
             if getattr(self, key) not in choices:
                 raise InputError(f"{self.name}: {key} '{getattr(self, key)}' is not one of {', '.join(choices)}")
 
+    @cached_property
+    def blindness(self) -> Blindness:
+        """How many images gave no gradient, of all that this instance has attacked."""
+        return Blindness()
+
     @staticmethod
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         """Per-image loss (batch,) that the attack raises."""
@@ -56,27 +75,25 @@ class SignGradientAttack(StepAttack):
         """What is known of each image before the first step: `x_adv`, a new tensor; extend it for more."""
         if self.start == "zero":
             return {"x_adv": x.clone()}
-        noise = randomness.uniform(x.shape[1:], restart).to(x.dtype)
-        return {"x_adv": project(x + (2 * noise - 1) * self.epsilon, x, self.epsilon)}
+        return {"x_adv": self.ball.project(self.ball.random(x, randomness, restart), x)}
 
     def update(self, state: State, gradient: Tensor, x: Tensor) -> State:
         """The state after one step along the gradient of each image's loss."""
-        # sign(NaN) is 0, which would make a broken gradient look like robustness: it shall reach the images
-        sign = torch.where(gradient.isnan(), gradient, gradient.sign())
-        return {**state, "x_adv": project(state["x_adv"] + self.schedule[1] * sign, x, self.epsilon)}
+        moved = state["x_adv"] + self.schedule[1] * steepest(gradient, self.norm)
+        return {**state, "x_adv": self.ball.project(moved, x)}
 
     def iterate(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
         """Yield x_0 … x_T of the first run; all images go through the network at every step."""
-        return self._iterate(model, x, y, randomness, 0)
+        return (state["x_adv"] for state in self._iterate(model, x, y, randomness, 0))
 
     def _iterate(
         self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness, restart: int
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[State]:
         state = self.initial(x, randomness, restart)
-        yield state["x_adv"]
+        yield state
         for taken in range(self.schedule[0]):
             state = self._step(model, x, y, randomness, state, (restart, taken)).state
-            yield state["x_adv"]
+            yield state
 
     def _step(
         self,
@@ -89,28 +106,34 @@ class SignGradientAttack(StepAttack):
     ) -> Step:
         """One step, and which images it moved; `place` is the restart and the number of the step."""
         gradient, logits = self._gradient(model, state["x_adv"], y, randomness, place)
+        labels, sign = self.aim(logits, y, randomness)
+        unbroken = (logits.argmax(1) == labels) == (sign > 0)
+        blind = unbroken & ~gradient.flatten(1).any(1)
         stepped = self.update(state, gradient, x)
         if self.rule == "always":
-            return Step(stepped, None)
-        correct = logits.argmax(1) == y
+            return Step({**stepped, BLIND: blind}, None)
         kept = {
-            name: torch.where(correct.view(-1, *[1] * (value.dim() - 1)), value, state[name])
+            name: torch.where(unbroken.view(-1, *[1] * (value.dim() - 1)), value, state[name])
             for name, value in stepped.items()
         }
-        return Step(kept, correct)
+        return Step({**kept, BLIND: blind}, unbroken)
+
+    def aim(self, logits: Tensor, y: Tensor, randomness: ImageRandomness) -> tuple[Tensor, int]:
+        """Labels (batch,), and whether the loss for them is to be raised (1) or lowered (-1)."""
+        return y, 1
 
     def _gradient(
         self, model: nn.Module, point: Tensor, y: Tensor, randomness: ImageRandomness, place: tuple[int | Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        """The gradient of each image's loss at `point`, and the logits; random numbers are for random gradients."""
-        with torch.enable_grad():
-            point = point.detach().requires_grad_()
-            logits = model(point)
-            # The sum, not the mean: each image's gradient then does not depend on the size of the batch.
-            (gradient,) = torch.autograd.grad(self.loss(logits, y).sum(), point)
+        """The gradient at `point` of what is raised, and the logits; `place` is for random gradients."""
+
+        def objective(logits: Tensor) -> Tensor:
+            labels, sign = self.aim(logits, y, randomness)
+            return sign * self.loss(logits, labels)
+
+        gradient, logits = input_gradient(model, point, objective)
         # A branch of the network that gives NaN can have a gradient of 0, which would look like robustness, too.
-        gradient = torch.where(logits.isfinite().all(1).view(-1, 1, 1, 1), gradient, torch.nan)
-        return gradient, logits.detach()
+        return torch.where(logits.isfinite().all(1).view(-1, 1, 1, 1), gradient, torch.nan), logits
 
     def unit(self, batch_size: int) -> int:
         """One: no image depends on another."""
@@ -120,10 +143,13 @@ class SignGradientAttack(StepAttack):
         """The last iterate; of several restarts, per image the one with the largest cross-entropy."""
 
         def last(restart: int) -> Tensor:
-            *_, x_adv = self._iterate(model, x, y, randomness, restart)
-            return x_adv
+            *_, state = self._iterate(model, x, y, randomness, restart)
+            if restart == 0:
+                self.blindness.add(state[BLIND])
+            return state["x_adv"]
 
-        return self._best(model, y, (last(restart) for restart in range(self.schedule[2])), BatchSize(device=x.device))
+        restarts = (last(restart) for restart in range(self.schedule[2]))
+        return self._best(model, y, randomness, restarts, BatchSize(device=x.device))
 
     def stream(self, model: nn.Module, batches: Iterator[ImageBatch], seed: int, size: BatchSize) -> Iterator[Tensor]:
         """As `run`, but images that are done leave the batch, and the next ones take their places."""
@@ -132,7 +158,8 @@ class SignGradientAttack(StepAttack):
         for restarts in zip(*runs, strict=True):
             batch = restarts[0][0]
             with frozen(model):
-                best = self._best(model, batch.labels, (x_adv for _, x_adv in restarts), size)
+                randomness = ImageRandomness(seed, PURPOSE, batch.indices)
+                best = self._best(model, batch.labels, randomness, (x_adv for _, x_adv in restarts), size)
             yield self.checked(best, batch.images)
 
     def _run_in_full_batches(
@@ -143,18 +170,26 @@ class SignGradientAttack(StepAttack):
                 return self._step(model, x, y, randomness, state, (restart, taken))
 
         def start(x: Tensor, randomness: ImageRandomness) -> State:
-            return self.initial(x, randomness, restart)
+            return {**self.initial(x, randomness, restart), BLIND: x.new_zeros(len(x), dtype=torch.bool)}
 
-        return in_full_batches(batches, (seed, PURPOSE), start, step, self.schedule[0], size)
+        def left(state: State) -> None:
+            if restart == 0:
+                self.blindness.add(state[BLIND])
 
-    def _best(self, model: nn.Module, y: Tensor, restarts: Iterator[Tensor], size: BatchSize) -> Tensor:
+        return in_full_batches(batches, (seed, PURPOSE), start, step, self.schedule[0], size, left)
+
+    def _best(
+        self, model: nn.Module, y: Tensor, randomness: ImageRandomness, restarts: Iterator[Tensor], size: BatchSize
+    ) -> Tensor:
         best = next(restarts)
         if self.schedule[2] == 1:
             return best
 
         def loss_of(x_adv: Tensor) -> Tensor:
             def work(start: int, stop: int) -> Tensor:
-                return cross_entropy(model(x_adv[start:stop]), y[start:stop], reduction="none")
+                logits, here = model(x_adv[start:stop]), slice(start, stop)
+                labels, sign = self.aim(logits, y[here], replace(randomness, indices=randomness.indices[here]))
+                return sign * cross_entropy(logits, labels, reduction="none")
 
             with torch.no_grad():
                 return torch.cat([y.new_empty(0, dtype=x_adv.dtype), *in_batches(len(x_adv), work, size)])
@@ -175,8 +210,8 @@ class SignGradientAttack(StepAttack):
     cost=1,
 )
 @dataclass(frozen=True, kw_only=True)
-class FGSM(SignGradientAttack):
-    """Fast gradient sign method: one step of size epsilon, projected to the ball."""
+class FGSM(GradientAttack):
+    """Fast gradient sign method: one step of size epsilon, projected to the ball; for L2 along the gradient itself."""
 
     name: ClassVar[str] = "fgsm"
     title: ClassVar[str] = "FGSM"
@@ -189,37 +224,74 @@ class FGSM(SignGradientAttack):
 
 @ATTACKS.register(
     "pgd",
-    summary="projected gradient descent, 10 steps of 2/255 by default (pgd:50 for fifty)",
+    summary="projected gradient descent, 10 steps of 2/255 by default (pgd:50 for fifty); targeted with target=",
     source="Madry et al. 2018; Eq. 4 of the paper",
     cost=10,
 )
 @dataclass(frozen=True, kw_only=True)
-class PGD(SignGradientAttack):
+class PGD(GradientAttack):
     """Projected gradient descent on the cross-entropy.
+
+    A targeted attack lowers the loss for a target instead of raising that for the label, and by its rule an image moves
+    until it is classified as its target.
 
     Args:
         iterations: number of steps T.
-        step_size: a fraction; 2/255 whatever the budget, as in the paper's evaluation.
-        restarts: independent runs; per image the one with the largest cross-entropy is kept.
+        step_size: for L∞ a fraction, 2/255 whatever the budget, as in the paper's evaluation; for L2 a length, without
+            one 2.5 · epsilon / T, as Madry's group has it.
+        restarts: independent runs; per image the one with the largest cross-entropy is kept (of a targeted attack the
+            smallest, for the target).
+        target: `none`, `next` (the class after the label), `random` (another class than the label, each image's own),
+            or the number of a class, from 0.
     """
 
     name: ClassVar[str] = "pgd"
     title: ClassVar[str] = "PGD"
-    in_255ths: ClassVar[tuple[str, ...]] = ("epsilon", "step_size")
+    in_ball: ClassVar[tuple[str, ...]] = ("step_size",)
 
     iterations: int = 10
-    step_size: float = 2 / 255
+    step_size: float = cast(float, None)
     restarts: int = 1
+    target: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if cast("float | None", self.step_size) is None:
+            object.__setattr__(self, "step_size", self.default("step_size"))
+        if self.target not in _TARGETS and not self.target.isdecimal():
+            choices = ", ".join(_TARGETS)
+            raise InputError(f"{self.name}: target '{self.target}' is none of {choices}, or the number of a class")
         for key in ("iterations", "restarts"):
             if getattr(self, key) < 1:
                 raise InputError(f"{self.name}: {key} {getattr(self, key)}: must be at least 1")
-        if not 0 < self.step_size <= 1:
-            raise InputError(
-                f"{self.name}: step-size {self.step_size * 255:g}/255: must be above 0 and at most 255/255"
-            )
+        most = 1.0 if self.norm == "linf" else math.inf
+        if not 0 < self.step_size <= most or self.step_size == math.inf:
+            shown, limit = length(self.step_size, self.norm), " and at most 255/255" if self.norm == "linf" else ""
+            raise InputError(f"{self.name}: step-size {shown}: must be above 0{limit}")
+
+    def default(self, name: str) -> Any:
+        """What the option is where nobody says otherwise."""
+        if name != "step_size":
+            return super().default(name)
+        return 2 / 255 if self.norm == "linf" else (2.5 * self.epsilon / max(1, self.iterations) or 1.0)
+
+    def aim(self, logits: Tensor, y: Tensor, randomness: ImageRandomness) -> tuple[Tensor, int]:
+        """The targets, whose loss is lowered; without a target the labels.
+
+        Raises:
+            InputError: the target is no class of the model.
+        """
+        classes = logits.shape[1]
+        if self.target == "none":
+            return y, 1
+        if self.target == "next":
+            return (y + 1) % classes, -1
+        if self.target == "random":
+            others = (randomness.uniform((), _TARGET_DRAW) * (classes - 1)).long()
+            return (y + 1 + others) % classes, -1
+        if int(self.target) >= classes:
+            raise InputError(f"{self.name}: target {self.target}: the model has classes 0 to {classes - 1}")
+        return torch.full_like(y, int(self.target)), -1
 
     @property
     def schedule(self) -> tuple[int, float, int]:
@@ -230,7 +302,7 @@ class PGD(SignGradientAttack):
 @ATTACKS.register(
     "cw",
     summary="PGD on the Carlini-Wagner margin, 20 steps of 2/255 by default",
-    source="Carlini and Wagner 2017, as an L∞ attack under PGD",
+    source="Carlini and Wagner 2017, its loss under PGD",
     cost=20,
 )
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coprobe.attacks.base import ATTACKS
 from coprobe.attacks.batching import State
-from coprobe.attacks.gradient import SignGradientAttack
+from coprobe.attacks.gradient import GradientAttack
 from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError
 
@@ -22,7 +22,7 @@ from coprobe.errors import InputError
     cost=10,
 )
 @dataclass(frozen=True, kw_only=True)
-class MIFGSM(SignGradientAttack):
+class MIFGSM(GradientAttack):
     """Momentum iterative FGSM: g ← decay · g + ∇/‖∇‖₁ (the norm of each image's gradient), then a step along sign g.
 
     Args:

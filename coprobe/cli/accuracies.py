@@ -25,7 +25,8 @@ _attacks_option = click.option(
     default=",".join(ATTACKS),
     show_default=True,
     callback=comma_separated,
-    help="fgsm, pgd:50, cw, pgd-eot, apgd-ce, apgd-t, aa:fast, aa, …, with options: pgd:50:restarts=10:step-size=4.",
+    help="fgsm, pgd:50, cw, pgd-eot, apgd-ce, apgd-t, aa:fast, aa, …, with options: pgd:50:restarts=10:step-size=4, "
+    "pgd:target=random.",
 )
 _members_option = click.option(
     "--aa-members",

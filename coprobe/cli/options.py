@@ -12,7 +12,7 @@ import click
 
 from coprobe.cli import memory, output
 from coprobe.cli.sharing import share
-from coprobe.core.defaults import EPS, PROBING_ATTACK
+from coprobe.core.defaults import EPS, EPS_L2, PROBING_ATTACK
 from coprobe.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,13 +27,18 @@ _SHOWN = 3
 
 
 class Budget(click.ParamType):
-    """A budget in 255ths: `16` and `16/255` both mean 16/255; a bare number between 0 and 1 is asked back."""
+    """A budget in 255ths: `16` and `16/255` both mean 16/255; a bare number between 0 and 1 is asked back.
+
+    With `--norm l2` a number means itself, a length, and is 255 of 255ths.
+    """
 
     name = "N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
+        if ctx and ctx.params.get("norm") == "l2":
+            return self._length(str(value), param.opts[0] if param else "budget")
         flag = param.opts[0] if param else "budget"
         text, slash, denominator = str(value).partition("/")
         try:
@@ -44,6 +49,16 @@ class Budget(click.ParamType):
             raise InputError(f"{flag} {value}: write n for n/255, a number between 0 and 255")
         if 0 < number < 1 and not slash:
             raise InputError(f"{flag} {value}: budgets are n of n/255; write {number * 255:g} or {value}/255")
+        return number
+
+    def _length(self, value: str, flag: str) -> float:
+        text, slash, denominator = value.partition("/")
+        try:
+            number = float(text) * (1 if slash else 255)
+        except ValueError:
+            number = -1.0
+        if (slash and denominator != "255") or not 0 <= number < math.inf:
+            raise InputError(f"{flag} {value}: write an L2 length of images in [0, 1], as in 0.5 or 128/255")
         return number
 
 
@@ -175,7 +190,16 @@ probing_options = _stack(
     click.option(
         "--eps",
         type=Budget(),
-        help=f"Attack radius, n of n/255.  [default: {EPS:g}; 'diagnose' prefers what the checkpoint was trained at]",
+        help="Attack radius: n of n/255, or with --norm l2 a length of images in [0, 1], as in 0.5.  [default: "
+        f"{EPS:g}, l2: {EPS_L2:g}; 'diagnose' prefers what the checkpoint was trained at]",
+    ),
+    click.option(
+        "--norm",
+        type=click.Choice(["linf", "l2"]),
+        default="linf",
+        show_default=True,
+        is_eager=True,
+        help="Of the attacks.",
     ),
     click.option("--batch-size", type=click.IntRange(1), help="Images at once. Default: found by itself."),
     device_option,
@@ -269,6 +293,7 @@ class ProbingOptions(ReadingOptions):
     limit: int | None
     skip_bad: bool
     eps: float | None
+    norm: str
     batch_size: int | None
     device: str
     devices: int
@@ -300,11 +325,13 @@ class ProbingOptions(ReadingOptions):
         dataset = read_images(str(data), self.split, limit=self.limit, skip_bad=self.skip_bad, cache=not self.plain)
         eps = self.eps
         if eps is None:
-            eps = float((at_training_eps and checkpoint.recipe.get("eps_train")) or EPS)
+            trained = self.norm == "linf" and at_training_eps and checkpoint.recipe.get("eps_train")
+            eps = float(trained or (EPS if self.norm == "linf" else 255 * EPS_L2))
         probe = Probe(
             checkpoint,
             dataset,
             epsilon=eps / 255,
+            norm=self.norm,
             device=device,
             batch_size=self.batch_size,
             precision=self.precision,

@@ -2,6 +2,8 @@
 
 #: Radius of attacks, n of n/255: the paper's ξ_E.
 EPS = 16.0
+#: The same for L2: a length of images in [0, 1], the one at which CIFAR-10 is usually attacked.
+EPS_L2 = 0.5
 #: Attacks to measure accuracy under, and to tell CO by: a CO-affected model withstands the first alone.
 ATTACKS = ("fgsm", "pgd:10")
 #: The attack behind V_act and T_act: every image takes every step, so that channels are compared at the same effort.

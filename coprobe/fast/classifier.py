@@ -61,9 +61,7 @@ class FastClassifier(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images N×C×H×W in [0, 1] to float32 logits N×classes."""
-        if self._normalises:
-            images = (images - self._mean) / self._std
-        images = images.contiguous(memory_format=self._layout)
+        images = self.normalised(images).contiguous(memory_format=self._layout)
         if self._holds_bfloat16:
             return self._logits(images.bfloat16()).float()
         if self.precision == "bf16":

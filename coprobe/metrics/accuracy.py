@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import parse
+from coprobe.attacks import Ball, parse
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.attacks.labels import label_of
 from coprobe.core.defaults import ATTACKS
@@ -171,10 +171,10 @@ class Accuracy(Metric[Evaluation]):
         del settings["masks"]
         return settings if self.masks == (NO_MASK,) else {**settings, "masks": [asdict(mask) for mask in self.masks]}
 
-    def at(self, epsilon: float, seed: int) -> Accuracy:
+    def at(self, ball: Ball, seed: int) -> Accuracy:
         """The same, with the specs as batches have them; raises `InputError` for an unknown attack or option."""
-        specs = [parse(spec, epsilon).spec for spec in self.attacks if spec != CLEAN]
-        return replace(self, epsilon=epsilon, seed=seed, attacks=tuple(dict.fromkeys(specs)))
+        specs = [parse(spec, ball.epsilon, ball.norm).spec for spec in self.attacks if spec != CLEAN]
+        return replace(self, epsilon=ball.epsilon, norm=ball.norm, seed=seed, attacks=tuple(dict.fromkeys(specs)))
 
     def prepare(self, model: nn.Module) -> None:
         """Begin without images."""

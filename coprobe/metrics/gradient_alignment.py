@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from coprobe.attacks.ball import Ball
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
+from coprobe.attacks.input_gradient import input_gradient
 from coprobe.core.engine import frozen
 from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError, RunError
@@ -25,7 +27,7 @@ from coprobe.metrics.sums import ImageSums
 )
 @dataclass(kw_only=True)
 class GradientAlignment(Metric[pd.DataFrame]):
-    """cos(∇ℓ(x), ∇ℓ(x + η)) per image, ℓ the cross-entropy and η uniform in the ball of radius epsilon, not clamped.
+    """cos(∇ℓ(x), ∇ℓ(x + η)) per image, ℓ the cross-entropy and η uniform in the ball, not clamped.
 
     Images of which either gradient is zero have no angle and are counted apart.
 
@@ -45,17 +47,17 @@ class GradientAlignment(Metric[pd.DataFrame]):
     def update(self, batch: AdversarialBatch) -> None:
         """Two passes forward and backward to the images."""
         x = batch.images[CLEAN]
-        eta = 2 * ImageRandomness(self.seed, "gradient-alignment", batch.indices).uniform(x.shape[1:]) - 1
-        first, second = (self._gradient(point, batch.labels) for point in (x, x + self.epsilon * eta.to(x.dtype)))
+        randomness = ImageRandomness(self.seed, "gradient-alignment", batch.indices)
+        near = Ball(self.epsilon, self.norm).random(x, randomness)
+        first, second = (self._gradient(point, batch.labels) for point in (x, near))
         counted = first.any(1) & second.any(1)
         cosine = torch.where(counted, cosine_similarity(first, second), 0.0)
         self._sums.add(batch.start, torch.stack([cosine, cosine.square(), counted.double()], 1))
         self._images += len(x)
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        with frozen(self._model), torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(cross_entropy(self._model(x), y, reduction="sum"), x)
+        with frozen(self._model):
+            gradient, _ = input_gradient(self._model, x, lambda logits: cross_entropy(logits, y, reduction="none"))
         return gradient.flatten(1).double()
 
     @property

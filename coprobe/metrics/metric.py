@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pandas as pd
 from torch import nn
 
-from coprobe.attacks import parse
+from coprobe.attacks import Ball, parse
 from coprobe.attacks.examples import AdversarialBatch, AdversarialExamples
 from coprobe.core.defaults import PROBING_ATTACK
 from coprobe.core.engine import in_batches
@@ -30,11 +30,12 @@ class Metric(ABC, Generic[R]):
     Its fields are what it depends on. What it gathers begins with `prepare` and is merged over processes.
 
     Args:
-        epsilon: radius of the attacks, a fraction; for those metrics that look into the ball by themselves.
+        epsilon, norm: of the attacks, see `attacks.Ball`; for those metrics that look into the ball by themselves.
         seed: of the metric's own random numbers.
     """
 
     epsilon: float = 0.0
+    norm: str = "linf"
     seed: int = 0
 
     #: In a word, as it is registered and as files of its results begin.
@@ -56,13 +57,13 @@ class Metric(ABC, Generic[R]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields but `epsilon` and `seed`, as plain values."""
+        """All fields but `epsilon`, `norm` and `seed`, as plain values."""
         shared = {field.name for field in fields(Metric)}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in shared}
 
-    def at(self, epsilon: float, seed: int) -> Metric[R]:
-        """The same metric without what it has gathered, at this radius and with this seed."""
-        return replace(self, epsilon=epsilon, seed=seed)
+    def at(self, ball: Ball, seed: int) -> Metric[R]:
+        """The same metric without what it has gathered, for attacks in this ball and with this seed."""
+        return replace(self, epsilon=ball.epsilon, norm=ball.norm, seed=seed)
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> None:
@@ -116,9 +117,10 @@ class AttackMetric(Metric[R]):
         """The one."""
         return (self.attack,)
 
-    def at(self, epsilon: float, seed: int) -> AttackMetric[R]:
+    def at(self, ball: Ball, seed: int) -> AttackMetric[R]:
         """The same, with the spec as batches have it; raises `InputError` for an unknown attack or option."""
-        return replace(self, epsilon=epsilon, seed=seed, attack=parse(self.attack, epsilon).spec)
+        spec = parse(self.attack, ball.epsilon, ball.norm).spec
+        return replace(self, epsilon=ball.epsilon, norm=ball.norm, seed=seed, attack=spec)
 
 
 def table_of(result: Any) -> pd.DataFrame:

@@ -41,7 +41,7 @@ def results_of(
         InputError: an unknown node or attack, before the work; and what a metric raises.
     """
     targets = targets or [setup] * len(metrics)
-    metrics = [metric.at(setup.epsilon, setup.seed) for metric in metrics]
+    metrics = [metric.at(setup.ball, setup.seed) for metric in metrics]
     setup.check_nodes([node for metric in metrics for node in metric.nodes])
     store = ResultStore(setup.cache)
     depends = [_depends(setup, metric, target) for metric, target in zip(metrics, targets, strict=True)]

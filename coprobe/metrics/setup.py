@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coprobe.attacks import Attack, parse
+from coprobe.attacks import Attack, Ball, parse
 from coprobe.attacks.examples import CLEAN, Spool
 from coprobe.checkpoint import Checkpoint
 from coprobe.core.defaults import EPS
@@ -34,7 +34,8 @@ class Setup:
     Args:
         checkpoint: what is probed; its model moves to `device`, and else stays as it is.
         dataset: clean images; their labels are made those of the model where both say names of classes.
-        epsilon: radius of the attacks, a fraction.
+        epsilon: radius of the attacks: for L∞ a fraction, for L2 a length, see `attacks.Ball`.
+        norm: of the attacks, `linf` or `l2`.
         device: where to work.
         batch_size: images at once; None finds one that fits.
         precision: `32` (float32), `tf32` or `bf16` (faster where the hardware has it; results differ slightly).
@@ -54,6 +55,7 @@ class Setup:
     checkpoint: Checkpoint
     dataset: Dataset
     epsilon: float = EPS / 255
+    norm: str = field(default="linf", kw_only=True)
     device: torch.device | str = "cpu"
     batch_size: int | None = None
     precision: str = "32"
@@ -68,6 +70,7 @@ class Setup:
     _spools: list[Spool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        Ball(self.epsilon, self.norm)
         images = f"{self.dataset.name} ({self.dataset.split})"
         dataset, said = self.checkpoint.in_its_order(self.dataset)
         object.__setattr__(self, "dataset", dataset)
@@ -77,6 +80,11 @@ class Setup:
         if self.plain and self.compiled:
             raise InputError("--plain switches --compile off; leave one of them out")
         self._forms.append((frozenset(), plain(self.checkpoint.model.to(self.device), self.precision)))
+
+    @property
+    def ball(self) -> Ball:
+        """Where the attacks may move images to."""
+        return Ball(self.epsilon, self.norm)
 
     @property
     def model(self) -> Classifier:
@@ -124,7 +132,7 @@ class Setup:
 
     def attacks(self, specs: Sequence[str]) -> list[Attack]:
         """The attacks of these specs at the radius, each once; `clean` is none."""
-        parsed = (parse(spec, self.epsilon) for spec in specs if spec != CLEAN)
+        parsed = (parse(spec, self.epsilon, self.norm) for spec in specs if spec != CLEAN)
         return list({attack.spec: attack for attack in parsed}.values())
 
     @property
@@ -156,7 +164,8 @@ class Setup:
             "images": len(self.dataset),
             **({"skipped": len(self.dataset.skipped)} if self.dataset.skipped else {}),
             "data_digest": self.dataset.digest(),
-            "epsilon": round(self.epsilon * 255, 6),
+            "epsilon": round(self.epsilon * 255, 6) if self.norm == "linf" else self.epsilon,
+            **({} if self.norm == "linf" else {"norm": self.norm}),
             "seed": self.seed,
             "device": str(self.device),
             "precision": self.precision,
@@ -167,6 +176,6 @@ class Setup:
     @property
     def caption(self) -> str:
         """What results are from, in a few words for tables and figures: data, n, budget, seed."""
-        budget = f"ε = {self.epsilon * 255:g}/255"
+        budget = f"ε = {self.ball}"
         stage = f", {self.checkpoint.stage}" if self.checkpoint.stage else ""
         return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}{stage}"

@@ -71,13 +71,21 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images N×C×H×W in [0, 1] to logits N×classes."""
-        if self._normalises:
-            images = (images - self._mean) / self._std
+        images = self.normalised(images)
         if self.precision != "bf16":
             logits: torch.Tensor = self.network(images)
             return logits
         with torch.autocast(images.device.type, torch.bfloat16):
             return self.network(images).float()
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """What the network gets: always a tensor of its own, since other people's networks may work in place on it."""
+        return (images - self._mean) / self._std if self._normalises else images.clone()
+
+
+def owning_input(model: nn.Module) -> Classifier:
+    """`model`, in a `Classifier` unless it is one, so that nothing it does in place befalls the images it is given."""
+    return model if isinstance(model, Classifier) else Classifier(model)
 
 
 def _check(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:

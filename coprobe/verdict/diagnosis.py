@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coprobe.attacks.ball import Ball
 from coprobe.attacks.examples import CLEAN
 from coprobe.attacks.labels import label_of
 from coprobe.core.defaults import ATTACKS, SALIENT
@@ -32,14 +33,14 @@ class Diagnosis:
 
 
 def diagnosed(
-    evaluation: Evaluation, statistics: ChannelStatistics = NO_STATISTICS, *, epsilon: float, classes: int
+    evaluation: Evaluation, statistics: ChannelStatistics = NO_STATISTICS, *, ball: Ball, classes: int
 ) -> Diagnosis:
     """The verdict from accuracies under `ATTACKS` and from the statistics of all nodes.
 
     Args:
         evaluation: holds both.
         statistics: of the nodes to be named; left out where there are none.
-        epsilon: radius of the attacks, a fraction.
+        ball: of the attacks.
         classes: how many there are.
     """
     nodes = list(statistics.frame["node"].unique())
@@ -50,7 +51,7 @@ def diagnosed(
     channels = f"channels with T_act > {SALIENT}: {where}" if where else NO_NODES
     n = int(evaluation.frame["n"].iloc[0])
     sentence = (
-        f"{verdict}: at {epsilon * 255:g}/255 accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
+        f"{verdict}: at {ball} accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
         f"{pgd:.1%} under {label_of(ATTACKS[1])} (n = {n}); {channels}"
     )
     return Diagnosis(verdict, sentence, evaluation, statistics, salient)

@@ -100,7 +100,7 @@ def test_errors(spec: str, message: str, epsilon: float) -> None:
 def test_error_names_every_option() -> None:
     with pytest.raises(InputError) as error:
         parse("pgd:steps=1", 0.1)
-    assert str(error.value).endswith("it takes start, rule, iterations, step-size, restarts")
+    assert str(error.value).endswith("it takes start, rule, iterations, step-size, restarts, target")
 
 
 @pytest.mark.parametrize("spec", list(ATTACKS))

@@ -65,7 +65,7 @@ def each(wrong: str, message: str, *commands: str, **how: Any) -> list[Row]:
 
 
 #: What the faults befall, and what they are.
-GRADIENT = "coprobe.attacks.gradient.SignGradientAttack._gradient"
+GRADIENT = "coprobe.attacks.gradient.GradientAttack._gradient"
 UPDATE = "coprobe.training.loop.TrainingLoop.update"
 TEMPORARY_FILE = "coprobe.core.files.tempfile.TemporaryFile"
 FULL_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -914,7 +914,7 @@ def test_the_table_has_every_command():
 
 
 def test_a_second_bad_checkpoint_is_found_before_the_first_attack(place, coprobe, monkeypatch):
-    monkeypatch.setattr("coprobe.attacks.gradient.SignGradientAttack._gradient", None)
+    monkeypatch.setattr("coprobe.attacks.gradient.GradientAttack._gradient", None)
     assert "none.pt: no such file" in coprobe("evaluate tiny.pt none.pt --limit 20").err
 
 

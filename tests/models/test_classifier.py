@@ -28,7 +28,21 @@ def test_normalises_per_channel() -> None:
 @pytest.mark.parametrize(("mean", "std"), [(None, None), ((0, 0, 0), (1, 1, 1)), (None, (1.0, 1.0, 1.0))])
 def test_identity_hands_the_images_on_untouched(mean: tuple | None, std: tuple | None) -> None:
     given = images()
-    assert Classifier(nn.Identity(), mean, std)(given) is given
+    assert torch.equal(Classifier(nn.Identity(), mean, std)(given), given)
+
+
+class InPlace(nn.Module):
+    """Normalises the images that it is given, instead of copies of them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sub_(0.5).div_(0.25).flatten(1)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(None, None), ((0, 0, 0), (1, 1, 1)), ((0.1, 0.1, 0.1), None)])
+def test_a_network_that_works_in_place_changes_no_images(mean: tuple | None, std: tuple | None) -> None:
+    given, before = images(), images()
+    Classifier(InPlace(), mean, std)(given)
+    assert torch.equal(given, before)
 
 
 def test_one_of_the_two_is_enough() -> None:
