@@ -103,9 +103,13 @@ class Checkpoint:
             num_classes: how many classes they have.
             image_shape: (channels, height, width).
         """
-        channels, height, width = image_shape
         if num_classes != self.num_classes:
             raise InputError(f"{images} has {num_classes} classes and the model {self.num_classes} logits; {_OTHERS}")
+        self.check_shape(images, image_shape)
+
+    def check_shape(self, images: str, image_shape: tuple[int, int, int]) -> None:
+        """Raise `InputError` unless the model takes images of this shape, see `check_fit`."""
+        channels, height, width = image_shape
         if channels != self.in_channels:
             raise InputError(
                 f"{images} has images of {channels} channels and the model takes {self.in_channels}; {_OTHERS}"
@@ -122,23 +126,30 @@ class Checkpoint:
             return
         trained = "×".join(map(str, self.image_shape[1:]))
         raise InputError(
-            f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}; {_OTHERS}"
+            f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}; {_OTHERS}, "
+            f"or bring them to that size with --image-size {trained.replace('×', 'x')}"
         )
 
-    def in_its_order(self, dataset: Dataset) -> tuple[Dataset, str]:
-        """The images with labels that are numbers of logits, where names tell; and a sentence on that, or none.
+    def suited(self, dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+        """The images as the model takes them, and sentences on what that changed.
+
+        Grey images out of files get three channels where it takes three, and those in colour one where it takes one;
+        labels become numbers of logits where both sides name their classes.
 
         Raises:
             InputError: only some of the names are those of the model's classes, see `match_classes`.
         """
+        before = dataset.image_shape[0]
+        dataset = dataset.with_channels(self.in_channels)
+        made_grey = dataset.image_shape[0] < before
         try:
             match = match_classes(self.classes, dataset.classes)
         except InputError as error:
             raise InputError(f"{dataset.name} ({dataset.split}): {error}") from None
-        if match.places is None:
-            return dataset, match.sentence
-        labels = torch.tensor(match.places)[dataset.labels]
-        return replace(dataset, labels=labels, classes=self.classes), match.sentence
+        if match.places is not None:
+            dataset = replace(dataset, labels=torch.tensor(match.places)[dataset.labels], classes=self.classes)
+        said = "the model takes grey images, so those in colour are made grey" * made_grey
+        return dataset, tuple(filter(None, (said, match.sentence)))
 
     def facts(self) -> dict[str, Any]:
         """What goes into the provenance of every result made with this checkpoint."""

@@ -66,6 +66,7 @@ def load(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     channel_axis: int | Mapping[str, int] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
     as_stored: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint of any common layout; nothing that stands in it is ever run.
@@ -86,6 +87,8 @@ def load(
         allow_missing: fnmatch patterns of weights that the file may lack; they keep their seeded initial values.
         allow_unexpected: fnmatch patterns of weights that are left out.
         channel_axis: at which axis (batch, …) activations have their channels, at all nodes or by node; None finds out.
+        image_shape: (channels, height, width) of the images that it will be shown, for a network that takes no usual
+            size; see `models.shapes.trial`.
         as_stored: keep the file's floating-point types in networks of ours, for looking and not for probing: it takes
             no more memory than the file, and the digest is the same.
 
@@ -105,7 +108,7 @@ def load(
             raise InputError(
                 "'-' stands for the weights that --model comes with; pass --model, or name a checkpoint file"
             )
-        checkpoint = _of_factory(network, model, model_args, mean, std)
+        checkpoint = _of_factory(network, model, model_args, mean, std, image_shape)
         set_channel_axis(checkpoint.model, channel_axis)
         return checkpoint
     allowed = AllowedMismatch(tuple(allow_missing), tuple(allow_unexpected))
@@ -117,7 +120,7 @@ def load(
             match = with_arguments(match, arch_args, allowed)
         match.check_all_used(allowed)
         _check_copies(match, contents)
-        match, size = _filled(materialised(match, as_stored=as_stored), description, contents, as_stored)
+        match, size = _filled(materialised(match, as_stored=as_stored), description, contents, as_stored, image_shape)
         channels = size.image_shape[0] if size else int(match.network.in_channels)  # type: ignore[arg-type]
         classes = size.num_classes if size else int(match.network.num_classes)  # type: ignore[arg-type]
         normalisation = _normalisation(match, description, contents, channels, mean, std)
@@ -172,10 +175,15 @@ def _named_network(
 
 
 def _of_factory(
-    network: nn.Module, model: str, model_args: dict[str, Any], mean: Numbers | None, std: Numbers | None
+    network: nn.Module,
+    model: str,
+    model_args: dict[str, Any],
+    mean: Numbers | None,
+    std: Numbers | None,
+    image_shape: tuple[int, int, int] | None,
 ) -> Checkpoint:
     """The checkpoint of a factory that gives its network weights itself."""
-    size = trial(network)
+    size = trial(network, at_hand=image_shape)
     for name, tensor in network.state_dict().items():
         if isinstance(tensor, torch.Tensor) and not is_finite(tensor):
             raise InputError(f"{model}: weight '{name[:80]}' is not finite (NaN or infinite); mend the factory")
@@ -212,17 +220,23 @@ def _check_copies(match: Match, contents: Contents) -> None:
             raise InputError(f"holds two networks, told apart by '{name[:60]}'; save the state_dict of one")
 
 
-def _filled(match: Match, description: Description, contents: Contents, as_stored: bool) -> tuple[Match, Trial | None]:
+def _filled(
+    match: Match,
+    description: Description,
+    contents: Contents,
+    as_stored: bool,
+    at_hand: tuple[int, int, int] | None,
+) -> tuple[Match, Trial | None]:
     """The match with its weights in its network; what that takes and gives, if it is none of ours."""
     size = None
     if as_stored and not match.is_ours and any(parameter.is_meta for parameter in match.network.parameters()):
         # Before, since the weights of what is only looked at may be of any type afterwards.
         try:
-            size = trial(match.network, description.image_shape, without_numbers=True)
+            size = trial(match.network, description.image_shape, at_hand=at_hand, without_numbers=True)
         except InputError:  # not everything can be computed without numbers
             match = materialised(match)
     fill_network(match.network, match.remap.weights, contents, as_stored=as_stored)
-    return match, size if match.is_ours or size else trial(match.network, description.image_shape)
+    return match, size if match.is_ours or size else trial(match.network, description.image_shape, at_hand=at_hand)
 
 
 def _normalisation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -181,12 +182,20 @@ reading_options = _stack(
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
 skip_bad_option = click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and say which.")
 
+image_size_option = click.option(
+    "--image-size",
+    metavar="SIZE",
+    help="Resize images and crop them at the centre: N, HxW, or N:SHORTER[:bicubic] to say how many pixels the shorter "
+    "side has before the crop. torchvision's models mostly want 224:256, timm's 224:256:bicubic.",
+)
+
 probing_options = _stack(
     reading_options,
     click.option("--data", help="NAME, folder:DIR or parquet:DIR. Default: what the checkpoint was trained on."),
     click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True),
     click.option("--limit", type=Limit(), default=1000, show_default=True, help="Class-balanced images."),
     skip_bad_option,
+    image_size_option,
     click.option(
         "--eps",
         type=Budget(),
@@ -257,7 +266,9 @@ class ReadingOptions:
     std: tuple[float, ...] | None
     channel_axis: int | Mapping[str, int] | None
 
-    def read(self, path: str | Path, *, as_stored: bool = False) -> Checkpoint:
+    def read(
+        self, path: str | Path, *, image_shape: tuple[int, int, int] | None = None, as_stored: bool = False
+    ) -> Checkpoint:
         """Load the checkpoint at `path`; `-` stands for the weights that the factory of --model gives its network.
 
         With `as_stored`, weights keep the floating-point types of the file, to be looked at only.
@@ -276,12 +287,24 @@ class ReadingOptions:
             allow_missing=self.allow_missing,
             allow_unexpected=self.allow_unexpected,
             channel_axis=self.channel_axis,
+            image_shape=image_shape,
             as_stored=as_stored,
         )
         for kind, names in checkpoint.allowed_mismatch.items():
             shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
             output.message(f"{path}: {len(names)} weights are {kind}, as allowed: {shown}")
         return checkpoint
+
+    def read_for(self, path: str | Path, images: Callable[[], Dataset]) -> tuple[Checkpoint, Dataset]:
+        """Load the checkpoint at `path` and images for it, which come first where their size may be the network's."""
+        from coprobe.checkpoint import find_file
+
+        if self.model is None and ":" not in (self.arch or ""):
+            return self.read(path), images()
+        if str(path) != "-":
+            find_file(path)
+        dataset = images()
+        return self.read(path, image_shape=dataset.image_shape), dataset
 
 
 @dataclass(frozen=True)
@@ -292,6 +315,7 @@ class ProbingOptions(ReadingOptions):
     split: str
     limit: int | None
     skip_bad: bool
+    image_size: str | None
     eps: float | None
     norm: str
     batch_size: int | None
@@ -318,11 +342,7 @@ class ProbingOptions(ReadingOptions):
         processes, device = share(self.devices, device)
         from coprobe.probe import Probe  # which a process that starts others does not need
 
-        checkpoint = self.read(path)
-        data = self.data or checkpoint.recipe.get("data")
-        if not data:
-            raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
-        dataset = read_images(str(data), self.split, limit=self.limit, skip_bad=self.skip_bad, cache=not self.plain)
+        checkpoint, dataset = self._read_both(path)
         eps = self.eps
         if eps is None:
             trained = self.norm == "linf" and at_training_eps and checkpoint.recipe.get("eps_train")
@@ -348,6 +368,25 @@ class ProbingOptions(ReadingOptions):
             if checkpoint.path:
                 memory.remember(checkpoint.path)
         return probe
+
+    def _read_both(self, path: str | Path) -> tuple[Checkpoint, Dataset]:
+        """The checkpoint and its images: those that are named, else those that it was trained on."""
+        if self.data:
+            return self.read_for(path, partial(self._images, self.data))
+        checkpoint = self.read(path)
+        if not (data := checkpoint.recipe.get("data")):
+            raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
+        return checkpoint, self._images(str(data))
+
+    def _images(self, spec: str) -> Dataset:
+        return read_images(
+            spec,
+            self.split,
+            limit=self.limit,
+            skip_bad=self.skip_bad,
+            cache=not self.plain,
+            image_size=self.image_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -395,11 +434,12 @@ def read_images(
     limit: int | None,
     skip_bad: bool,
     cache: bool = True,
+    image_size: str | None = None,
 ) -> Dataset:
     """Load a data set as `coprobe.data.load` does, and say what a person should know of how it was read."""
     from coprobe.data import load
 
-    dataset = load(spec, split, limit=limit, skip_bad=skip_bad, cache=cache)
+    dataset = load(spec, split, limit=limit, skip_bad=skip_bad, cache=cache, image_size=image_size)
     for note in dataset.notes:
         output.message(note)
     return dataset

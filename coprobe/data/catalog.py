@@ -16,6 +16,7 @@ from coprobe.core.registry import Registry
 from coprobe.data.bounds import cause, in_its_folder, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
 from coprobe.data.disk_cache import cache_key, cached
+from coprobe.data.image_size import ImageSize
 from coprobe.data.images import EncodedImages, decode_images
 from coprobe.errors import InputError, unknown
 
@@ -60,6 +61,7 @@ def load(
     root: Path | None = None,
     skip_bad: bool = False,
     cache: bool = True,
+    image_size: str | None = None,
 ) -> Dataset:
     """Read one split of a data set into memory.
 
@@ -73,16 +75,21 @@ def load(
             that of such a data set, not that of the whole one.
         cache: keep decoded images in the folder `decoded` of `root`, and map them from there the next time, as long as
             the files that they come from are unchanged (see `disk_cache.cache_key`); the result is the same.
+        image_size: bring the images to one size, see `ImageSize.parse`; None leaves them as they are.
+
+    Images out of files have one channel where all of them have one, else three; `Dataset.with_channels` converts them.
 
     Raises:
-        InputError: an unknown name or split, a path too many or missing, a limit below 1, data that are missing and
-            can't be downloaded, data that are not what they should be, or a class that has only bad images.
+        InputError: an unknown name or split, an image size that is none, a path too many or missing, a limit below 1,
+            data that are missing and can't be downloaded, data that are not what they should be, or a class that has
+            only bad images.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}")
     root = default_root() if root is None else root
+    size = None if image_size is None else ImageSize.parse(image_size)
     started = time.time_ns()
     raw = _read(spec, split, root)
     what = f"{spec} ({split})"
@@ -90,21 +97,21 @@ def load(
     every = torch.arange(len(raw.labels))
     chosen = every if limit is None else balanced_prefix(raw.labels, limit)
 
-    def build(images: Tensor, rows: Tensor, skipped: tuple[str, ...] = ()) -> Dataset:
-        notes = tuple(f"{what}: {note}" for note in (*raw.notes, *_remarks(raw, skipped)))
-        return Dataset(images, raw.labels[rows], raw.classes, spec, split, skipped, notes)
+    def build(images: Tensor, rows: Tensor, names: tuple[str, ...] = (), skipped: tuple[str, ...] = ()) -> Dataset:
+        notes = tuple(f"{what}: {note}" for note in (*raw.notes, *_remarks(raw, skipped, size)))
+        return Dataset(images, raw.labels[rows], raw.classes, spec, split, skipped, notes, names)
 
     encoded = raw.images
     if isinstance(encoded, Tensor):
-        return build(encoded[chosen], chosen)
+        return build(size.apply_to(encoded[chosen]) if size else encoded[chosen], chosen)
 
     def decode() -> Dataset:
-        return build(*decode_images(encoded, raw.labels, raw.classes, what, limit=limit, skip_bad=skip_bad))
+        return build(*decode_images(encoded, raw.labels, raw.classes, what, limit=limit, skip_bad=skip_bad, size=size))
 
     if not cache:
         return decode()
     files = encoded.files(every if skip_bad else chosen)  # any image may be tried in place of a bad one
-    settings = spec, split, limit, skip_bad, raw.classes, raw.notes
+    settings = spec, split, limit, skip_bad, size, raw.classes, raw.notes
     return cached(root / "decoded", partial(cache_key, files, raw.labels, settings, started), decode)
 
 
@@ -133,11 +140,13 @@ def _path(name: str, text: str) -> Path:
     return path
 
 
-def _remarks(raw: RawDataset, skipped: tuple[str, ...]) -> Iterator[str]:
+def _remarks(raw: RawDataset, skipped: tuple[str, ...], size: ImageSize | None) -> Iterator[str]:
     """What a person should know of any data set."""
     if len(raw.labels) > 1 and raw.labels.min() == raw.labels.max():
         name = short(raw.classes[int(raw.labels[0])])
         yield f"all {len(raw.labels)} images are of one class, '{name}'"
+    if size:
+        yield f"images of {size}"
     if skipped:
         names = listed([in_its_folder(name) for name in skipped])
         yield f"left out {len(skipped)} bad {'images' if len(skipped) > 1 else 'image'}: {names}"

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from coprobe.errors import InputError
 
+#: Images that are converted together.
+_AT_ONCE = 256
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -24,6 +27,7 @@ class Dataset:
         split: "train" or "test".
         skipped: the names of the bad images that were left out when it was read.
         notes: what a person should know about how it was read, in sentences.
+        names: of the images, how errors name them; empty unless each was a file, or a row of one.
 
     Raises:
         InputError: a tensor of another type or shape, no image at all, or a label out of range (its row is named).
@@ -36,6 +40,7 @@ class Dataset:
     split: str
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = field(default=(), repr=False)
     _digest: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +74,20 @@ class Dataset:
     def subset(self, indices: Tensor | Sequence[int]) -> Dataset:
         """The images at `indices` (in that order) as a data set of the same name, split and classes."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        names = tuple(self.names[row] for row in chosen.tolist()) if self.names else ()
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen], names=names)
+
+    def with_channels(self, count: int) -> Dataset:
+        """The same images with so many channels, where they come from picture files, which may be saved either way.
+
+        Grey ones become RGB by repetition, and RGB ones grey as Pillow makes them (ITU-R 601-2 luma). Other data sets,
+        and other numbers of channels, stay as they are.
+        """
+        if not self.names or (self.image_shape[0], count) not in ((1, 3), (3, 1)):
+            return self
+        if count == 3:
+            return replace(self, images=self.images.expand(-1, 3, -1, -1).contiguous())
+        return replace(self, images=torch.cat([_luma(part) for part in self.images.split(_AT_ONCE)]))
 
     def digest(self) -> str:
         """The first 16 hexadecimal characters of the SHA-256 over shape, image bytes and labels; cached."""
@@ -79,6 +97,12 @@ class Dataset:
             sha.update(self.labels.contiguous().numpy().data)
             object.__setattr__(self, "_digest", sha.hexdigest()[:16])
         return self._digest
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Grey values of RGB images, in 65536ths and rounded, as Pillow's `convert("L")` does."""
+    red, green, blue = images.int().unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8).unsqueeze(1)
 
 
 def title(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Image files to RGB arrays, without trusting the files."""
+"""Image files to arrays, without trusting the files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coprobe.data.bounds import cause
+from coprobe.data.image_size import ImageSize
 from coprobe.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+GREY_MODES, PALETTE_MODES = ("1", "L", "LA"), ("P", "PA")
+EIGHT_BIT_MODES = (*GREY_MODES, *PALETTE_MODES, "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 # Adam7, the passes of an interlaced PNG: left, top, and the distance between pixels in x and y.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
@@ -53,19 +55,22 @@ class BadImageError(InputError):
         self.reason = reason
 
 
-def decode(source: bytes | Path, where: str) -> np.ndarray:
-    """Decode one image, to be called in `strict`; grey, palette and CMYK images become RGB, transparency is dropped.
+def decode(source: bytes | Path, where: str, size: ImageSize | None = None) -> np.ndarray:
+    """Decode one image, to be called in `strict`; palette and CMYK images become RGB, transparency is dropped.
+
+    Of several pictures in one JPEG (MPO, as phones take them: depth, a preview), it is the first, as in every viewer.
 
     Args:
         source: the encoded image, or the file that holds it.
         where: how errors name the image.
+        size: to be brought to; None leaves it as it is.
 
     Returns:
-        uint8, height × width × 3.
+        uint8, height × width × 3, or height × width if it has a single channel or a palette of greys.
 
     Raises:
         BadImageError: not a readable image of a known format, cut short, more than `MAX_PIXELS` pixels or `MAX_BYTES`
-            bytes, several frames, or more than 8 bits a channel.
+            bytes, an animation, or more than 8 bits a channel.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -77,10 +82,10 @@ def decode(source: bytes | Path, where: str) -> np.ndarray:
             raise BadImageError(where, f"larger than {MAX_BYTES} bytes; an image is expected")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, where)
-            rgb = np.asarray(image.convert("RGB"))
+            pixels = _pixels(image, where, size)
             if image.format == "PNG" and _lacks_rows(data):
                 raise BadImageError(where, "the PNG has fewer rows than its header says")
-            return rgb
+            return pixels
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -89,6 +94,19 @@ def decode(source: bytes | Path, where: str) -> np.ndarray:
         raise BadImageError(where, f"more than {MAX_PIXELS} pixels", "make it smaller") from None
     except DAMAGE as error:
         raise BadImageError(where, f"damaged image ({cause(error)})") from None
+
+
+def _pixels(image: Image, where: str, size: ImageSize | None) -> np.ndarray:
+    converted = image.convert("L" if image.mode in GREY_MODES else "RGB")
+    if size:
+        height, width = size.resized(image.height, image.width)
+        if height * width > MAX_PIXELS:
+            raise BadImageError(where, f"{image.width}×{image.height} pixels, too long to be resized", "crop it")
+        converted = size.apply(converted)
+    pixels = np.asarray(converted)
+    if image.mode in PALETTE_MODES and (pixels == pixels[:, :, :1]).all():
+        return pixels[:, :, 0]
+    return pixels
 
 
 def _read(path: Path, where: str) -> bytes:
@@ -120,7 +138,7 @@ def _check_header(image: Image, where: str) -> None:
         raise BadImageError(where, f"{width}×{height} pixels, more than {MAX_PIXELS}", "make it smaller")
     if image.mode not in EIGHT_BIT_MODES:
         raise BadImageError(where, f"pixels of mode {image.mode}", "save it with 8 bits a channel")
-    if getattr(image, "is_animated", False):
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         raise BadImageError(where, "holds several frames", "save one of them")
 
 

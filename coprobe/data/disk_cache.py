@@ -18,7 +18,7 @@ from coprobe.core.files import atomic
 from coprobe.data.dataset import Dataset
 from coprobe.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 """Goes up when other images come to be decoded from the same files, or when the files here change."""
 LARGEST = 8 * 2**30
 """Bytes that all files of a folder may take together; CIFAR-10 takes 0.2 GB, ImageNet's 50 000 test images 7.5 GB."""
@@ -98,7 +98,7 @@ def _read(path: Path, key: str) -> Dataset | None:
             if seal != _seal(key, facts):
                 return None
             found: dict[str, Any] = json.loads(facts)
-            found |= {name: tuple(found[name]) for name in ("classes", "skipped", "notes")}  # JSON has lists
+            found |= {name: tuple(found[name]) for name in ("classes", "skipped", "notes", "names")}  # JSON has lists
             digest = found.pop("digest")
             dataset = Dataset(file.get_tensor("images"), file.get_tensor("labels"), **found)
     except (OSError, RuntimeError, SafetensorError, InputError):  # not there, gone, not for us, or damaged
@@ -111,7 +111,7 @@ def _write(path: Path, key: str, dataset: Dataset) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    kept = {name: getattr(dataset, name) for name in ("classes", "name", "split", "skipped", "notes")}
+    kept = {name: getattr(dataset, name) for name in ("classes", "name", "split", "skipped", "notes", "names")}
     facts = json.dumps({**kept, "digest": dataset.digest()})
     tensors = {"images": dataset.images.contiguous(), "labels": dataset.labels.contiguous()}
     with suppress(OSError, SafetensorError):

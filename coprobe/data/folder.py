@@ -25,7 +25,7 @@ SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validati
     argument="DIR",
 )
 def folder(path: Path, split: str) -> RawDataset:
-    """Images of one size below `path`, as RGB.
+    """Images of one size below `path`.
 
     Where there are split folders, the classes are those of `train`, so that both splits number them alike. A folder
     without split folders serves as either split. Names that begin with a dot (`.ipynb_checkpoints`) are passed over.

@@ -13,6 +13,7 @@ from torch import Tensor
 from coprobe.data.bounds import check_memory, short
 from coprobe.data.dataset import balanced_prefix
 from coprobe.data.decode import BadImageError, decode, strict
+from coprobe.data.image_size import ImageSize
 from coprobe.errors import InputError
 
 NAMED = 3
@@ -33,13 +34,15 @@ class DecodedImages(NamedTuple):
     """What was decoded.
 
     Attributes:
-        images: uint8, chosen × channels × height × width.
+        images: uint8, chosen × channels × height × width; one channel if all images have one.
         rows: int64, chosen; which images these are, ascending.
+        names: how errors name them.
         skipped: the names of the bad images that were left out.
     """
 
     images: Tensor
     rows: Tensor
+    names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 
 
@@ -59,6 +62,7 @@ def decode_images(
     *,
     limit: int | None,
     skip_bad: bool,
+    size: ImageSize | None = None,
 ) -> DecodedImages:
     """Decode all images, or a class-balanced prefix of them.
 
@@ -73,6 +77,7 @@ def decode_images(
         where: how errors name the data set.
         limit: see `balanced_prefix`; None takes all.
         skip_bad: go on without the images that `decode` refuses.
+        size: to which they are brought.
 
     Raises:
         InputError: bad images without `skip_bad`, a class that has only bad ones, images of several sizes, or more
@@ -87,7 +92,7 @@ def decode_images(
         is_tried[fresh] = True
         for row, (image, name) in zip(fresh.tolist(), encoded.read(fresh), strict=True):
             try:
-                decoded.add(row, decode(image, name), name)
+                decoded.add(row, decode(image, name, size), name)
             except BadImageError as error:
                 is_bad[row] = True
                 if skip_bad or len(bad) < NAMED:
@@ -134,27 +139,37 @@ class _ImageArray:
     def __init__(self, count: int, where: str) -> None:
         self._count = count
         self._where = where
-        self._pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
+        self._pixels = np.empty((0, 1, 0, 0), dtype=np.uint8)
         self._rows: list[int] = []
-        self._first = ""
+        self._names: list[str] = []
 
-    def add(self, row: int, rgb: np.ndarray, name: str) -> None:
-        height, width = rgb.shape[:2]
+    def add(self, row: int, image: np.ndarray, name: str) -> None:
+        """Put in an image of height × width, or × 3."""
+        height, width = image.shape[:2]
         if not self._rows:
-            check_memory(self._where, self._count * rgb.nbytes)
-            self._pixels = np.empty((self._count, 3, height, width), dtype=np.uint8)
-            self._first = name
+            self._pixels = self._made(1 if image.ndim == 2 else 3, height, width)
         elif self._pixels.shape[2:] != (height, width):
             raise InputError(
-                f"{name}: {width}×{height} pixels, but {self._first} has "
-                f"{self._pixels.shape[3]}×{self._pixels.shape[2]}; all images of a data set must have one size"
+                f"{name}: {width}×{height} pixels, but {self._names[0]} has "
+                f"{self._pixels.shape[3]}×{self._pixels.shape[2]}; all images of a data set must have one size: "
+                "commands that probe resize and crop them with --image-size N"
             )
-        self._pixels[len(self._rows)] = rgb.transpose(2, 0, 1)
+        if image.ndim == 3 and self._pixels.shape[1] == 1:  # the first in colour after grey ones
+            grey = self._pixels
+            self._pixels = self._made(3, height, width)
+            self._pixels[: len(self._rows)] = grey[: len(self._rows)]
+        self._pixels[len(self._rows)] = image if image.ndim == 2 else image.transpose(2, 0, 1)
         self._rows.append(row)
+        self._names.append(name)
 
-    def in_order(self) -> tuple[Tensor, Tensor]:
-        """The images in the order of their rows, and the rows."""
+    def _made(self, channels: int, height: int, width: int) -> np.ndarray:
+        check_memory(self._where, self._count * channels * height * width)
+        return np.empty((self._count, channels, height, width), dtype=np.uint8)
+
+    def in_order(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """The images in the order of their rows, the rows, and the names."""
         rows, images = torch.tensor(self._rows), torch.from_numpy(self._pixels[: len(self._rows)])
         order = rows.argsort()
-        in_order = torch.equal(order, torch.arange(len(rows)))
-        return (images, rows) if in_order else (images[order], rows[order])
+        if torch.equal(order, torch.arange(len(rows))):
+            return images, rows, tuple(self._names)
+        return images[order], rows[order], tuple(self._names[place] for place in order.tolist())

@@ -52,7 +52,7 @@ class _File:
     argument="DIR",
 )
 def parquet(path: Path, split: str) -> RawDataset:
-    """Images of the column `img` or `image` (a struct with `bytes`), as RGB, with the labels beside them.
+    """Images of the column `img` or `image` (a struct with `bytes`), with the labels beside them.
 
     Class names come from the `huggingface` entry of the schema; without it they are "0" … "C-1", C being the largest
     label plus one. A single file serves as either split.

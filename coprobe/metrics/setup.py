@@ -33,7 +33,7 @@ class Setup:
 
     Args:
         checkpoint: what is probed; its model moves to `device`, and else stays as it is.
-        dataset: clean images; their labels are made those of the model where both say names of classes.
+        dataset: clean images; they are made to suit the model, see `Checkpoint.suited`.
         epsilon: radius of the attacks: for L∞ a fraction, for L2 a length, see `attacks.Ball`.
         norm: of the attacks, `linf` or `l2`.
         device: where to work.
@@ -46,7 +46,7 @@ class Setup:
         compiled: run the model through torch.compile; not together with `plain`.
         processes: those that share the images; each gets all results.
         progress: shows how far the attacks are.
-        say: told in a sentence where the fast form of the model can't be used, and where labels are matched by name.
+        say: told in a sentence where the fast form of the model can't be used, and what is done to suit the model.
 
     Raises:
         InputError: the images don't fit the model (classes, channels, size), or a precision that is not there.
@@ -72,10 +72,10 @@ class Setup:
     def __post_init__(self) -> None:
         Ball(self.epsilon, self.norm)
         images = f"{self.dataset.name} ({self.dataset.split})"
-        dataset, said = self.checkpoint.in_its_order(self.dataset)
+        dataset, changes = self.checkpoint.suited(self.dataset)
         object.__setattr__(self, "dataset", dataset)
-        if said and self.processes.leads:
-            self.say(said)
+        for sentence in changes if self.processes.leads else ():
+            self.say(sentence)
         self.checkpoint.check_fit(images, self.dataset.num_classes, self.dataset.image_shape)
         if self.plain and self.compiled:
             raise InputError("--plain switches --compile off; leave one of them out")

@@ -50,6 +50,7 @@ def assemble(
     watched = held_out
     if recipe.watch == "test":
         watched = load(recipe.data, "test", limit=recipe.held_out, skip_bad=skip_bad)
+        watched = watched.with_channels(whole.image_shape[0])
     torch.manual_seed(recipe.seed)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # batches have few shapes

@@ -249,14 +249,12 @@ TABLE = [
     Row("inspect - --model nets.py:pair", "a network that returns a tuple",
         "the network gives a tuple instead of a tensor of logits; give one that returns logits only"),
     Row("inspect - --model nets.py:feature_map", "a network that returns no logits",
-        "the network gives no logits for one image of 1×32×32, 1×28×28, 1×64×64, 1×224×224, 1×299×299 (1×10×1×1 of "
-        "torch.float32, not 1×classes); give one that turns images N×C×H×W into logits"),
+        "the network gives no logits for one image of 1×32×32, 1×28×28, 1×64×64, 1×224×224, 1×299×299, 3×32×32, … "
+        "(1×10×1×1 of torch.float32, not 1×classes); give one that turns images N×C×H×W into logits"),
     Row("nodes - --model nets.py:pair", "a network that returns a tuple",
         "the network gives a tuple instead of a tensor of logits; give one that returns logits only"),
     Row("inspect - --model nets.py:lazy", "a network without shapes yet",
         "the network has lazy weights without a shape; call it on an image once before giving it"),
-    Row("activations - --model nets.py:good --data folder:colours", "images of colours for grey ones",
-        "folder:colours (test) has images of 3 channels and the model takes 1; choose the --data it was trained on"),
     Row("activations - --model nets.py:linear --data digits --limit 20", "a network without activation functions",
         "no activation function is seen in this network (in scripted code none can be), so it has no nodes A…E; --node "
         "takes module paths"),
@@ -328,7 +326,8 @@ TABLE = [
         Row("folder:two", "other classes than the model's",
             "folder:two (test) has 2 classes and the model 10 logits; choose the --data it was trained on"),
         Row("folder:mixed", "images of two sizes",
-            "mixed/c9/a.png: 16×16 pixels, but mixed/c0/a.png has 32×32; all images of a data set must have one size"),
+            "mixed/c9/a.png: 16×16 pixels, but mixed/c0/a.png has 32×32; all images of a data set must have one size: "
+            "commands that probe resize and crop them with --image-size N"),
         Row("folder:torn", "a truncated image",
             "torn/c9/b.jpg: damaged image ({said}); replace or remove it, or pass --skip-bad"),
         Row("folder:page", "a web page named .jpg",
@@ -373,7 +372,9 @@ TABLE = [
         Row("parquet:none.parquet", "no rows", "parquet:none.parquet (test): holds no images; name another"),
         Row("folder:small", "another size than the model's",
             "folder:small (test) has images of 16×16 pixels, but the model was trained on 32×32; choose the --data it "
-            "was trained on"),
+            "was trained on, or bring them to that size with --image-size 32x32"),
+        Row("folder:mixed --image-size 32,32", "a size in other words",
+            "--image-size 32,32: write N, HxW or N:SHORTER, as in 32, 32x64 or 224:256"),
     ),
     Row("activations bare.pt --data folder:dots", "images smaller than the network can take",
         "folder:dots (test) has images of 4×4 pixels; resnet18 needs at least 8; choose the --data it was trained on"),

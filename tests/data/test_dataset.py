@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,3 +133,22 @@ def test_hold_out_does_not_depend_on_the_size_of_the_training_part():
 def test_hold_out_refuses(train, val, message):
     with pytest.raises(InputError, match=message):
         hold_out(dataset([0, 1, 2] * 10), train, val)
+
+
+def test_channels_of_images_out_of_files_are_converted_as_pillow_does(pictures):
+    import numpy as np
+    from PIL import Image
+
+    arrays = pictures(300, 5, 4)
+    images = torch.from_numpy(arrays.transpose(0, 3, 1, 2).copy())
+    names = tuple(map(str, range(300)))
+    coloured = Dataset(images, torch.zeros(300, dtype=torch.int64), ("a",), "x", "test", names=names)
+    grey = coloured.with_channels(1)
+    expected = [np.asarray(Image.fromarray(array).convert("L")) for array in arrays]
+    assert np.array_equal(grey.images[:, 0].numpy(), np.stack(expected))
+    assert torch.equal(grey.with_channels(3).images, grey.images.repeat(1, 3, 1, 1))
+    assert coloured.with_channels(3) is coloured
+    assert coloured.with_channels(4) is coloured
+    made = replace(coloured, names=())
+    assert made.with_channels(1) is made
+    assert coloured.subset([3, 1]).names == ("3", "1")

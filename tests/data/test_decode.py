@@ -45,10 +45,37 @@ def test_rgb_png_is_exact_from_bytes_and_path(pictures, encode, tmp_path):
     assert np.array_equal(decode(tmp_path / "a.png", "x"), array)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+@pytest.mark.parametrize("mode", ["P", "RGBA"])
 def test_other_modes_become_rgb(mode, pictures):
     image = Image.fromarray(pictures(1)[0]).convert(mode)
     assert np.array_equal(decode(saved(image, "PNG"), "x"), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA"])
+def test_grey_images_keep_their_channel(mode, pictures):
+    image = Image.fromarray(pictures(1)[0]).convert(mode)
+    assert np.array_equal(decode(saved(image, "PNG"), "x"), np.asarray(image.convert("RGB"))[:, :, 0])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_grey_images_of_other_formats(kind, pictures):
+    data = saved(Image.fromarray(pictures(1)[0]).convert("L"), kind)
+    decoded, expected = decode(data, "x"), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decoded, expected if kind == "WEBP" else expected[:, :, 0])  # WebP knows no grey
+
+
+def test_a_palette_of_greys_is_grey(pictures):
+    grey = pictures(1)[0][:, :, 0]
+    image = Image.fromarray(grey).convert("P")  # as programs that make PNGs small write them
+    assert image.mode == "P"
+    assert np.array_equal(decode(saved(image, "PNG"), "x"), grey)
+
+
+def test_the_first_of_a_phones_pictures_is_taken(pictures):
+    first, second = (Image.fromarray(array) for array in pictures(2, 16, 16))
+    data = saved(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert np.array_equal(decode(data, "x"), decode(saved(first, "JPEG"), "x"))
 
 
 def test_cmyk_jpeg_becomes_rgb():
@@ -123,7 +150,7 @@ def test_filters_of_warnings_neither_count_nor_change(own, recwarn):
     with warnings.catch_warnings():
         warnings.simplefilter(own)
         before = [*warnings.filters]
-        assert decode(palette, "x").shape == (8, 8, 3)
+        assert decode(palette, "x").shape == (8, 8)
         with pytest.raises(InputError, match="more than 16777216"):
             decode(png(10_000, 10_000, rows=1), "x")
         assert warnings.filters == before
@@ -145,9 +172,10 @@ def test_wrong_png_checksum(pictures, encode):
         decode(bytes(data), "here")
 
 
-def test_animation_is_refused(pictures):
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_animation_is_refused(kind, pictures):
     first, second = (Image.fromarray(array) for array in pictures(2))
-    data = saved(first, "PNG", save_all=True, append_images=[second])
+    data = saved(first, kind, save_all=True, append_images=[second])
     with pytest.raises(InputError, match="here: holds several frames"):
         decode(data, "here")
 

@@ -31,6 +31,7 @@ def collect(pictures, encode):
 
         options = {"limit": limit, "skip_bad": skip_bad}
         found = decode_images(Encoded(encoded), torch.tensor(labels), CLASSES, "made", **options)
+        assert found.names == tuple(f"dir/{row}.png" for row in found.rows.tolist())
         assert np.array_equal(found.images.numpy(), images[found.rows.numpy()].transpose(0, 3, 1, 2))
         return found, read
 
@@ -104,3 +105,17 @@ def test_more_than_the_memory_is_refused(collect, monkeypatch):
     assert len(collect([0, 1])[0].rows) == 2  # 2 × 192 bytes
     with pytest.raises(InputError, match=r"made: the decoded images need .* GB, .*; lower --limit"):
         collect([0, 1, 0])
+
+
+@pytest.mark.parametrize("coloured", [(), (0,), (2,), (1, 3), (0, 1, 2, 3)])
+def test_one_channel_where_all_images_have_one(coloured, pictures, encode):
+    images = pictures(4)
+    stored = [images[row] if row in coloured else images[row, :, :, 0] for row in range(4)]
+    encoded = Encoded(lambda rows: ((encode(stored[row]), str(row)) for row in rows.tolist()))
+    found = decode_images(encoded, torch.tensor([0, 1, 0, 1]), CLASSES, "made", limit=None, skip_bad=False).images
+    if not coloured:
+        assert np.array_equal(found.numpy(), images[:, None, :, :, 0])
+        return
+    for row in range(4):
+        expected = images[row] if row in coloured else images[row, :, :, :1].repeat(3, 2)
+        assert np.array_equal(found[row].numpy(), expected.transpose(2, 0, 1))

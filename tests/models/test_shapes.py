@@ -150,3 +150,74 @@ def test_lazy_weights_are_left_lazy() -> None:
     with pytest.raises(InputError, match="lazy weights without a shape; call it on an image once"):
         trial(network)
     assert nn.parameter.is_lazy(network[1].weight)
+
+
+class HeadFirst(nn.Module):
+    """Its head is a convolution that is registered before the stem."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(8, 5, 1)
+        self.stem = nn.Conv2d(channels, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stem(x)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+class SeesOne(nn.Module):
+    """Its convolution sees one channel of each image."""
+
+    def __init__(self, view: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 5, 3)
+        self.view = view
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.view(x)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shape", [(3, 96, 96), (3, 48, 48), (3, 32, 64), (1, 20, 20), (4, 16, 16), (8, 9, 9)])
+def test_the_size_of_the_images_at_hand_is_tried(shape: tuple[int, int, int]) -> None:
+    network = nn.Sequential(nn.Conv2d(shape[0], 2, 1), linear(2 * shape[1], 1))
+    network[1][1] = nn.Linear(2 * shape[1] * shape[2], 6)
+    assert trial(network, at_hand=shape) == Trial(shape, 6)
+    with pytest.raises(InputError, match="no logits"):
+        trial(network)
+    assert trial(nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 6)), at_hand=shape).num_classes
+
+
+def test_a_network_that_takes_any_size_does_not_depend_on_the_images_at_hand() -> None:
+    assert trial(build("resnet18", width=2), at_hand=(3, 48, 48)).image_shape == (3, 32, 32)
+
+
+def test_images_of_another_shape_than_those_at_hand_will_do() -> None:
+    assert trial(linear(3, 32), at_hand=(1, 20, 20)).image_shape == (3, 32, 32)
+    with pytest.raises(
+        InputError, match=r"of 3×20×20, 3×32×32, .*mat1 and mat2 shapes cannot be multiplied \(1x1200 and 75x6\)"
+    ):
+        trial(linear(3, 5), at_hand=(3, 20, 20))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_head_that_stands_before_the_stem_is_no_first_convolution(channels: int) -> None:
+    assert trial(HeadFirst(channels)) == Trial((channels, 32, 32), 5)
+
+
+@pytest.mark.parametrize(
+    ("view", "at_hand", "channels"),
+    [
+        (lambda x: x, None, 1),
+        (lambda x: x, (3, 32, 32), 1),
+        (lambda x: x.mean(1, keepdim=True), None, 3),
+        (lambda x: x.mean(1, keepdim=True), (3, 40, 40), 3),
+        (lambda x: x.mean(1, keepdim=True), (1, 28, 28), 1),
+        (lambda x: x.mean(1, keepdim=True), (4, 28, 28), 4),
+        (lambda x: x[:, :1], None, 3),
+        (lambda x: x[:, 1:2], None, 3),
+        (lambda x: (x * torch.tensor([0.3, 0.6, 0.1])[:, None, None]).sum(1, keepdim=True), None, 3),
+    ],
+)
+def test_a_network_is_asked_whether_it_takes_more_channels_than_its_first_convolution(
+    view: Any, at_hand: Any, channels: int
+) -> None:
+    assert trial(SeesOne(view), at_hand=at_hand).image_shape[0] == channels

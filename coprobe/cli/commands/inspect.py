@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from coprobe.cli.options import ReadingOptions, debug_option, read_images, reading_options, skip_bad_option
+from coprobe.cli.options import (
+    ReadingOptions,
+    debug_option,
+    image_size_option,
+    read_images,
+    reading_options,
+    skip_bad_option,
+)
 from coprobe.cli.output import Output, message, output_options, percent, print_table, progress
 from coprobe.core.text import storable
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from coprobe.checkpoint import Checkpoint
     from coprobe.checkpoint.normalisation import Normalisation
     from coprobe.checkpoint.normalisation_check import NormalisationCheck, Score
+    from coprobe.data import Dataset
 
 #: Elements of a weight that are looked at together, so that no copy of a large one is made.
 _CHUNK = 1 << 20
@@ -28,11 +37,19 @@ _CHUNK = 1 << 20
 @click.argument("checkpoint")
 @click.option("--data", help="Images to try out normalisations on: NAME, folder:DIR or parquet:DIR.")
 @skip_bad_option
+@image_size_option
 @reading_options
 @output_options
 @debug_option
 def command(
-    checkpoint: str, data: str | None, skip_bad: bool, as_json: bool, out: Any, plot: Any, **reading: Any
+    checkpoint: str,
+    data: str | None,
+    skip_bad: bool,
+    image_size: str | None,
+    as_json: bool,
+    out: Any,
+    plot: Any,
+    **reading: Any,
 ) -> None:
     """What is in a checkpoint: container, architecture, weights, normalisation, how it was trained.
 
@@ -45,17 +62,23 @@ def command(
     """
     import pandas as pd
 
+    from coprobe.checkpoint.normalisation_check import IMAGES
     from coprobe.core.provenance import provenance
     from coprobe.figures.overview import draw_weights
 
     output = Output(as_json, out, plot)
     options = ReadingOptions(**reading)
-    loaded = options.read(checkpoint, as_stored=data is None)
+    dataset = None
+    if data:
+        images = partial(read_images, data, limit=IMAGES, skip_bad=skip_bad, image_size=image_size)
+        loaded, dataset = options.read_for(checkpoint, images)
+    else:
+        loaded = options.read(checkpoint, as_stored=True)
     facts = _facts(loaded)
     weights = {n: t for n, t in loaded.model.network.state_dict().items() if t.is_floating_point()}
     frame = pd.DataFrame({"weight": storable(n), "shape": list(t.shape), "rms": _rms(t)} for n, t in weights.items())
     frame.attrs.update(provenance(**loaded.facts()))
-    examined = _examine(options, checkpoint, loaded, data, skip_bad) if data else None
+    examined = _examine(options, checkpoint, loaded, dataset) if dataset else None
     if output.for_people:
         print_table(str(checkpoint), ["", ""], [[key, _shown(value)] for key, value in facts.items()], left=2)
         if examined is not None:
@@ -186,18 +209,20 @@ def _numbers(score: Score) -> list[str]:
     return [percent(score.accuracy), f"{score.cross_entropy:.3f}"]
 
 
-def _examine(options: ReadingOptions, path: str, loaded: Checkpoint, data: str, skip_bad: bool) -> _Examined:
-    from coprobe.checkpoint.normalisation_check import IMAGES, check_normalisation, score_arguments
+def _examine(options: ReadingOptions, path: str, loaded: Checkpoint, dataset: Dataset) -> _Examined:
+    from coprobe.checkpoint.normalisation_check import check_normalisation, score_arguments
     from coprobe.core.engine import choose_device
 
-    dataset, said = loaded.in_its_order(read_images(data, limit=IMAGES, skip_bad=skip_bad))
-    if said:
-        message(f"{path}: {said}")
+    dataset, changes = loaded.suited(dataset)
+    for sentence in changes:
+        message(f"{path}: {sentence}")
     device = choose_device()
     check = check_normalisation(loaded, dataset, device=device, progress=progress)
 
     def reload(name: str, value: Any) -> Checkpoint:
-        return replace(options, arch_args=(*options.arch_args, (name, value))).read(path)
+        return replace(options, arch_args=(*options.arch_args, (name, value))).read(
+            path, image_shape=dataset.image_shape
+        )
 
     tried = score_arguments(loaded, dataset, check.best.normalisation, reload, device=device)
-    return _Examined(data, check, tried, check.warning(loaded.normalised_by))
+    return _Examined(dataset.name, check, tried, check.warning(loaded.normalised_by))

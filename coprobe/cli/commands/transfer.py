@@ -46,7 +46,7 @@ def command(
     drawn_from = parse_noises(noises)
     options = ProbingOptions(**probing)
     probe = options.probe(source)
-    others = [options.read(path) for path in targets]
+    others = [options.read(path, image_shape=probe.dataset.image_shape) for path in targets]
     evaluation = probe.transfer(others, attacks, drawn_from, noise_draws)
     frame = evaluation.table()
     own, first, *rest = map(storable, (source, *targets))
