@@ -130,8 +130,6 @@ class Probe(Setup):
             InputError: a target that the images don't fit, or a model named twice.
         """
         probes = [self, *(replace(self, checkpoint=target) for target in targets)]
-        for probe in probes:
-            probe.checkpoint.check_shape(f"{self.dataset.name} ({self.dataset.split})", self.dataset.image_shape)
         named = {storable(str(probe.checkpoint.path or probe.checkpoint.digest)): probe for probe in probes}
         if len(named) < len(probes):
             raise InputError(f"a model is named twice beside {', '.join(named)}; name each once")

@@ -82,7 +82,10 @@ def _depends(setup: Setup, metric: Metric[Any], target: Setup) -> dict[str, Any]
 
 def _model(setup: Setup, metric: Metric[Any], target: Setup) -> nn.Module:
     """What is measured, with its logits in the order of the labels of the images that are attacked."""
+    if target is setup:
+        return setup.model_at(metric.nodes)
     model = target.model_at(metric.nodes)
+    target.checkpoint.check_shape(setup.dataset.name, setup.dataset.image_shape)  # they may have been made to suit it
     order = _order(setup, target)
     return Reordered(model, order) if order else model
 

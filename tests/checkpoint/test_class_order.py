@@ -229,3 +229,14 @@ def stored(folder: Path, entry: dict[str, Any]) -> Checkpoint:
     weights = build("resnet18", width=2, num_classes=4, in_channels=1).state_dict()
     torch.save({"state_dict": weights, **entry}, folder / "c.pt")
     return load(folder / "c.pt")
+
+
+def test_images_that_suit_one_model_alone_are_refused_for_a_transfer() -> None:
+    from coprobe import wrap
+
+    dataset = replace(images(SORTED), names=tuple(map(str, range(8))))
+    rgb = replace(wrap(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())), path="b")
+    source = Probe(model((), "a"), dataset, epsilon=1 / 255, say=lambda text: None)
+    assert Probe(rgb, dataset, say=lambda text: None).dataset.image_shape == (3, 8, 8)
+    with pytest.raises(InputError, match=r"made has images of 1 channels and the model takes 3"):
+        source.transfer([rgb], ("clean",))
