@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from coprobe.attacks.examples import Spool
+from coprobe.attacks import AnyAttack, Spool
 from coprobe.checkpoint import Checkpoint
 from coprobe.core.defaults import ALPHA, ATTACKS, COMPARED, PROBING_ATTACK
 from coprobe.core.text import storable
@@ -67,16 +67,16 @@ class Probe(Setup):
         """
         return results_of(self, metrics, spool=self._spools[-1] if self._spools else None)
 
-    def activations(self, nodes: Sequence[str] = (), attack: str = PROBING_ATTACK) -> ChannelStatistics:
+    def activations(self, nodes: Sequence[str] = (), attack: AnyAttack = PROBING_ATTACK) -> ChannelStatistics:
         """Per-channel differences between clean and adversarial activations (Eqs. 5 and 6).
 
         Args:
             nodes: where; empty means A…E.
-            attack: the spec of one attack on this model.
+            attack: one attack on this model: a spec, an `Attack`, or any callable (see `attacks.own`).
         """
         return self._one(ChannelActivations(nodes=tuple(nodes) or self.table(), attack=attack))
 
-    def increments(self, nodes: Sequence[str] = ("A",), attack: str = PROBING_ATTACK) -> Increments:
+    def increments(self, nodes: Sequence[str] = ("A",), attack: AnyAttack = PROBING_ATTACK) -> Increments:
         """How far each channel is from its clean activation at every step of an attack (Fig. 10).
 
         Args:
@@ -85,13 +85,13 @@ class Probe(Setup):
         """
         return self._one(ActivationIncrements(nodes=tuple(nodes), attack=attack))
 
-    def overlap(self, node: str = "A", attack: str = PROBING_ATTACK, top: int = 5) -> pd.DataFrame:
+    def overlap(self, node: str = "A", attack: AnyAttack = PROBING_ATTACK, top: int = 5) -> pd.DataFrame:
         """Whether single images have the same salient channels as all of them (C07), see `ChannelOverlap`."""
         return self._one(ChannelOverlap(node=node, attack=attack, top=top))
 
     def evaluate(
         self,
-        attacks: Sequence[str] = ATTACKS,
+        attacks: Sequence[AnyAttack] = ATTACKS,
         noises: Sequence[Noise] = (NO_NOISE,),
         noise_draws: int = 1,
         masks: Sequence[ChannelMask] = (NO_MASK,),
@@ -110,7 +110,7 @@ class Probe(Setup):
     def transfer(
         self,
         targets: Sequence[Checkpoint],
-        attacks: Sequence[str] = ATTACKS,
+        attacks: Sequence[AnyAttack] = ATTACKS,
         noises: Sequence[Noise] = (NO_NOISE,),
         noise_draws: int = 1,
     ) -> Evaluation:
@@ -148,8 +148,8 @@ class Probe(Setup):
         *,
         percent: float | None = None,
         compare: Sequence[str] = COMPARED,
-        attacks: Sequence[str] = ATTACKS,
-        attack: str = PROBING_ATTACK,
+        attacks: Sequence[AnyAttack] = ATTACKS,
+        attack: AnyAttack = PROBING_ATTACK,
         alpha: float = ALPHA,
         reading: str = "mean",
     ) -> Masking:
@@ -183,7 +183,7 @@ class Probe(Setup):
             evaluation = self.evaluate(attacks, masks=masks)
         return Masking(evaluation, masks, statistics)
 
-    def diagnose(self, attack: str = PROBING_ATTACK, nodes: Sequence[str] = ()) -> Diagnosis:
+    def diagnose(self, attack: AnyAttack = PROBING_ATTACK, nodes: Sequence[str] = ()) -> Diagnosis:
         """Compare FGSM with PGD-10 accuracy, look for salient channels, and say what kind of model this is.
 
         Args:

@@ -2,7 +2,8 @@
 
 from coprobe.attacks.ball import NORMS, Ball, project
 from coprobe.attacks.base import ATTACKS, Attack, StepAttack, parse
-from coprobe.attacks.examples import AdversarialBatch, AdversarialExamples
+from coprobe.attacks.examples import AdversarialBatch, AdversarialExamples, Spool
+from coprobe.attacks.own import AnyAttack, as_attack, own
 from coprobe.core.registry import discover
 
 discover(__name__)
@@ -12,9 +13,13 @@ __all__ = [
     "NORMS",
     "AdversarialBatch",
     "AdversarialExamples",
+    "AnyAttack",
     "Attack",
     "Ball",
+    "Spool",
     "StepAttack",
+    "as_attack",
+    "own",
     "parse",
     "project",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks.base import ATTACKS, PURPOSE, Attack
 from coprobe.attacks.stages import Stage, Stages
+from coprobe.attacks.tally import Tally
 from coprobe.core.engine import BatchSize, frozen
 from coprobe.core.randomness import ImageRandomness, key_of
 from coprobe.data.stream import ImageBatch
@@ -52,6 +53,11 @@ class AutoAttack(Attack):
     def stages(self) -> Stages:
         """What each member did, summed over everything that this instance has attacked."""
         return Stages()
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """`stages`."""
+        return [self.stages]
 
     @property
     def sequence(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.attacks.ball import Ball
+from coprobe.attacks.tally import Tally
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
 from coprobe.core.registry import Registry
@@ -146,6 +147,21 @@ class Attack(ABC):
     @abstractmethod
     def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """Craft adversarial images, in the plain way; the model is frozen and the inputs are checked."""
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """What it counted of everything that this instance has attacked."""
+        return []
+
+    @property
+    def identified(self) -> bool:
+        """Whether it says what it is, so that results which depend on it can be kept and found again."""
+        return True
+
+    @property
+    def warning(self) -> str:
+        """What makes its images say less than they seem to, in a sentence; empty if nothing does."""
+        return ""
 
     @property
     def label(self) -> str:

@@ -18,6 +18,7 @@ from coprobe.attacks.ball import length, steepest
 from coprobe.attacks.base import ATTACKS, PURPOSE, StepAttack
 from coprobe.attacks.batching import State, Step, in_full_batches
 from coprobe.attacks.input_gradient import Blindness, input_gradient
+from coprobe.attacks.tally import Tally
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
 from coprobe.data.stream import ImageBatch
@@ -26,6 +27,9 @@ from coprobe.errors import InputError
 _TARGETS = ("none", "next", "random")
 #: The number of the draw of random targets; restarts have the first ones.
 _TARGET_DRAW = 2**31
+
+#: A share of images without a gradient below which nobody needs to be told.
+_FEW = 0.01
 
 #: In the state of an image: whether the attack saw a gradient of zero in its last step, and has not broken it.
 BLIND = "blind"
@@ -65,6 +69,23 @@ class GradientAttack(StepAttack):
     def blindness(self) -> Blindness:
         """How many images gave no gradient, of all that this instance has attacked."""
         return Blindness()
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """`blindness`."""
+        return [self.blindness]
+
+    @property
+    def warning(self) -> str:
+        """How many images gave no gradient, if they are more than a few."""
+        share = self.blindness.share
+        if share < _FEW:
+            return ""
+        return (
+            f"{self.label}: {share:.1%} of the images gave a gradient of exactly zero and could not be moved, as "
+            "behind rounding, sign or a saturated softmax; they count as robust and may not be: try square, or scale "
+            "the logits"
+        )
 
     @staticmethod
     def loss(logits: Tensor, y: Tensor) -> Tensor:

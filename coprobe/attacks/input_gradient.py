@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coprobe.attacks.tally import Tally
 from coprobe.errors import InputError
 
 
@@ -57,7 +58,7 @@ def _end_of_graph(model: nn.Module, images: Tensor) -> str:
     return ends[0] if ends else "the network"
 
 
-class Blindness:
+class Blindness(Tally):
     """How many images an attack was still to move where its gradient was exactly zero, so that it stood still.
 
     Attributes:
@@ -84,6 +85,7 @@ class Blindness:
         return self.images, int(self._blind)
 
     def merge_state(self, state: tuple[int, int]) -> None:
-        """Add the `state` of the same attack on other images."""
+        """Add the `state` of the same attack on other images, in another process."""
+        self.processes += 1
         self.images += state[0]
         self._blind = int(self._blind) + state[1]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from coprobe.attacks.base import parse
-from coprobe.attacks.examples import CLEAN
+from coprobe.attacks.base import ATTACKS, parse
 
 
 def label_of(spec: str) -> str:
-    """An attack's label ("PGD-50" for `pgd:50`), or `clean`; raises what `parse` raises."""
-    return CLEAN if spec == CLEAN else parse(spec, 0).label
+    """An attack's label ("PGD-50" for `pgd:50`), or `clean`; what somebody's own attack is called, as it is."""
+    return parse(spec, 0).label if spec.partition(":")[0] in ATTACKS else spec

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from coprobe.attacks.tally import Tally
+
 
 @dataclass
 class Stage:
@@ -22,18 +24,16 @@ class Stage:
     seconds: float = 0.0
 
 
-class Stages:
+class Stages(Tally):
     """What the members of an attack did since it was made.
 
     Attributes:
         images: how many the attack was given, those that are misclassified anyway among them.
         by_member: in the order in which they run.
-        processes: how many have given their part.
     """
 
     def __init__(self) -> None:
         self.images = 0
-        self.processes = 1
         self.by_member: dict[str, Stage] = {}
 
     def add(self, images: int, by_member: Mapping[str, Stage]) -> None:

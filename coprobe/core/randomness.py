@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +24,27 @@ def key_of(seed: int, purpose: str, *place: int) -> int:
     # as spawn key, because a list of entropy is padded with zeros: (seed, 0) would be (seed,)
     sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *place))
     return int(sequence.generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def seeded(key: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed the generators that other people's code draws from, torch's, numpy's and Python's; as before afterwards.
+
+    Args:
+        key: 0 or more, below 2⁶⁴, see `key_of`.
+        device: whose generator of torch's is meant, beside that of the CPU.
+    """
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global ones are what is meant
+    devices = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            torch.manual_seed(key)
+            random.seed(key)
+            np.random.seed(key % 2**32)  # noqa: NPY002
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
 
 
 def generator_for(seed: int, purpose: str, *place: int, device: torch.device | str = "cpu") -> torch.Generator:

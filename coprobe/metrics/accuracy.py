@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import Ball, parse
+from coprobe.attacks import Ball, as_attack
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.attacks.labels import label_of
 from coprobe.core.defaults import ATTACKS
@@ -137,7 +137,7 @@ class Accuracy(Metric[Evaluation]):
     The images are those of the batches, so they are crafted once, against the unmasked and noise-free model.
 
     Args:
-        attacks: specs under which the batches hold the images to measure, beside clean ones.
+        attacks: which images to measure, beside clean ones; in `at` they become the specs of the batches.
         noises: added after the attack; each draws from `seed`, the index of the image and the number of the draw.
         noise_draws: how often each noise is drawn anew.
         masks: applied to clean and adversarial images alike (Eq. 7).
@@ -148,7 +148,7 @@ class Accuracy(Metric[Evaluation]):
         RunError: in `compute`, logits that are not finite; an accuracy of such a model would mean nothing.
     """
 
-    attacks: tuple[str, ...] = ATTACKS
+    attacks: tuple[Any, ...] = ATTACKS
     noises: tuple[Noise, ...] = (NO_NOISE,)
     noise_draws: int = 1
     masks: tuple[ChannelMask, ...] = (NO_MASK,)
@@ -173,7 +173,7 @@ class Accuracy(Metric[Evaluation]):
 
     def at(self, ball: Ball, seed: int) -> Accuracy:
         """The same, with the specs as batches have them; raises `InputError` for an unknown attack or option."""
-        specs = [parse(spec, ball.epsilon, ball.norm).spec for spec in self.attacks if spec != CLEAN]
+        specs = [as_attack(attack, ball).spec for attack in self.attacks if attack != CLEAN]
         return replace(self, epsilon=ball.epsilon, norm=ball.norm, seed=seed, attacks=tuple(dict.fromkeys(specs)))
 
     def prepare(self, model: nn.Module) -> None:

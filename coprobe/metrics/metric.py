@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pandas as pd
 from torch import nn
 
-from coprobe.attacks import Ball, parse
+from coprobe.attacks import Ball, as_attack
 from coprobe.attacks.examples import AdversarialBatch, AdversarialExamples
 from coprobe.core.defaults import PROBING_ATTACK
 from coprobe.core.engine import in_batches
@@ -51,8 +51,8 @@ class Metric(ABC, Generic[R]):
         return ()
 
     @property
-    def attacks(self) -> tuple[str, ...]:
-        """Specs of the attacks whose images it needs; clean ones are always there."""
+    def attacks(self) -> tuple[Any, ...]:
+        """The attacks whose images it needs, after `at` their specs; clean images are always there."""
         return ()
 
     @property
@@ -107,19 +107,20 @@ class AttackMetric(Metric[R]):
     """A metric of one attack.
 
     Args:
-        attack: the spec under which the batches hold the adversarial images.
+        attack: anything that `attacks.as_attack` takes; in `at` it becomes the spec under which the batches hold its
+            images.
     """
 
-    attack: str = PROBING_ATTACK
+    attack: Any = PROBING_ATTACK
 
     @property
-    def attacks(self) -> tuple[str, ...]:
+    def attacks(self) -> tuple[Any, ...]:
         """The one."""
         return (self.attack,)
 
     def at(self, ball: Ball, seed: int) -> AttackMetric[R]:
         """The same, with the spec as batches have it; raises `InputError` for an unknown attack or option."""
-        spec = parse(self.attack, ball.epsilon, ball.norm).spec
+        spec = as_attack(self.attack, ball).spec
         return replace(self, epsilon=ball.epsilon, norm=ball.norm, seed=seed, attack=spec)
 
 

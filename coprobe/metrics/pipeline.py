@@ -10,8 +10,10 @@ import pandas as pd
 from torch import nn
 
 from coprobe.attacks import Attack
-from coprobe.attacks.autoattack import AutoAttack, stages_of
+from coprobe.attacks.autoattack import stages_of
 from coprobe.attacks.examples import AdversarialExamples, Spool
+from coprobe.attacks.gradient import GradientAttack
+from coprobe.attacks.own import OwnAttack
 from coprobe.checkpoint.class_order import Reordered, match_classes
 from coprobe.core.provenance import provenance
 from coprobe.core.results import ResultStore
@@ -41,37 +43,49 @@ def results_of(
         InputError: an unknown node or attack, before the work; and what a metric raises.
     """
     targets = targets or [setup] * len(metrics)
+    attacks = [setup.attacks(metric.attacks) for metric in metrics]
+    every = setup.attacks([attack for several in attacks for attack in several])  # raises for two of one name
     metrics = [metric.at(setup.ball, setup.seed) for metric in metrics]
     setup.check_nodes([node for metric in metrics for node in metric.nodes])
     store = ResultStore(setup.cache)
-    depends = [_depends(setup, metric, target) for metric, target in zip(metrics, targets, strict=True)]
-    frames = [_found(setup, store, metric, about) for metric, about in zip(metrics, depends, strict=True)]
+    depends = [_depends(setup, *one) for one in zip(metrics, attacks, targets, strict=True)]
+    kept = [all(attack.identified for attack in several) for several in attacks]
+    frames = [
+        _found(setup, store, metric, about) if keep else None
+        for metric, about, keep in zip(metrics, depends, kept, strict=True)
+    ]
     open_ones = [number for number, frame in enumerate(frames) if frame is None]
     if open_ones:
         asked = [metrics[number] for number in open_ones]
-        examples = _examples(setup, asked, spool)
+        examples = _examples(setup, asked, every, spool)
         models = [_model(setup, metrics[number], targets[number]) for number in open_ones]
         measured = measure(examples, asked, models, setup.processes)
-        stages = _stages(setup, examples.attacks)
+        _merge_tallies(setup, examples.attacks)
         form = str(getattr(setup.model, "form", PLAIN))
         for number, result in zip(open_ones, measured, strict=True):
             frame = frames[number] = table_of(result)
             about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts, form=form), **depends[number]}
-            if isinstance(result, Evaluation):
-                about["stages"] = [row for row in stages if row["attack"] in metrics[number].attacks]
+            used = [attack for attack in examples.attacks if attack.spec in metrics[number].attacks]
+            about |= {"stages": stages_of(used)} if isinstance(result, Evaluation) else {}
+            about |= _noticed(used)
             frame.attrs = json.loads(json.dumps(about))  # in plain values, as they come back from a file
-            if setup.processes.leads:
+            if setup.processes.leads and kept[number]:
                 store.keep(metrics[number].name, frame, **_relevant(setup.facts), **depends[number])
+        for attack in examples.attacks if setup.processes.leads else ():
+            if attack.warning:
+                setup.say(attack.warning)
     return [metric.restored(cast(pd.DataFrame, frame)) for metric, frame in zip(metrics, frames, strict=True)]
 
 
-def _depends(setup: Setup, metric: Metric[Any], target: Setup) -> dict[str, Any]:
+def _depends(setup: Setup, metric: Metric[Any], attacks: Sequence[Attack], target: Setup) -> dict[str, Any]:
     """What a result depends on beside the facts of the setup, as plain values."""
     versions = {metric.name: metric.version}
-    versions |= {attack.name: attack.version for attack in setup.attacks(metric.attacks)}
+    versions |= {attack.name: attack.version for attack in attacks}
     about = {**metric.settings, "nodes": list(metric.nodes), "attacks": list(metric.attacks)}
     if changed := {name: version for name, version in versions.items() if version > 1}:
         about["versions"] = changed
+    if identities := {attack.spec: attack.identity for attack in attacks if isinstance(attack, OwnAttack)}:
+        about["identities"] = identities
     if target is not setup:
         about["target"] = _relevant(target.model_facts)
         if order := _order(setup, target):
@@ -110,8 +124,11 @@ def _found(setup: Setup, store: ResultStore, metric: Metric[Any], depends: Mappi
     return setup.processes.broadcast(found)
 
 
-def _examples(setup: Setup, metrics: Sequence[Metric[Any]], spool: Spool | None) -> AdversarialExamples:
-    attacks = setup.attacks([spec for metric in metrics for spec in metric.attacks])
+def _examples(
+    setup: Setup, metrics: Sequence[Metric[Any]], every: Sequence[Attack], spool: Spool | None
+) -> AdversarialExamples:
+    needed = {spec for metric in metrics for spec in metric.attacks}
+    attacks = [attack for attack in every if attack.spec in needed]
     return AdversarialExamples(
         setup.model_at([node for metric in metrics for node in metric.nodes]),
         setup.dataset,
@@ -127,11 +144,21 @@ def _examples(setup: Setup, metrics: Sequence[Metric[Any]], spool: Spool | None)
     )
 
 
-def _stages(setup: Setup, attacks: Sequence[Attack]) -> list[dict[str, Any]]:
-    """What the members of AutoAttack did, in all processes."""
-    for attack in attacks:
-        if isinstance(attack, AutoAttack) and attack.stages.processes < setup.processes.world_size:
-            for rank, state in enumerate(setup.processes.gather(attack.stages.state)):
+def _merge_tallies(setup: Setup, attacks: Sequence[Attack]) -> None:
+    """Add up what the attacks counted in all processes."""
+    for tally in (tally for attack in attacks for tally in attack.tallies):
+        if tally.processes < setup.processes.world_size:
+            for rank, state in enumerate(setup.processes.gather(tally.state)):
                 if rank != setup.processes.rank:
-                    attack.stages.merge_state(state)
-    return stages_of(attacks)
+                    tally.merge_state(state)
+
+
+def _noticed(attacks: Sequence[Attack]) -> dict[str, Any]:
+    """What makes accuracies under some attacks mean less: `blind`, shares without a gradient; `outside` the ball."""
+    blind = {attack.spec: attack.blindness.share for attack in attacks if isinstance(attack, GradientAttack)}
+    outside = {attack.spec: attack.escape.state for attack in attacks if isinstance(attack, OwnAttack)}
+    noticed = {
+        "blind": {spec: share for spec, share in blind.items() if share},
+        "outside": {spec: state for spec, state in outside.items() if state[1]},
+    }
+    return {name: found for name, found in noticed.items() if found}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coprobe.attacks import Attack, Ball, parse
+from coprobe.attacks import AnyAttack, Attack, Ball, as_attack
 from coprobe.attacks.examples import CLEAN, Spool
 from coprobe.checkpoint import Checkpoint
 from coprobe.core.defaults import EPS
@@ -130,10 +130,20 @@ class Setup:
             return nodes
         raise InputError(f"{NO_NODES}; --node takes module paths")
 
-    def attacks(self, specs: Sequence[str]) -> list[Attack]:
-        """The attacks of these specs at the radius, each once; `clean` is none."""
-        parsed = (parse(spec, self.epsilon, self.norm) for spec in specs if spec != CLEAN)
-        return list({attack.spec: attack for attack in parsed}.values())
+    def attacks(self, given: Sequence[AnyAttack]) -> list[Attack]:
+        """The attacks that are meant, in the ball, each once; `clean` is none.
+
+        Raises:
+            InputError: as `as_attack`; two that are called the same.
+        """
+        found: dict[str, Attack] = {}
+        for one in given:
+            if one == CLEAN:
+                continue
+            attack = as_attack(one, self.ball)
+            if found.setdefault(attack.spec, attack) != attack:
+                raise InputError(f"two attacks are called '{attack.spec}'; name one: coprobe.attacks.own(attack, name)")
+        return list(found.values())
 
     @property
     def model_facts(self) -> dict[str, Any]:
