@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import pandas as pd
+import torch
+from torch import Tensor, nn
 
 from coprobe.attacks import AnyAttack, Spool
-from coprobe.checkpoint import Checkpoint
+from coprobe.checkpoint import Model, as_checkpoint
 from coprobe.core.defaults import ALPHA, ATTACKS, COMPARED, PROBING_ATTACK
 from coprobe.core.text import storable
+from coprobe.data import Dataset, Images, as_dataset, numbered
 from coprobe.errors import InputError
+from coprobe.fast.classifier import device_of
 from coprobe.masking import Masking, Selection, attributions_for, compared_masks, thresholds
 from coprobe.metrics import (
     NO_NOISE,
@@ -29,7 +33,7 @@ from coprobe.metrics import (
 )
 from coprobe.metrics.attribution import Attribution
 from coprobe.metrics.pipeline import results_of
-from coprobe.metrics.setup import Setup
+from coprobe.metrics.setup import Setup, assumptions, default_radius
 from coprobe.nodes import NO_MASK, ChannelMask, node_table, resolve
 from coprobe.verdict.diagnosis import Diagnosis, diagnosed
 
@@ -37,12 +41,47 @@ R = TypeVar("R")
 
 
 class Probe(Setup):
-    """A checkpoint together with the images it is probed on; what it is made from, `Setup` says.
+    """A model together with the images it is probed on.
 
     Example:
-        >>> probe = Probe(load("runs/co"), load_data("cifar10", limit=1000), epsilon=8 / 255)
-        >>> probe.diagnose().sentence
+        >>> coprobe.Probe("runs/co", "cifar10", limit=1000).diagnose().sentence
+        >>> coprobe.Probe(network, (x, y), preprocess=(mean, std), epsilon=8 / 255).diagnose().sentence
+
+    Args:
+        checkpoint: a path, a `Checkpoint` (see `load`), or a network in Python (see `wrap`), which is used as it is.
+        dataset: images with labels: a name, `(x, y)`, a torch `Dataset`, a `DataLoader` or the like, see `as_dataset`.
+        epsilon: radius of the attacks, a fraction; None takes that of the training where the checkpoint says it, else
+            8/255, and the caption says which.
+        preprocess: of a network in Python, see `wrap`; without it, images in [0, 1] go in as they are, which is said.
+        limit: so many of the images, class-balanced where that can be; None takes all.
+        device: where to work; None stays where the model is.
+        settings: the other ones of `Setup`.
+
+    Raises:
+        InputError: as `load`, `wrap`, `as_dataset` and `Setup`.
     """
+
+    def __init__(
+        self,
+        checkpoint: Model,
+        dataset: Images,
+        epsilon: float | None = None,
+        *,
+        preprocess: Sequence[Sequence[float]] | Callable[[Tensor], Tensor] | None = None,
+        limit: int | None = None,
+        device: torch.device | str | None = None,
+        **settings: Any,
+    ) -> None:
+        images = as_dataset(dataset, limit=limit)
+        model = as_checkpoint(checkpoint, preprocess, image_shape=images.image_shape)
+        if not isinstance(dataset, Dataset | str):
+            images = numbered(images, model.num_classes)
+        if epsilon is None:
+            epsilon, settings["assumed"] = default_radius(model, settings.get("norm", "linf"))
+        super().__init__(model, images, epsilon, device=device or device_of(model.model), **settings)
+        assumed = assumptions(self) if isinstance(checkpoint, nn.Module) else ()
+        for sentence in (*assumed, *(() if isinstance(dataset, Dataset) else images.notes)):
+            self.say(sentence)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -109,7 +148,7 @@ class Probe(Setup):
 
     def transfer(
         self,
-        targets: Sequence[Checkpoint],
+        targets: Sequence[Model],
         attacks: Sequence[AnyAttack] = ATTACKS,
         noises: Sequence[Noise] = (NO_NOISE,),
         noise_draws: int = 1,
@@ -117,7 +156,7 @@ class Probe(Setup):
         """Accuracy of other models on images that are crafted on this one (Fig. 12), and of this one itself.
 
         Args:
-            targets: other checkpoints for the same kind of images; their models move to the device.
+            targets: other models for the same kind of images; they move to the device.
             attacks: on this model, the source.
             noises: each one added to the crafted images.
             noise_draws: how often each noise is drawn anew.
@@ -129,7 +168,8 @@ class Probe(Setup):
         Raises:
             InputError: a target that the images don't fit, or a model named twice.
         """
-        probes = [self, *(replace(self, checkpoint=target) for target in targets)]
+        others = [as_checkpoint(target, image_shape=self.dataset.image_shape) for target in targets]
+        probes = [self, *(replace(self, checkpoint=other) for other in others)]
         named = {storable(str(probe.checkpoint.path or probe.checkpoint.digest)): probe for probe in probes}
         if len(named) < len(probes):
             raise InputError(f"a model is named twice beside {', '.join(named)}; name each once")

@@ -130,4 +130,4 @@ def test_nothing_can_run_what_stands_in_a_file(path: Path) -> None:
 
 
 def test_the_probe_is_a_facade() -> None:
-    assert len((PACKAGE / "probe.py").read_text(encoding="utf-8").splitlines()) <= 200
+    assert len((PACKAGE / "probe.py").read_text(encoding="utf-8").splitlines()) <= 250

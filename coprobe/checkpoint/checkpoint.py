@@ -80,6 +80,14 @@ class Checkpoint:
         return int(self.arch_args["in_channels"])
 
     @property
+    def training_epsilon(self) -> float | None:
+        """Radius of the perturbations that it was trained on, a fraction; None without any, and if nothing says it."""
+        eps = self.recipe.get("eps_train")
+        if self.recipe.get("method") == "clean" or not isinstance(eps, int | float) or not 0 < eps <= 255:
+            return None
+        return eps / 255
+
+    @property
     def digest(self) -> str:
         """Digest of the weights as they are now, as float32: the same whatever file they are in."""
         return digest_tensors(self._weights(), torch.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 from coprobe.checkpoint.checkpoint import Checkpoint
 from coprobe.checkpoint.normalisation import Normalisation
 from coprobe.core.engine import BatchSize, Progress, frozen, in_batches, silent
-from coprobe.data import Dataset, balanced_prefix
+from coprobe.data import Dataset, balanced_prefix, unit_floats
 from coprobe.models import Classifier
 
 #: Clean images to try on; more would tell no more about mistakes as large as these.
@@ -231,7 +231,7 @@ def odd_outputs(
     model = checkpoint.model.to(device)
 
     def work(start: int, stop: int) -> Tensor:
-        outputs: Tensor = model(sample.images[start:stop].to(device).float() / 255)
+        outputs: Tensor = model(unit_floats(sample.images[start:stop].to(device)))
         return outputs.double().cpu()
 
     with frozen(model), torch.no_grad():
@@ -274,7 +274,8 @@ def _candidates(sample: Dataset) -> list[Normalisation]:
 
 def _own(sample: Dataset) -> Normalisation:
     """The published constants of a data set whose images these can be, else those of the images themselves."""
-    pixels = sample.images.double().transpose(0, 1).flatten(1) / 255
+    largest = 255 if sample.images.dtype == torch.uint8 else 1
+    pixels = sample.images.double().transpose(0, 1).flatten(1) / largest
     own = torch.stack([pixels.mean(1), pixels.std(1).clamp(min=0.01)])  # a channel may be empty
     for name, (classes, mean, std) in PUBLISHED.items():
         if classes == sample.num_classes and len(pixels) == 3 and (torch.tensor([mean, std]) - own).abs().max() < _NEAR:
@@ -305,7 +306,7 @@ def _score(
 
     def work(start: int, stop: int) -> tuple[Tensor, Tensor]:
         images, labels = (part[start:stop].to(device) for part in (sample.images, sample.labels))
-        logits = model(images.float() / 255).double()
+        logits = model(unit_floats(images)).double()
         losses = F.cross_entropy(logits, labels, reduction="none").nan_to_num(nan=_WORST_LOSS)
         correct = (logits.argmax(1) == labels) & logits.isfinite().all(1)
         advance(stop - start)

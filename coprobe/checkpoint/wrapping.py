@@ -69,7 +69,7 @@ def wrap(
 
         >>> network = torchvision.models.resnet18(num_classes=10)
         >>> checkpoint = coprobe.wrap(network, preprocess=((0.49, 0.48, 0.45), (0.25, 0.24, 0.26)))
-        >>> probe = coprobe.Probe(checkpoint, coprobe.data.load("cifar10", "test", limit=1000))
+        >>> probe = coprobe.Probe(checkpoint, "cifar10", limit=1000)
 
     Args:
         model: takes images N×C×H×W, gives logits N×classes; torch.compile, DataParallel and

@@ -199,8 +199,8 @@ probing_options = _stack(
     click.option(
         "--eps",
         type=Budget(),
-        help="Attack radius: n of n/255, or with --norm l2 a length of images in [0, 1], as in 0.5.  [default: "
-        f"{EPS:g}, l2: {EPS_L2:g}; 'diagnose' prefers what the checkpoint was trained at]",
+        help="Attack radius: n of n/255, or with --norm l2 a length of images in [0, 1], as in 0.5.  [default: what "
+        f"the checkpoint was trained at, or {EPS:g} if it doesn't say; l2: {EPS_L2:g}]",
     ),
     click.option(
         "--norm",
@@ -326,12 +326,11 @@ class ProbingOptions(ReadingOptions):
     plain: bool
     seed: int
 
-    def probe(self, path: str | Path, *, at_training_eps: bool = False, cache: bool = False) -> Probe:
+    def probe(self, path: str | Path, *, cache: bool = False) -> Probe:
         """Load the checkpoint and its images; remembered as the checkpoint probed last.
 
         Args:
             path: see `read`.
-            at_training_eps: without --eps, attack at the radius that the checkpoint was trained at, where it says so.
             cache: keep results in `stats/` of the run directory that `path` is.
         """
         from coprobe.core.engine import choose_device
@@ -343,14 +342,10 @@ class ProbingOptions(ReadingOptions):
         from coprobe.probe import Probe  # which a process that starts others does not need
 
         checkpoint, dataset = self._read_both(path)
-        eps = self.eps
-        if eps is None:
-            trained = self.norm == "linf" and at_training_eps and checkpoint.recipe.get("eps_train")
-            eps = float(trained or (EPS if self.norm == "linf" else 255 * EPS_L2))
         probe = Probe(
             checkpoint,
             dataset,
-            epsilon=eps / 255,
+            epsilon=None if self.eps is None else self.eps / 255,
             norm=self.norm,
             device=device,
             batch_size=self.batch_size,

@@ -20,17 +20,18 @@ class Dataset:
     """Images and labels of one split of one data set, on the host.
 
     Attributes:
-        images: uint8, batch × channels × height × width.
+        images: batch × channels × height × width; uint8, or float32 in [0, 1] where bytes would lose something.
         labels: int64, batch; each in 0 … len(classes) - 1.
         classes: the class names, in the order of the labels.
         name: the spec as it was given (`cifar10`, `parquet:DIR`).
-        split: "train" or "test".
+        split: "train" or "test"; "given" for images that a person had in Python.
         skipped: the names of the bad images that were left out when it was read.
         notes: what a person should know about how it was read, in sentences.
         names: of the images, how errors name them; empty unless each was a file, or a row of one.
 
     Raises:
-        InputError: a tensor of another type or shape, no image at all, or a label out of range (its row is named).
+        InputError: a tensor of another type or shape, no image at all, floats that are not in [0, 1], or a label out of
+            range (its row is named).
     """
 
     images: Tensor
@@ -45,11 +46,13 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
+        if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4 or 0 in images.shape[1:]:
             raise InputError(
                 f"{self.name}: images are {images.dtype} of shape {tuple(images.shape)}; "
-                "uint8 of shape batch × channels × height × width is needed"
+                "uint8 or float32 of shape batch × channels × height × width is needed"
             )
+        if images.dtype == torch.float32:
+            _check_range(images, self.name)
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise InputError(
                 f"{self.name}: labels are {labels.dtype} of shape {tuple(labels.shape)}; "
@@ -90,9 +93,10 @@ class Dataset:
         return replace(self, images=torch.cat([_luma(part) for part in self.images.split(_AT_ONCE)]))
 
     def digest(self) -> str:
-        """The first 16 hexadecimal characters of the SHA-256 over shape, image bytes and labels; cached."""
+        """The first 16 hexadecimal characters of the SHA-256 over shape, images and labels; cached."""
         if not self._digest:
-            sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+            kind = "" if self.images.dtype == torch.uint8 else str(self.images.dtype)
+            sha = hashlib.sha256(f"{tuple(self.images.shape)}{kind}".encode())
             sha.update(self.images.contiguous().numpy().data)
             sha.update(self.labels.contiguous().numpy().data)
             object.__setattr__(self, "_digest", sha.hexdigest()[:16])
@@ -103,6 +107,31 @@ def _luma(images: Tensor) -> Tensor:
     """Grey values of RGB images, in 65536ths and rounded, as Pillow's `convert("L")` does."""
     red, green, blue = images.int().unbind(1)
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8).unsqueeze(1)
+
+
+def unit_floats(pixels: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """A copy of pixels as float32 in [0, 1]: bytes are divided by 255, floats stay what they are."""
+    floats = pixels.to(torch.float32, memory_format=memory_format, copy=True)
+    return floats.div_(255) if pixels.dtype == torch.uint8 else floats
+
+
+def _check_range(images: Tensor, name: str) -> None:
+    """Raise `InputError`, which says what the images look like, unless all are numbers in [0, 1]."""
+    if not images.numel():
+        return
+    low, high = (float(bound) for bound in images.aminmax())
+    if low >= 0 and high <= 1:
+        return
+    bad = int(((images < 0) | (images > 1) | images.isnan()).flatten(1).any(1).nonzero()[0])
+    if not images[bad].isfinite().all():
+        raise InputError(f"{name}: image {bad} has values that are not finite; mend it or leave it out")
+    if low >= 0 and 2 < high <= 255:
+        how = "divide them by 255, or give uint8"
+    elif low >= -0.1 and high <= 1.1:
+        how = "clip them with x.clip(0, 1)"
+    else:
+        how = "if they are normalised, give them as they were before, and the model preprocess=(mean, std)"
+    raise InputError(f"{name}: images go from {low:.3g} to {high:.3g} (image {bad}) where 0 to 1 is needed; {how}")
 
 
 def title(name: str) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coprobe.core.randomness import generator_for
-from coprobe.data.dataset import Dataset
+from coprobe.data.dataset import Dataset, unit_floats
 from coprobe.errors import InputError, unknown
 
 PADDING_MODES = ("zero", "reflect")
@@ -70,9 +70,9 @@ def draw_augmentation(count: int, padding: int, flip: bool, generator: torch.Gen
 class Loader:
     """Iterate over a data set in batches, without worker processes.
 
-    The images stay on the device as uint8 (in host memory if they would fill more than half of a GPU's free memory);
-    a batch is one gather. Order and augmentation of an epoch depend on `seed` and the epoch's number alone, not on
-    the device, the batch size, the number of processes or what ran before.
+    The images stay on the device as they are stored (in host memory if they would fill more than half of a GPU's free
+    memory); a batch is one gather. Order and augmentation of an epoch depend on `seed` and the epoch's number alone,
+    not on the device, the batch size, the number of processes or what ran before.
 
     Args:
         dataset: the images.
@@ -171,12 +171,12 @@ class Loader:
             offsets, mirrored = offsets.to(self.device), mirrored.to(self.device)
         if pixels.device.type != self.device.type:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._format).div_(255)
+        images = unit_floats(pixels.permute(0, 3, 1, 2), self._format)
         whole = order[start : start + count].to(self.device)
         return Batch(images, self._labels[whole[first:stop]], whole[first:stop], whole, first, offsets, mirrored)
 
     def _crop(self, indices: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
-        """Gather crops from the padded pixels: uint8, batch × height × width × channels."""
+        """Gather crops from the padded pixels: batch × height × width × channels."""
         _, height, width = self.dataset.image_shape
         rows = offsets[:, :1] + torch.arange(height, device=offsets.device)
         columns = torch.arange(width, device=offsets.device).expand(len(indices), -1)
@@ -195,7 +195,7 @@ def _check_padding(padding: int, mode: str, dataset: Dataset) -> None:
 
 
 def _pad(pixels: Tensor, padding: int, mode: str) -> Tensor:
-    """Pad height and width of uint8 batch × height × width × channels."""
+    """Pad height and width of batch × height × width × channels."""
     if mode == "zero":
         return F.pad(pixels, (0, 0, padding, padding, padding, padding))
     rows, columns = (_reflected(side, padding) for side in pixels.shape[1:3])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coprobe.core.engine import FULL
-from coprobe.data.dataset import Dataset
+from coprobe.data.dataset import Dataset, unit_floats
 from coprobe.data.loader import place
 
 SHARE = 0.1
@@ -52,7 +52,7 @@ def stream(
 ) -> Iterator[ImageBatch]:
     """Read a data set batch by batch.
 
-    On an accelerator the images stay as uint8, unless they would fill more than `SHARE` of a GPU's free memory.
+    On an accelerator the images stay as they are stored, unless they would fill more than `SHARE` of a GPU's memory.
 
     Args:
         dataset: the images.
@@ -65,5 +65,5 @@ def stream(
         here = pixels[first:stop]
         if here.device.type != device.type:
             here = here.pin_memory().to(device, non_blocking=True)
-        images = here.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        images = unit_floats(here, torch.contiguous_format)
         yield ImageBatch(images, labels[first:stop], torch.arange(first, stop, device=device))

@@ -22,8 +22,8 @@ from coprobe.metrics.accuracy import Evaluation
 from coprobe.metrics.metric import Metric, measure, table_of
 from coprobe.metrics.setup import Setup
 
-#: Facts that change no result: a moved file, its label or another device is the same experiment.
-_IRRELEVANT = ("checkpoint", "stage", "device")
+#: Facts that change no result: a moved file, its label, another device or why it is this radius is the same experiment.
+_IRRELEVANT = ("checkpoint", "stage", "device", "budget")
 
 
 def results_of(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from coprobe.attacks import AnyAttack, Attack, Ball, as_attack
 from coprobe.attacks.examples import CLEAN, Spool
 from coprobe.checkpoint import Checkpoint
-from coprobe.core.defaults import EPS
+from coprobe.core.defaults import EPS, EPS_L2
 from coprobe.core.engine import Progress, frozen, silent
 from coprobe.core.processes import ALONE, Processes
 from coprobe.core.provenance import digest_tensors
@@ -40,6 +41,7 @@ class Setup:
         batch_size: images at once; None finds one that fits.
         precision: `32` (float32), `tf32` or `bf16` (faster where the hardware has it; results differ slightly).
         seed: of attacks, noise and random masks.
+        assumed: whether the radius is `EPS` since neither a person nor the checkpoint named one.
         cache: directory in which results are kept and looked up; None keeps nothing. A result is found again
             only for the same weights, images and settings.
         plain: use the model as it is instead of its fast form, and take all images through all steps of an attack.
@@ -60,6 +62,7 @@ class Setup:
     batch_size: int | None = None
     precision: str = "32"
     seed: int = 0
+    assumed: bool = False
     cache: Path | None = None
     plain: bool = False
     compiled: bool = False
@@ -176,6 +179,7 @@ class Setup:
             "data_digest": self.dataset.digest(),
             "epsilon": round(self.epsilon * 255, 6) if self.norm == "linf" else self.epsilon,
             **({} if self.norm == "linf" else {"norm": self.norm}),
+            "budget": self.budget,
             "seed": self.seed,
             "device": str(self.device),
             "precision": self.precision,
@@ -184,8 +188,37 @@ class Setup:
         }
 
     @property
+    def budget(self) -> str:
+        """Where the radius comes from, in words; empty if a person named it and nothing is known of the training."""
+        known, is_assumed = default_radius(self.checkpoint, self.norm)
+        if is_assumed:
+            return "assumed" if self.assumed and isclose(self.epsilon, known) else ""
+        return "the training budget" if isclose(self.epsilon, known) else f"trained at {known * 255:g}/255"
+
+    @property
     def caption(self) -> str:
         """What results are from, in a few words for tables and figures: data, n, budget, seed."""
-        budget = f"ε = {self.ball}"
+        budget = ", ".join(filter(None, [f"ε = {self.ball}", self.budget]))
         stage = f", {self.checkpoint.stage}" if self.checkpoint.stage else ""
         return f"{title(self.dataset.name)}, n = {len(self.dataset)}, {budget}, seed {self.seed}{stage}"
+
+
+def default_radius(checkpoint: Checkpoint, norm: str) -> tuple[float, bool]:
+    """The radius where nobody names one, and whether it is only assumed.
+
+    That of the training, since catastrophic overfitting is a matter of it; where the checkpoint does not say any, or
+    for L2, in which none of ours is trained, the usual one.
+    """
+    trained = checkpoint.training_epsilon if norm == "linf" else None
+    usual = EPS / 255 if norm == "linf" else EPS_L2
+    return (usual, True) if trained is None else (trained, False)
+
+
+def assumptions(setup: Setup) -> list[str]:
+    """What is taken for granted about a network in Python of which a person has said nothing, in a sentence at most."""
+    said = []
+    if not setup.checkpoint.normalised_by:
+        said.append("takes images in [0, 1] as they are (else say preprocess=(mean, std))")
+    if setup.assumed:
+        said.append(f"was trained at {setup.ball}, at which it is attacked (else say epsilon)")
+    return [f"assumed that the network {' and '.join(said)}"] if said else []

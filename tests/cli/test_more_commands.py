@@ -18,7 +18,7 @@ from tests.cli.test_commands import parse as parse_json
 
 
 def probe(path: str, **settings: Any) -> Probe:
-    return Probe(load(path), load_data("digits", "test", limit=20), 16 / 255, **settings)
+    return Probe(load(path), load_data("digits", "test", limit=20), **settings)
 
 
 def test_increments_are_those_of_the_library(two: Path, coprobe: Any) -> None:

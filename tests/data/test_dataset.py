@@ -62,7 +62,12 @@ def test_subset_does_not_inherit_the_digest():
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2).long(), "torch.float32"),
+        (torch.zeros(2, 3, 4, 4).double(), torch.zeros(2).long(), "torch.float64"),
+        (
+            torch.full((2, 3, 4, 4), 1.5),
+            torch.zeros(2).long(),
+            r"go from 1.5 to 1.5 \(image 0\) where 0 to 1 is needed",
+        ),
         (torch.zeros(3, 4, 4).byte(), torch.zeros(3).long(), r"\(3, 4, 4\)"),
         (torch.zeros(2, 3, 0, 4).byte(), torch.zeros(2).long(), r"\(2, 3, 0, 4\)"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2), "labels are torch.float32"),

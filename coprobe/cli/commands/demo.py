@@ -54,8 +54,7 @@ def command(out: Path, seed: int, device: str, as_json: bool) -> None:
         return
     _tell(story)
     click.echo(f"Figures 1, 3 and 4: {story.figures[0].parent}/fig01.png, fig03.png, fig04.png")
-    budget = f"{demo.COLLAPSING.eps_train:g}"
-    click.echo(f"Next: coprobe mask --alpha2 0.5 --eps {budget}   (masks the model that was probed last)")
+    click.echo("Next: coprobe mask --alpha2 0.5   (masks the model that was probed last)")
 
 
 def _facts(story: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def command(
     """Is this checkpoint CO-affected? FGSM against PGD accuracy, salient channels, a verdict in a sentence.
 
     CO is a matter of the training budget, so without --eps the budget that the checkpoint was trained at is
-    used where the file says it, else 16/255.
+    used where the file says it, else 8/255; the caption tells which.
 
     \b
     Example:
@@ -39,7 +39,7 @@ def command(
     from coprobe.figures.overview import draw_accuracies
 
     output = Output(as_json, out, plot)
-    probe = ProbingOptions(**probing).probe(checkpoint, at_training_eps=True)
+    probe = ProbingOptions(**probing).probe(checkpoint)
     diagnosis = probe.diagnose(attack, nodes)
     frame = diagnosis.evaluation.table()
     if output.for_people:
