@@ -53,7 +53,7 @@ def test_figure_3_attacks_once_per_model_and_finds_it_again(tmp_path: Path, atta
     assert set(frame["node"]) == {"A"} and len(frame) == 8
     salient = frame[frame["t_act"] > 0.5]
     assert list(zip(salient["run"], salient["channel"], strict=True)) == [("bad", 3)]
-    assert figure.get_supxlabel() == "grey, n = 12, ε = 16/255, seed 0"
+    assert figure.get_supxlabel() == "grey, n = 12, ε = 16/255, the training budget, seed 0"
 
 
 def test_figure_4_is_found_again(tmp_path: Path, attacks: list[str]) -> None:
