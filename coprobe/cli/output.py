@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: Columns of the terminal that any cell gets, if it needs them, and those between two.
+_WRAPPED, _BETWEEN = 16, 3
+#: A separator within a path of a file, a module or a node.
+_PATH = re.compile(r"\w[/\\.#:]\w|^/")
 #: Characters of a cell of a table; a name in a file may have a million.
 _LONGEST_CELL = 1000
 
@@ -143,7 +148,10 @@ def output_options(function: F) -> F:
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", *, left: int = 1
 ) -> None:
-    """A table on stdout that fits 80 columns; the first `left` columns are left-aligned, the others right."""
+    """A table on stdout that fits 80 columns; the first `left` columns are left-aligned, the others right.
+
+    Only a path of a file, a node or a weight may make it wider, so that it can be copied as it is.
+    """
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -154,24 +162,37 @@ def print_table(
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     table = Table(show_header=any(header), box=box.SIMPLE_HEAD, pad_edge=False)
+    needed = 0
     for place, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if place < left else "right"
         # In a narrow terminal, headings of several words and the last column give way, never a number.
         wraps = place > 0 and (" " in name or place == len(header) - 1)
-        table.add_column(shown(name), justify=justify, overflow="fold", no_wrap=not wraps)
+        texts = [name, *(row[place] for row in rows if place < len(row))]
+        paths = _longest_path(texts)
+        needed += max(paths, min(_WRAPPED, max(map(len, texts)))) + _BETWEEN
+        table.add_column(shown(name), justify=justify, overflow="fold", no_wrap=not wraps, min_width=paths)
     for row in rows:
         table.add_row(*map(shown, row))
-    console.print(shown(title), style="bold")
-    console.print(table)
+    console.print(shown(title), style="bold", soft_wrap=_longest_path([title]) > console.width)
+    Console(file=sys.stdout, highlight=False, width=max(console.width, needed)).print(table)
     if note:
-        console.print(shown(note), style="dim")
+        console.print(shown(note), style="dim", soft_wrap=_longest_path([note]) > console.width)
+
+
+def _longest_path(texts: Iterable[str]) -> int:
+    """Columns that the longest of all words takes that have a separator of paths inside."""
+    from rich.cells import cell_len
+
+    words = (word for text in texts for word in cut(printable(text), _LONGEST_CELL).split() if _PATH.search(word))
+    return max(map(cell_len, words), default=0)
 
 
 def print_text(text: str) -> None:
     """A paragraph on stdout, wrapped at the width of the terminal (80 where there is none)."""
     from rich.console import Console
 
-    Console(file=sys.stdout, highlight=False, markup=False).print(printable(text))
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    console.print(printable(text), soft_wrap=_longest_path([text]) > console.width)
 
 
 def percent(fraction: float) -> str:

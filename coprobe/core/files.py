@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -41,13 +42,15 @@ def about_file(path: str | os.PathLike[str]) -> Iterator[None]:
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place if the block succeeds, remove it otherwise.
 
+    Where `path` is a symbolic link, this is done with the file that it leads to, and the link stays.
+
     The temporary name keeps the suffix, since writers choose the format by it. The data reach the disk
     before the rename, so a crash leaves either the old file or the new one.
 
     Raises:
         OSError: what the system said when the block or the rename failed, a full disk for example; it names `path`.
     """
-    path = Path(path)
+    path = _behind_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
@@ -124,8 +127,8 @@ def check_writable(path: str | os.PathLike[str], suffixes: tuple[str, ...] = ())
             is no directory that can be written to.
     """
     path = Path(path)
-    check_writable_directory(path.parent)
     try:
+        check_writable_directory(_behind_links(path).parent)
         if _is_there(path) and path.is_dir():
             raise InputError(f"{path}: is a directory; name a file")
     except OSError as error:
@@ -149,6 +152,17 @@ def check_writable_directory(directory: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"{directory}: can't write there ({error.strerror}); choose another output directory"
         ) from None
+
+
+def _behind_links(path: str | os.PathLike[str]) -> Path:
+    """The file that a symbolic link leads to, which need not exist; an `OSError` for links that go in a circle."""
+    path = Path(path)
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # `realpath` gives up at a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
 
 
 def _is_there(path: Path) -> bool:

@@ -32,6 +32,7 @@ DAMAGE = (
     struct.error,
     UnicodeError,
 )
+_CHUNK = 1 << 20
 FILE, FOLDER = "file", "folder"
 
 
@@ -72,6 +73,23 @@ def unpack(archive: Path, into: Path) -> None:
                 shutil.copyfileobj(content, file)
     except DAMAGE as error:
         raise InputError(f"{archive}: damaged archive ({cause(error)}); delete it") from None
+
+
+def expand(packed: Path, into: Path) -> None:
+    """Write what a gzip file holds to the file `into`.
+
+    Raises:
+        InputError: a damaged file, or one that holds more than its size can explain.
+        OSError: it can't be read, or the content can't be written.
+    """
+    total = 0
+    try:
+        with gzip.open(packed) as content, into.open("wb") as file:
+            while chunk := content.read(_CHUNK):
+                total += file.write(chunk)
+                check_growth(str(packed), packed.stat().st_size, total)
+    except DAMAGE as error:
+        raise InputError(f"{packed}: damaged file ({cause(error)}); delete it") from None
 
 
 def _check(archive: Path, members: Iterator[_Member]) -> None:

@@ -143,6 +143,11 @@ def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
     """Raise `InputError`, naming the first bad row, unless there are labels and all are in 0 … num_classes - 1."""
     if len(labels) == 0:
         raise InputError(f"{where}: holds no images; name another")
+    if labels.max() < 0:
+        found = f"-1 ({len(labels)} images)" if bool((labels == -1).all()) else "below 0"
+        raise InputError(
+            f"{where}: all labels are {found}, so they were not published; choose another --split or --data"
+        )
     bad = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(bad):
         row = int(bad[0])

@@ -14,7 +14,7 @@ from urllib.error import HTTPError, URLError
 
 from coprobe._version import __version__
 from coprobe.core.files import exclusive
-from coprobe.data.archive import unpack
+from coprobe.data.archive import expand, unpack
 from coprobe.data.bounds import cause
 from coprobe.errors import InputError
 
@@ -30,7 +30,8 @@ CHUNK = 2**16
 class Download:
     """A file to fetch: its address, its published MD5, and the file or folder that it puts into the data folder.
 
-    Where `holds` differs from the file's own name, the file is an archive and is unpacked.
+    Where `holds` differs from the file's own name, the file is an archive and is unpacked, or a single file packed by
+    gzip, if its name is that of `holds` with `.gz`.
     """
 
     url: str
@@ -80,6 +81,11 @@ def _install(root: Path, download: Download) -> None:
         fetch(download.url, download.md5, part)
         if filename == download.holds:
             part.replace(root / filename)
+        elif filename == f"{Path(download.holds).name}.gz":
+            expand(part, unpacked)
+            (root / download.holds).parent.mkdir(parents=True, exist_ok=True)
+            unpacked.replace(root / download.holds)
+            part.unlink()
         else:
             shutil.rmtree(unpacked, ignore_errors=True)  # a killed process may have left one
             unpack(part, unpacked)
@@ -87,6 +93,8 @@ def _install(root: Path, download: Download) -> None:
             part.unlink()
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
+        with suppress(OSError):  # a file, if that
+            unpacked.unlink()
         with suppress(OSError):  # not empty: the next attempt goes on from there
             workshop.rmdir()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from coprobe.data.bounds import cause, check_growth, short
 from coprobe.data.catalog import DATASETS, RawDataset
+from coprobe.data.parquet_files import split_files
 from coprobe.errors import InputError
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
-SPLIT_WORDS = {"train": ("train",), "test": ("test", "val")}
 MAX_ROWS = 20_000_000
 """More than ImageNet-21k has. Two megabytes of Parquet can claim 400 million rows and fill the memory."""
 MAX_CLASSES = 100_000
@@ -55,31 +54,20 @@ def parquet(path: Path, split: str) -> RawDataset:
     """Images of the column `img` or `image` (a struct with `bytes`), with the labels beside them.
 
     Class names come from the `huggingface` entry of the schema; without it they are "0" … "C-1", C being the largest
-    label plus one. A single file serves as either split.
+    label plus one. A single file serves as either split; which files of a folder do, `split_files` says.
     """
-    files = [_open(file) for file in _split_files(path, split)]
+    paths, notes = split_files(path, split)
+    files = [_open(file) for file in paths]
     rows = sum(file.rows for file in files)
     if rows > MAX_ROWS:
         raise InputError(f"{path}: {rows} rows, more than {MAX_ROWS}; split it up")
     labels = torch.cat([_labels(file) for file in files])
-    classes = _class_names(files[0]) or _numbered(labels, path)
-    shared = ("is a single file, so the same images serve as either split",) if path.is_file() else ()
-    return RawDataset(labels, classes, _ParquetImages(files), shared)
-
-
-def _split_files(path: Path, split: str) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder; name a folder of Parquet files")
-    present = sorted(path.glob("*.parquet"))
-    for word in SPLIT_WORDS[split]:
-        # The word must begin a part of the name: "test-0", "cifar_test", but not "latest".
-        if found := [file for file in present if re.search(rf"(?<![a-z]){word}", file.stem.lower())]:
-            return found
-    names = short(", ".join(file.name for file in present[:4]), 80) or "no Parquet file at all"
-    wanted = " or ".join(f"{word}*.parquet" for word in SPLIT_WORDS[split])
-    raise InputError(f"{path}: no {wanted} for the {split} split; it holds {names}")
+    named = {_class_names(file): file.path.name for file in files}
+    if len(named) > 1:
+        one, other = list(named.values())[:2]
+        raise InputError(f"{path}: '{short(one)}' and '{short(other)}' name their classes differently; read one alone")
+    classes = next(iter(named)) or _numbered(labels, path)
+    return RawDataset(labels, classes, _ParquetImages(files), notes)
 
 
 @contextmanager

@@ -140,3 +140,51 @@ def test_a_terminal_without_the_signs_gets_escapes(monkeypatch):
     print_text("a\x1bb")
     stream.flush()
     assert stream.buffer.getvalue() == b"a\\x1bb\n"
+
+
+PATHS = [
+    "/home/somebody/experiments/2024-11/cifar10-resnet18-fgsm-rs-16-255/seed-0/checkpoints/last/checkpoint.pt",
+    "backbone.stages.0.blocks.11.attention.output.dense.parametrizations.weight.original0#relu2:in",
+    r"C:\Users\somebody\Documents\experiments\adversarial\cifar10-resnet18-fgsm-rs-16-255\checkpoint.pt",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("where", ["title", "first", "last", "note", "text"])
+def test_paths_can_be_copied(capsys, path, where):
+    if where == "text":
+        print_text(f"The channels of {path} jump.")
+    else:
+        first = path if where == "first" else "some name"
+        last = path if where == "last" else "some words that may be wrapped " * 4
+        rows = [[first, "12.5", last], ["b", "1", "c"]]
+        print_table(path if where == "title" else "t", ["", "n", "which"], rows, path if where == "note" else "")
+    out = capsys.readouterr().out
+    assert path in out
+    assert where in ("title", "note", "text") or ("12.5" in out and flat(first) in flat(out))
+
+
+def test_what_is_no_path_is_wrapped(capsys):
+    print_table("t", ["", "which"], [["a/b", "words " * 40]], "word " * 40)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_inspect_shows_a_long_path_whole(here, coprobe):
+    folder = here / ("a-long-name-of-an-experiment-" * 3) / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "tiny.pt").write_bytes((here / "tiny.pt").read_bytes())
+    assert coprobe(f"inspect {folder}/tiny.pt").out.count(f"{folder}/tiny.pt") == 2
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json", "png"])
+def test_results_are_written_through_links(here, coprobe, suffix):
+    (here / "elsewhere").mkdir()
+    link, target = here / f"out.{suffix}", here / "elsewhere" / f"kept.{suffix}"
+    link.symlink_to(Path("elsewhere") / target.name)
+    option = "--plot" if suffix == "png" else "--out"
+    for _ in range(2):  # the target is made, then replaced
+        assert coprobe(f"inspect tiny.pt {option} out.{suffix}").code == 0
+        assert link.is_symlink()
+        assert target.stat().st_size > 0
+        assert [path.name for path in (here / "elsewhere").iterdir()] == [target.name]
+        target.write_bytes(b"old")

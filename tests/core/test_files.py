@@ -253,3 +253,28 @@ def test_any_name_can_be_written_and_only_lone_surrogates_are_changed(tmp_path, 
     else:
         about = json.loads((tmp_path / "t.json").read_text())
         assert ([row["name"] for row in about["rows"]], about["of"]) == ([name, "b"], name)
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("real/file.txt")
+    for content in ("made", "replaced"):
+        with atomic(tmp_path / "one") as temporary:
+            temporary.write_text(content)
+        assert (tmp_path / "real" / "file.txt").read_text() == content
+        assert (tmp_path / "one").is_symlink()
+        assert (tmp_path / "two").is_symlink()
+    assert check_writable(tmp_path / "one") == tmp_path / "one"
+
+
+def test_a_link_that_leads_nowhere_to_write(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "through").symlink_to(tmp_path / "file" / "deep" / "er")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(InputError, match="file: is not a directory; choose another output directory"):
+        check_writable(tmp_path / "through")
+    with pytest.raises(InputError, match=r"circle: can't write there .*; choose another name"):
+        check_writable(tmp_path / "circle")
+    with pytest.raises(OSError, match="circle"), atomic(tmp_path / "circle") as temporary:
+        temporary.touch()

@@ -12,7 +12,10 @@ REAL = Path(__file__).resolve().parents[2] / "../shared/data/cifar10-jpeg"
 
 
 def test_every_dataset_is_registered():
-    assert set(DATASETS) == {"cifar10", "cifar100", "svhn", "tiny-imagenet", "digits", "folder", "parquet"}
+    assert set(DATASETS) == {
+        "cifar10", "cifar100", "svhn", "tiny-imagenet", "mnist", "fashion-mnist", "kmnist", "stl10", "imagenette",
+        "digits", "folder", "parquet",
+    }  # fmt: skip
     assert all(entry.summary for entry in DATASETS.entries())
 
 
@@ -38,7 +41,7 @@ def test_load_refuses(spec, split, limit, message):
         load(spec, split, limit=limit)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "tiny-imagenet"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "tiny-imagenet", "mnist", "stl10", "imagenette"])
 def test_missing_and_no_network(name, tmp_path):
     with pytest.raises(InputError, match=rf"no {name} in .*no route to host.*--data parquet:DIR") as caught:
         load(name, root=tmp_path / "new")

@@ -271,3 +271,13 @@ def test_a_root_that_is_a_file(tmp_path):
     (tmp_path / "root").write_text("")
     with pytest.raises(InputError, match="no pets in"):
         ensure("pets", tmp_path / "root", Download("http://example.invalid/pets.zip", MD5, "pets"))
+
+
+def test_a_file_packed_by_gzip_is_unpacked_where_it_belongs(site, tmp_path, monkeypatch):
+    import gzip
+
+    packed = gzip.compress(b"numbers")
+    monkeypatch.setattr(module, "fetch", lambda url, md5, part: part.write_bytes(packed))
+    place = ensure("numbers", tmp_path, Download("http://example.invalid/numbers.gz", MD5, "a/raw/numbers"))
+    assert place.read_bytes() == b"numbers"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
