@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 F = TypeVar("F", bound=Callable[..., Any])
-#: Columns of the terminal that any cell gets, if it needs them, and those between two.
-_WRAPPED, _BETWEEN = 16, 3
+#: Columns of the terminal that a cell gets beside a path, if it needs them, by whether it is wrapped; and between two.
+_WRAPPED, _WHOLE, _BETWEEN = 16, 40, 3
 #: A separator within a path of a file, a module or a node.
 _PATH = re.compile(r"\w[/\\.#:]\w|^/")
 #: Characters of a cell of a table; a name in a file may have a million.
@@ -162,19 +162,21 @@ def print_table(
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     table = Table(show_header=any(header), box=box.SIMPLE_HEAD, pad_edge=False)
-    needed = 0
+    needed, longest = 0, 0
     for place, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if place < left else "right"
         # In a narrow terminal, headings of several words and the last column give way, never a number.
         wraps = place > 0 and (" " in name or place == len(header) - 1)
         texts = [name, *(row[place] for row in rows if place < len(row))]
         paths = _longest_path(texts)
-        needed += max(paths, min(_WRAPPED, max(map(len, texts)))) + _BETWEEN
+        longest = max(longest, paths)
+        needed += max(paths, min(_WRAPPED if wraps else _WHOLE, max(map(len, texts)))) + _BETWEEN
         table.add_column(shown(name), justify=justify, overflow="fold", no_wrap=not wraps, min_width=paths)
     for row in rows:
         table.add_row(*map(shown, row))
     console.print(shown(title), style="bold", soft_wrap=_longest_path([title]) > console.width)
-    Console(file=sys.stdout, highlight=False, width=max(console.width, needed)).print(table)
+    width = max(console.width, needed if longest > _WRAPPED else 0)
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
     if note:
         console.print(shown(note), style="dim", soft_wrap=_longest_path([note]) > console.width)
 
