@@ -32,8 +32,8 @@ class ChannelStatistics:
 
     `frame` has the columns node, channel, channels (N), positions (H·W), images, norm (the node's sum of
     Eq. 5), and the sums of `SUMS`. `frame.attrs` says what made it (attack, data, checkpoint) and the shape of
-    each node's activation, channels first. A node like `A:12` has the one row of channel 12, with the N of the
-    whole node and the norm of this channel alone.
+    each node's activation, channels first; and `rows`, of nodes where an image has several in the first axis. A node
+    like `A:12` has the one row of channel 12, with the N of the whole node and the norm of this channel alone.
     """
 
     frame: pd.DataFrame
@@ -151,6 +151,7 @@ class ChannelActivations(AttackMetric[ChannelStatistics]):
         self._nodes = tuple(dict.fromkeys(self.nodes))
         self._accumulators = {name: ChannelAccumulator() for name in self._nodes}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._rows: dict[str, int] = {}
 
     def update(self, batch: AdversarialBatch) -> None:
         """Record both images of every pair."""
@@ -164,19 +165,19 @@ class ChannelActivations(AttackMetric[ChannelStatistics]):
         sums = {name: image_sums(clean[name], seen[name]) for name in self._nodes}
         for name in self._nodes:
             self._accumulators[name].add(batch.start, sums[name], math.prod(clean[name].shape[2:]))
-        self._shapes = dict(seen.shapes)
+        self._shapes, self._rows = dict(seen.shapes), {name: rows for name, rows in seen.rows.items() if rows > 1}
 
     @property
     def state(self) -> Any:
-        """The states of the accumulators by node, and the shapes of the activations."""
-        return {name: one.state for name, one in self._accumulators.items()}, self._shapes
+        """The states of the accumulators by node, and the shapes and rows of the activations."""
+        return {name: one.state for name, one in self._accumulators.items()}, self._shapes, self._rows
 
     def merge_state(self, state: Any) -> None:
         """Add up node by node."""
-        states, shapes = state
+        states, shapes, rows = state
         for name, one in states.items():
             self._accumulators[name].merge_state(one)
-        self._shapes = self._shapes or shapes
+        self._shapes, self._rows = self._shapes or shapes, self._rows or rows
 
     def compute(self) -> ChannelStatistics:
         """The table of sums."""
@@ -190,6 +191,8 @@ class ChannelActivations(AttackMetric[ChannelStatistics]):
             parts.append(pd.DataFrame({"node": name, "channel": numbers, "channels": channels, **sums}))
         frame = pd.concat(parts, ignore_index=True)
         frame.attrs.update({"attack": self.attack, "shapes": {name: list(self._shapes[name]) for name in self._nodes}})
+        if self._rows:
+            frame.attrs["rows"] = self._rows
         return ChannelStatistics(frame)
 
     @staticmethod

@@ -21,6 +21,7 @@ from coprobe.fast.form import PLAIN
 from coprobe.metrics.accuracy import Evaluation
 from coprobe.metrics.metric import Metric, measure, table_of
 from coprobe.metrics.setup import Setup
+from coprobe.nodes import VERSION, resolve
 
 #: Facts that change no result: a moved file, its label, another device or why it is this radius is the same experiment.
 _IRRELEVANT = ("checkpoint", "stage", "device", "budget")
@@ -86,6 +87,8 @@ def _depends(setup: Setup, metric: Metric[Any], attacks: Sequence[Attack], targe
         about["versions"] = changed
     if identities := {attack.spec: attack.identity for attack in attacks if isinstance(attack, OwnAttack)}:
         about["identities"] = identities
+    if not all(resolve(target.stored_model, node).declared for node in metric.nodes):
+        about["places"] = VERSION
     if target is not setup:
         about["target"] = _relevant(target.model_facts)
         if order := _order(setup, target):

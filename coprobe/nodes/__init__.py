@@ -23,6 +23,7 @@ from coprobe.nodes.address import (
     resolve,
     set_channel_axis,
 )
+from coprobe.nodes.channels import VERSION
 from coprobe.nodes.mask import NO_MASK, ChannelMask, mask
 from coprobe.nodes.places import Place, guess_table, places
 from coprobe.nodes.recording import CHECKED, Recording, check_neutral, masked, record, tapped
@@ -31,6 +32,7 @@ __all__ = [
     "CHECKED",
     "NO_MASK",
     "NO_NODES",
+    "VERSION",
     "ChannelMask",
     "Node",
     "Place",

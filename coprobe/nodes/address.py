@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ class Node:
             function's name, and which call of it in a pass, from 1.
         channel: the only channel that is meant; None for all.
         axis: at which the activation has its channels, if the network declares it or a person has said so.
+        declared: the network itself names this place, so its activations have a row for each image.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Node:
     call: tuple[str, int] | None = None
     channel: int | None = None
     axis: int | None = None
+    declared: bool = False
 
     @property
     def whole(self) -> str:
@@ -99,8 +102,8 @@ def resolve(model: nn.Module, name: str) -> Node:
         raise unknown("node", name, [*table, *(p for p in modules if p)])
     node = Node(name, path, modules[path], bool(sides), channel=channel)
     node = replace(_at_call(node, called) if sharp else node, axis=_given_axis(model, node.whole))
-    declared = address in own.values() and not sides
-    return replace(node, axis=getattr(network, "node_axis", None)) if declared and node.axis is None else node
+    own_axis = getattr(network, "node_axis", None) if address in own.values() and not sides else None
+    return node if own_axis is None else replace(node, axis=own_axis if node.axis is None else node.axis, declared=True)
 
 
 def _given_axis(model: nn.Module, name: str) -> int | None:
@@ -127,8 +130,8 @@ def _at_call(node: Node, called: str) -> Node:
     match = _CALL.fullmatch(called)
     if match is None or match[1] not in FUNCTIONS:
         raise InputError(
-            f"node '{node.name}': '{called}' is no call of an activation function; write relu1 for the first ReLU, "
-            f"or another of {', '.join(FUNCTIONS)} with its number"
+            f"node '{node.name}': '{called}' is no call of an activation function; write relu1 for the first ReLU, or "
+            "what 'coprobe nodes' lists"
         )
     if node.at_input:
         raise InputError(f"node '{node.name}': a call of a function is probed at its output; leave out ':in'")
@@ -141,8 +144,14 @@ def _at_call(node: Node, called: str) -> Node:
     return replace(node, call=(match[1], int(match[2])))
 
 
-def describe_shape(shape: Sequence[int]) -> str:
-    """The shape of an activation, channels first, in words: `64 channels × 8 × 8`, `768 features × 197 tokens`."""
+def describe_shape(shape: Sequence[int], rows: int = 1) -> str:
+    """The shape of an activation, channels first, in words: `64 channels × 8 × 8`, `768 features × 197 tokens`.
+
+    Where an image has several rows of the first axis, these come behind: `64 channels × 8 × 8, 2 rows an image`.
+    """
+    if rows > 1:
+        folded = next(number for number in range(1, len(shape)) if math.prod(shape[1 : number + 1]) == rows)
+        return f"{describe_shape([shape[0], *shape[folded + 1 :]])}, {rows} rows an image"
     count, *positions = shape
     if len(positions) == 1:
         return f"{count} features × {positions[0]} tokens"

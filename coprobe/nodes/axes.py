@@ -22,14 +22,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 from coprobe.core.engine import frozen
 
 # What operators of ATen do to the channels, by name. Those that torch itself calls pointwise leave them where they are.
-_FIRST = re.compile(r".*(convolution|batch_norm|group_norm)")
+_FIRST = re.compile(r".*(convolution|batch_norm|group_norm)|pixel_shuffle")
 _LAST = re.compile(r".*(linear|layer_norm)")
 _NORM = re.compile(r".*(batch|group|layer|rms)_norm")
 _PRODUCT = re.compile(r"(add|b|addb|baddb)?mm")
 _ATTENTION = re.compile(r"_scaled_dot_product_")
 _RESHAPE = re.compile(r"(_unsafe_)?view|_reshape_alias")
-_RESIZE = re.compile(r".*pool[123]d|upsample_")
-_STAY = re.compile(r"_to_copy|copy_|hardswish_?|_prelu_kernel|rrelu_with_noise|_(log_)?softmax|native_dropout")
+_RESIZE = re.compile(r".*pool[123]d|upsample_|grid_sampler")
+_ALONG = re.compile(r"(cumsum|cumprod|sort|topk|_fft_(r2c|c2r|c2c))$")
+_STAY = re.compile(
+    r"_to_copy|copy_|hardswish_?|_prelu_kernel|rrelu_with_noise|_(log_)?softmax|native_dropout|log_sigmoid_forward|"
+    r"_?index_put(_impl)?_?"
+)
 _MOVE = re.compile(
     r"(cat|stack|roll|flip|repeat|index|index_select|gather|im2col|glu|(native_)?channel_shuffle|pixel_(un)?shuffle|"
     r"(constant|reflection|replication)_pad_?\dd|constant_pad_nd|mean|sum|a?max|a?min|norm|linalg_vector_norm)$"
@@ -41,6 +45,11 @@ class Twin(NamedTuple):
 
     channels: Tensor
     axes: frozenset[int]
+    flat: bool = False  # a map (images, …, …, …) that was flattened to two axes, as linear layers do
+
+    @property
+    def is_map(self) -> bool:
+        return self.flat or self.channels.dim() > 3
 
 
 class ChannelTracker(TorchDispatchMode):
@@ -57,6 +66,10 @@ class ChannelTracker(TorchDispatchMode):
     def declare(self, tensor: Tensor, axis: int | None) -> None:
         """Let a tensor depend on the images and have its channels at this axis, whatever made it."""
         self._seen[id(tensor)] = tensor, None if axis is None else _numbered(tensor.shape, axis)
+
+    def depends_on_images(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed from images in the pass that is followed."""
+        return id(tensor) in self._seen
 
     def axis(self, tensor: Tensor) -> int | None:
         """The axis at which a tensor has its channels; None where that is unknown, or they are spread over several."""
@@ -78,14 +91,12 @@ class ChannelTracker(TorchDispatchMode):
         def declared(axis: int) -> Callable[[nn.Module, Any, Tensor], None]:
             return lambda module, inputs, made: self.declare(made, axis)
 
-        devices = {tensor.device for tensor in network.parameters() if tensor.device.type == "cuda"}
         with ExitStack() as block:
             for module in network.modules():
                 if isinstance(axis := getattr(module, "channel_axis", None), int):
                     block.callback(module.register_forward_hook(declared(axis), prepend=True).remove)
-            for context in (frozen(network), torch.inference_mode(False), torch.no_grad()):
-                block.enter_context(context)
-            with torch.random.fork_rng(devices), self:
+            block.enter_context(aside(network))
+            with self:
                 yield
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -112,8 +123,9 @@ class ChannelTracker(TorchDispatchMode):
         known = [twin for twin in map(self._twin, given) if twin]
         if _FIRST.match(name) or (_LAST.match(name) and not (_NORM.match(name) and len(args[1]) > 1)):
             made = _numbered(shape, 1 if _FIRST.match(name) else -1)
-            confirms = _NORM.match(name) and known and len(known[0].axes) == 1
-            return [_agreed([made, known[0]], shape) if made and confirms else made]
+            if made and known and len(known[0].axes) == 1 and (_NORM.match(name) or name == "linear"):
+                return [_agreed([made, known[0]] if _NORM.match(name) else _tied(made, known[0], -1, shape), shape)]
+            return [made]
         if _PRODUCT.fullmatch(name):
             return [self._product(given[-2], given[-1], shape)]
         if torch.Tag.pointwise in operator.tags or _STAY.fullmatch(name) or _NORM.match(name):
@@ -124,8 +136,12 @@ class ChannelTracker(TorchDispatchMode):
             return [_spread(known[-1], (-2,), shape)]
         if _RESIZE.match(name):
             return [_spread(known[0], range(2, len(shape)), shape)]
+        if _ALONG.match(name):
+            along = kwargs.get("dim", args[2 if name == "topk" else 1] if len(args) > (name == "topk") + 1 else -1)
+            return [_spread(known[0], along if isinstance(along, list) else (along,), shape)]
         if _RESHAPE.fullmatch(name):
-            return [_measured(known[0].channels.reshape(shape))]
+            twin = _measured(known[0].channels.reshape(shape))
+            return [twin._replace(flat=known[0].is_map and len(shape) == 2)]
         if name.startswith("as_strided"):
             return [known[0] if known[0].channels.shape == shape else None]
         if operator.is_view or _MOVE.match(name):
@@ -135,10 +151,10 @@ class ChannelTracker(TorchDispatchMode):
 
     def _product(self, left: Tensor, right: Tensor, shape: Sequence[int]) -> Twin | None:
         """Of a matrix product: with weights, their output features; of two activations, what is not summed over."""
-        if id(right) not in self._seen:
-            return _numbered(shape, -1)
-        if id(left) not in self._seen:
-            return _numbered(shape, -2)
+        for weights, images, axis in ((right, left, -1), (left, right, -2)):
+            if id(weights) not in self._seen:
+                made, twin = _numbered(shape, axis), self._twin(images)
+                return _agreed(_tied(made, twin, axis, shape), shape) if made and twin else made
         rows, columns = self._twin(left), self._twin(right)
         kept = [rows and _spread(rows, (-1,), shape), columns and _spread(columns, (-2,), shape)]
         return _agreed([twin for twin in kept if twin], shape)
@@ -150,6 +166,14 @@ class ChannelTracker(TorchDispatchMode):
         if twin := self._twin(argument):
             return twin.channels
         return torch.zeros(argument.shape, dtype=torch.float64) if argument.is_floating_point() else argument.cpu()
+
+
+@contextmanager
+def aside(network: nn.Module) -> Iterator[None]:
+    """For passes that nobody should notice: in evaluation mode, without gradients, torch's generators as before."""
+    devices = {tensor.device for tensor in network.parameters() if tensor.device.type == "cuda"}
+    with frozen(network), torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+        yield
 
 
 def _tensors(nested: Any) -> list[Tensor]:
@@ -175,6 +199,15 @@ def _measured(channels: Tensor) -> Twin:
     return Twin(channels, frozenset(axes))
 
 
+def _tied(made: Twin, given: Twin, axis: int, shape: Sequence[int]) -> list[Twin]:
+    """The features that a layer makes along an axis, and the channels of a map of images that it leaves elsewhere.
+
+    Of tokens (batch, …, …) only the features count: there it is the layer's way to mix positions.
+    """
+    kept = _spread(given, (axis,), shape) if given.is_map and given.axes else None
+    return [made, kept] if kept else [made]
+
+
 def _spread(twin: Twin, axes: Iterable[int], shape: Sequence[int]) -> Twin | None:
     """The twin with the size of these axes changed; None where the channels are there."""
     dim = twin.channels.dim()
@@ -188,7 +221,7 @@ def _agreed(twins: Sequence[Twin], shape: Sequence[int]) -> Twin | None:
     """The twin of numbers that were combined, at all axes at which any of them has its channels."""
     wide = [
         Twin(channels.expand(tuple(shape)), frozenset(axis + len(shape) - channels.dim() for axis in axes))
-        for channels, axes in twins
+        for channels, axes, _ in twins
     ]
     axes = frozenset[int]().union(*(twin.axes for twin in wide))
     whole = next((twin for twin in wide if twin.axes == axes), None)

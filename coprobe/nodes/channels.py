@@ -1,4 +1,4 @@
-"""Where the channels of an activation are: as declared, as a person says, or as seen in a pass."""
+"""Where the images and channels of an activation are: as declared, as a person says, or as seen in passes beside."""
 
 from __future__ import annotations
 
@@ -8,97 +8,120 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from coprobe.errors import InputError
 from coprobe.nodes.address import Node, network_of
-from coprobe.nodes.axes import ChannelTracker
 from coprobe.nodes.functions import Hook
 from coprobe.nodes.hooks import hooks_at
+from coprobe.nodes.survey import Layout, Survey, images_among
 
-#: By network and place: the axis that was seen, None where it could not be told.
-_SEEN: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int | None]] = WeakKeyDictionary()
+#: Raise it where something else is found at places that no network declares; results that are kept are then made anew.
+VERSION = 2
+
+#: By network, and by place and shape of images: how the activations were seen to lie.
+_SEEN: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layout]] = WeakKeyDictionary()
 
 
 @contextmanager
-def channels_first(model: nn.Module, hooks: Sequence[tuple[Node, Hook]], *, replaces: bool = False) -> Iterator[None]:
-    """`hooks_at`, for hooks that take and return the activation with its channels at axis 1.
+def channels_first(
+    model: nn.Module, hooks: Sequence[tuple[Node, Hook]], *, replaces: bool = False
+) -> Iterator[dict[str, int]]:
+    """`hooks_at`, for hooks that take and return the activation with images at axis 0 and its channels at axis 1.
 
-    Where neither the network declares the axis nor a person has said it, it is found out before the first pass, by
-    one more with the first image alone, and remembered for this network.
+    Where the network does not declare how its activations lie, it is found out before the first pass, by some more
+    (see `Survey`), and remembered for this network. Several rows of an image come together at axis 2.
+
+    Yields:
+        By name of a node, how many rows belong to an image, of those that a pass has come by.
 
     Raises:
-        InputError: as `hooks_at`; in a pass: a node whose axis can't be told, or that has no such axis.
+        InputError: as `hooks_at`; in a pass: a node whose axes can't be told, or that has no such axis.
     """
-    nodes = {_place(node): node for node, _ in hooks if node.axis is None}
+    nodes = {_place(node): node for node, _ in hooks if not node.declared}
     network = network_of(model) if hooks else model
     seen = _SEEN.setdefault(network, {})
-    tracker: list[ChannelTracker] = []
+    rows: dict[str, int] = {}
+    surveys: list[Survey] = []
+    images: tuple[int, ...] = ()
 
     def begin(network: nn.Module, args: Any, kwargs: Any) -> None:
-        if nodes.keys() <= seen.keys() or tracker:
+        nonlocal images
+        if surveys:
             return
-        tracker.append(ChannelTracker())
+        images = images_among(args, kwargs)
+        if all((place, images[1:]) in seen for place in nodes):
+            return
+        surveys.append(survey := Survey())
         try:
-            with tracker[0].following(network):
-                args, kwargs = tree_map(first_image, (args, kwargs))
-                network(*args, **kwargs)
+            survey.run(network, *args, **kwargs)
         finally:
-            tracker.clear()
-
-    def first_image(argument: Any) -> Any:
-        if not isinstance(argument, Tensor) or not argument.dim():
-            return argument
-        image = argument[:1].clone() if len(argument) else argument.new_zeros(1, *argument.shape[1:])
-        tracker[0].declare(image, 1 if image.dim() == 4 else None)
-        return image
+            surveys.clear()
+        seen.update({(place, images[1:]): survey.layout(place) for place, _ in survey.places()})
 
     def moved(node: Node, hook: Hook) -> Hook:
         def run(activation: Tensor) -> Tensor | None:
-            if tracker:
-                seen.setdefault(_place(node), tracker[0].axis(activation))
+            if surveys:
+                surveys[0].see(_place(node), activation)
                 return None
             if activation.dim() < 2:
                 return hook(activation)
-            axis = axis_at(node, activation.shape, seen.get(_place(node)))
+            layout = seen.get((_place(node), images[1:]), Layout(None))
+            if not node.declared and images:
+                _check_rows(node, layout, activation.shape, images[0])
+            axis = axis_at(node, activation.shape, layout)
             if axis is None:
                 raise InputError(
                     f"node '{node.whole}': can't tell which axis of its activations ({_words(activation.shape)}) holds "
                     f"the channels; say --channel-axis {node.whole}=AXIS, in Python wrap(…, channel_axis=AXIS)"
                 )
-            replacement = hook(activation.movedim(axis, 1))
-            return None if replacement is None else replacement.movedim(1, axis)
+            rows[node.name] = layout.folded
+            replacement = hook(layout.images_first(activation, axis))
+            return None if replacement is None else layout.as_it_lay(replacement, activation, axis)
 
         return run
 
     with hooks_at(model, [(node, moved(node, hook)) for node, hook in hooks], replaces=replaces):
-        # First of all, so that the pass with one image is over before other blocks mark that theirs begins.
+        # First of all, so that the passes beside are over before other blocks mark that theirs begins.
         first = network.register_forward_pre_hook(begin, prepend=True, with_kwargs=True) if nodes else None
         try:
-            yield
+            yield rows
         finally:
             if first:
                 first.remove()
 
 
-def axis_at(node: Node, shape: Sequence[int], seen: int | None) -> int | None:
+def axis_at(node: Node, shape: Sequence[int], layout: Layout) -> int | None:
     """At which axis an activation of this shape (batch, …) has its channels: as said of the node, else as seen.
 
     Raises:
-        InputError: the axis that was said is none of an activation of this shape.
+        InputError: the axis that was said is none of an activation of this shape, or that of the images.
     """
     if len(shape) <= 2:
-        return 1
+        return 0 if layout.images else 1
     if node.axis is None:
-        return seen
-    axis = node.axis if node.axis > 0 else node.axis + len(shape)
-    if not 1 <= axis < len(shape):
+        return layout.channels
+    axis = node.axis if node.axis >= 0 else node.axis + len(shape)
+    if not 0 <= axis < len(shape) or axis == layout.images:
         last = len(shape) - 1
         raise InputError(
             f"node '{node.whole}': axis {node.axis} of its activations ({_words(shape)}) can't hold the channels; "
             f"give 1 to {last}"
         )
     return axis
+
+
+def _check_rows(node: Node, layout: Layout, shape: Sequence[int], images: int) -> None:
+    """Raise unless the activation has as many rows as these images have at this node."""
+    if layout.images is not None and shape[layout.images] == images * layout.folded:
+        return
+    seen = (
+        f"{layout.rows[0]} for one image, {layout.rows[1]} for three"
+        if layout.images is None
+        else f"for {images} images {shape[0]}"
+    )
+    raise InputError(
+        f"node '{node.whole}': the first axis of its activations is not the images (rows: {seen}); name another node"
+    )
 
 
 def _place(node: Node) -> tuple[Any, ...]:

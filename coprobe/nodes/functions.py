@@ -11,13 +11,24 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from coprobe.nodes.formulas import Formulas
+
 #: Receives an activation; what it returns, if anything, may replace it.
 Hook = Callable[[Tensor], Tensor | None]
+
+#: An activation function that is written out, see `formulas`.
+FORMULA = "formula"
+
+#: The names of functions that often make gates and weights instead of features.
+GATES = ("sigmoid", "hardsigmoid", "logsigmoid", "tanh", "hardtanh", "softsign", "glu")
 
 #: The names under which activation functions are addressed. ReLU6 and a clamp at 0 are called `relu` as well.
 FUNCTIONS = (
     "relu", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "softplus",
+    "threshold", "softshrink", "hardshrink", "tanhshrink", "maximum", FORMULA, *GATES,
 )  # fmt: skip
+
+_ALIASES = {"relu6": "relu", "log_sigmoid": "logsigmoid", "max": "maximum", "fmax": "maximum"}
 
 
 class Call(NamedTuple):
@@ -28,12 +39,14 @@ class Call(NamedTuple):
         function: its name, one of `FUNCTIONS`.
         number: which call of this function by this owner, from 1.
         through: path of the activation module through which the owner calls it; empty if it calls the function.
+        parts: calls before it that are but a part of this formula.
     """
 
     owner: str
     function: str
     number: int
     through: str
+    parts: frozenset[Any] = frozenset()
 
 
 def belongs_to_its_caller(module: nn.Module) -> bool:
@@ -42,15 +55,16 @@ def belongs_to_its_caller(module: nn.Module) -> bool:
 
 
 def activation_function(called: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> str | None:
-    """Which of `FUNCTIONS` this call is; None for every other function of torch."""
-    name: str = getattr(called, "__name__", "").removesuffix("_")
+    """Which of `FUNCTIONS` this call alone is; None for every other function of torch."""
+    name: str = getattr(called, "__name__", "").strip("_")
+    name = _ALIASES.get(name, name)
     if name in ("clamp", "clip", "clamp_min", "hardtanh"):
         low, high = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
         rectifies = _argument(args, kwargs, 1, low) == 0 and _argument(args, kwargs, 2, high) in (None, 6)
-        return "relu" if rectifies else None
-    if name == "relu6":
-        return "relu"
-    return name if name in FUNCTIONS else None
+        return "relu" if rectifies else name if name == "hardtanh" else None
+    if name == "maximum":
+        return name if isinstance(kwargs.get("other", args[1] if len(args) > 1 else None), Tensor) else None
+    return name if name in FUNCTIONS and name != FORMULA else None
 
 
 def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str) -> float | None:
@@ -60,7 +74,8 @@ def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str
 
 
 def _is_in_place(called: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    return getattr(called, "__name__", "").endswith("_") or bool(kwargs.get("inplace"))
+    name: str = getattr(called, "__name__", "")
+    return (name.endswith("_") and not name.startswith("__")) or bool(kwargs.get("inplace"))
 
 
 class FunctionHooks(TorchFunctionMode):
@@ -73,6 +88,7 @@ class FunctionHooks(TorchFunctionMode):
         hooks: those on a call; asked at every call by an owner.
         owners: paths of the modules whose own calls are hooked.
         replaces: what the hooks return goes on through the network.
+        formulas: look for activation functions that are written out, too; then they are active in the whole pass.
     """
 
     def __init__(
@@ -82,6 +98,7 @@ class FunctionHooks(TorchFunctionMode):
         owners: Collection[str],
         *,
         replaces: bool = False,
+        formulas: bool = False,
     ) -> None:
         super().__init__()
         self._network = network
@@ -89,7 +106,8 @@ class FunctionHooks(TorchFunctionMode):
         self._replaces = replaces
         self._paths = {module: path for path, module in network.named_modules()}
         self._transparent = {m for m in self._paths if m is not network and belongs_to_its_caller(m)}
-        self._owners = {network.get_submodule(path) for path in owners} - self._transparent
+        self._owners = {network.get_submodule(path) for path in (*owners, *[""] * formulas)} - self._transparent
+        self._formulas = Formulas() if formulas else None
         self._running: list[nn.Module] = []
         self._threads: list[int] = []  # in which each of them runs
         self._active = 0
@@ -117,6 +135,8 @@ class FunctionHooks(TorchFunctionMode):
         self._running.clear()
         self._threads.clear()
         self._calls.clear()
+        if self._formulas:
+            self._formulas.clear()
         if self._active:
             self._active = 0
             self.__exit__(None, None, None)
@@ -145,16 +165,27 @@ class FunctionHooks(TorchFunctionMode):
     def __torch_function__(self, called: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as asked for, and run the hooks on the result."""
         kwargs = kwargs or {}
-        function = activation_function(called, args, kwargs)
-        if function is None:
-            return called(*args, **kwargs)
+        name, function = getattr(called, "__name__", ""), activation_function(called, args, kwargs)
+        parts = frozenset[Any]()
+        if self._formulas and function in (None, "maximum"):
+            completes, parts = self._formulas.completes(name, args, kwargs)
+            function = function or (FORMULA if completes else None)
         owner = next((m for m in reversed(self._running) if m not in self._transparent), self._network)
-        if owner not in self._owners:
-            return called(*args, **kwargs)
-        path = self._paths[owner]
-        self._calls[path, function] += 1
-        through = self._paths[self._running[-1]] if self._running[-1] in self._transparent else ""
-        hooks = self._hooks(Call(path, function, self._calls[path, function], through))
+        if function is None or owner not in self._owners:
+            call, result = None, called(*args, **kwargs)
+        else:
+            path = self._paths[owner]
+            self._calls[path, function] += 1
+            through = self._paths[self._running[-1]] if self._running[-1] in self._transparent else ""
+            call = Call(path, function, self._calls[path, function], through, parts)
+            result = self._computed(called, args, kwargs, self._hooks(call))
+        if self._formulas:
+            key = call and call[:3]
+            self._formulas.made(result, name, args, kwargs, key, function == FORMULA)
+        return result
+
+    def _computed(self, called: Any, args: Any, kwargs: Any, hooks: Sequence[Hook]) -> Any:
+        """What the call gives, after the hooks."""
         if not (hooks and self._replaces and _is_in_place(called, kwargs)):
             return hooked(called(*args, **kwargs), hooks)
         # A function that works in place is computed beside its argument, which then receives what replaces it: so

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from coprobe.errors import InputError
 from coprobe.models.wrappers import unwrapped
 from coprobe.nodes.address import Node, network_of
-from coprobe.nodes.functions import FUNCTIONS, FunctionHooks, Hook, belongs_to_its_caller, hooked
+from coprobe.nodes.functions import FORMULA, FUNCTIONS, FunctionHooks, Hook, belongs_to_its_caller, hooked
 
 
 @contextmanager
@@ -57,6 +57,7 @@ def hooks_at(model: nn.Module, hooks: Sequence[tuple[Node, Hook]], *, replaces: 
                 lambda call: at_calls.get((call.owner, call.function, call.number), ()),
                 owners={owner for owner, *_ in at_calls},
                 replaces=replaces,
+                formulas=any(function == FORMULA for _, function, _ in at_calls),
             )
             block.enter_context(functions.attached())
         # Not `always_call`: torch.compile would compile anew for every block, and `begin` clears up what is left.

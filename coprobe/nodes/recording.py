@@ -23,11 +23,14 @@ class Recording(dict[str, Tensor]):
 
     Attributes:
         shapes: of one image's activation at the whole node, channels first, also where one channel was asked for.
+        rows: how many rows of the first axis belong to an image, by node: crops, views or windows that the network
+            folds into the batch, which are recorded together, at axis 2.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.rows: dict[str, int] = {}
 
     def __missing__(self, name: str) -> Tensor:
         raise RunError(f"node '{name}' saw nothing: it was not asked for, or no forward pass of the network was made")
@@ -64,7 +67,7 @@ def record(model: nn.Module, names: Iterable[str]) -> Iterator[Recording]:
 
         return keep
 
-    with channels_first(model, [(node, keep_as(node)) for node in found]):
+    with channels_first(model, [(node, keep_as(node)) for node in found]) as seen.rows:
         yield seen
 
 

@@ -456,8 +456,7 @@ TABLE = [
         "node 'layer1.0#relu9': no pass comes by it; 'coprobe nodes' lists places that it does"),
     Row("activations tiny.pt --limit 20 --node layer1.0#swish1", "a call of no activation function",
         "node 'layer1.0#swish1': 'swish1' is no call of an activation function; write relu1 for the first ReLU, or "
-        "another of relu, leaky_relu, prelu, rrelu, elu, celu, selu, gelu, silu, mish, hardswish, softplus with its "
-        "number"),
+        "what 'coprobe nodes' lists"),
     Row("activations - --model nets.py:Tied --data digits --limit 20 --node relu", "an axis that can't be told",
         "node 'relu': can't tell which axis of its activations (batch×4×4×4) holds the channels; say --channel-axis "
         "relu=AXIS, in Python wrap(…, channel_axis=AXIS)"),

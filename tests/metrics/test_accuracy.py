@@ -32,7 +32,7 @@ class Recorder(nn.Module):
         self.shown: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.requires_grad and len(x) > 1:  # a single image is shown to follow the channels to the node
+        if not x.requires_grad and len(x) not in (1, 3):  # those are shown to find out how the node lies
             self.shown.append(x.clone())
         return self.read(10 * self.relu(self.conv(x)).mean((2, 3)))
 

@@ -125,7 +125,13 @@ LINEAR = torch.nn.Linear(6, 6)
         (1, lambda x: F.channel_shuffle(x, 2)), (1, lambda x: F.glu(x, 1)), (1, lambda x: x.roll(1, 2).flip(3)),
         (1, lambda x: F.hardswish(x) + F.softplus(F.prelu(x, torch.ones(6))) * torch.sigmoid(x.mean((2, 3), True))),
         (1, lambda x: x + torch.rand(6, 6)), (1, lambda x: x.softmax(1)), (1, lambda x: F.unfold(x, 3, padding=1)),
-        (3, lambda x: LINEAR(x.permute(0, 2, 3, 1))), (3, LINEAR), (2, lambda x: LINEAR.weight @ x),
+        (3, lambda x: LINEAR(x.permute(0, 2, 3, 1))), (None, LINEAR), (None, lambda x: LINEAR.weight @ x),
+        (2, lambda x: LINEAR(x.flatten(2)[..., :6])), (1, lambda x: F.pixel_unshuffle(x, 2)),
+        (1, lambda x: x.cumsum(2)),
+        (1, lambda x: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2)), (1, lambda x: x.sort(3)[0]),
+        (None, lambda x: x.cumsum(1)),
+        (1, lambda x: x.flatten(2).topk(6)[0]), (1, lambda x: torch.fft.irfft2(torch.fft.rfft2(x))),
+        (1, lambda x: F.grid_sample(x, torch.zeros(len(x), 6, 6, 2), align_corners=False)),
         (None, lambda x: x + LINEAR(x)), (None, lambda x: x + x.mT.permute(0, 2, 3, 1)),
         (1, lambda x: F.relu_(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).clone().add_(1)),
         (3, lambda x: F.layer_norm(LINEAR(x) + x, [6])), (None, lambda x: F.layer_norm(x, [6])),
@@ -223,7 +229,7 @@ def test_axes_are_found_out_once_and_leave_no_trace() -> None:
     for _ in range(2):
         with record(model, ["last", "last:1", "first:in"]), masked(model, {"again": [0]}):
             model.train()(torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
-    assert calls == [2 + 2] and model.training and torch.equal(torch.get_rng_state(), state)
+    assert calls == [2 + 2 * 2] and model.training and torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_module_that_can_not_be_followed_may_declare_its_axis() -> None:

@@ -76,7 +76,11 @@ def command(
         ]
         title = f"{table.attrs['attack']}, {probe.caption}"
         header = ["node", "channel", "T_act", "V_act", "mean change"]
-        shapes = {node: f" ({describe_shape(shape)})" for node, shape in table.attrs.get("shapes", {}).items()}
+        folded = table.attrs.get("rows", {})
+        shapes = {
+            node: f" ({describe_shape(shape, folded.get(node, 1))})"
+            for node, shape in table.attrs.get("shapes", {}).items()
+        }
         summary = ", ".join(f"{node} {value:.3g}{shapes.get(node, '')}" for node, value in v_act.items())
         print_table(title, header, rows, f"V_act of the whole node (Eq. 5): {summary}")
     label = storable(probe.checkpoint.path.name) if probe.checkpoint.path else "model"

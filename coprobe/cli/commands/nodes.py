@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from coprobe.cli.options import ReadingOptions, debug_option, reading_options
 from coprobe.cli.output import Output, output_options, print_table
 
-_UNKNOWN = "unknown channel axis"
+if TYPE_CHECKING:
+    from coprobe.nodes import Place
 
 
 @click.command()
@@ -34,7 +35,7 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     from coprobe.core.provenance import provenance
     from coprobe.errors import InputError
     from coprobe.figures.overview import draw_places
-    from coprobe.nodes import NO_NODES, describe_shape, is_guessed, places
+    from coprobe.nodes import NO_NODES, is_guessed, places
 
     output = Output(as_json, out, plot)
     loaded = ReadingOptions(**reading).read(checkpoint)
@@ -47,13 +48,21 @@ def command(checkpoint: str, image_size: int | None, as_json: bool, out: Any, pl
     frame = pd.DataFrame({**asdict(place), "shape": list(place.shape)} for place in found)
     frame.attrs.update(provenance(**loaded.facts(), guessed=guessed))
     if output.for_people:
-        rows = [
-            [place.path, place.letter, place.function, describe_shape(place.shape) if place.axis else _UNKNOWN]
-            for place in found
-        ]
+        rows = [[place.path, place.letter, place.function, _shape(place)] for place in found]
         note = "A…E are a guess: the first place, and the last one of each resolution" if guessed else ""
         note = note if rows else f"{NO_NODES}; name module paths"
-        if not all(place.axis for place in found):
+        if not all(place.axis is not None for place in found if place.rows):
             note += f"{'; ' * bool(note)}say which axis holds the channels with --channel-axis NODE=AXIS"
         print_table(f"{loaded.arch}, {side}×{side} pixels", ["place", "node", "after", "shape"], rows, note, left=3)
-    output.write(frame, lambda: draw_places([place for place in found if place.axis], title=loaded.arch))
+    output.write(
+        frame,
+        lambda: draw_places([place for place in found if place.axis is not None and place.rows], title=loaded.arch),
+    )
+
+
+def _shape(place: Place) -> str:
+    from coprobe.nodes import describe_shape
+
+    if not place.rows:
+        return "no row for each image"
+    return "unknown channel axis" if place.axis is None else describe_shape(place.shape, place.rows)
