@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from torch import nn
 from coprobe._version import __version__
 from coprobe.checkpoint.class_order import match_classes
 from coprobe.checkpoint.description import CLASS_NAME, CLASSES, FORMAT
+from coprobe.checkpoint.normalisation import OUR_FILE
 from coprobe.checkpoint.reader import seal
 from coprobe.core.files import atomic
 from coprobe.core.provenance import digest_tensors
 from coprobe.data import Dataset
 from coprobe.errors import InputError
-from coprobe.models import Classifier
+from coprobe.models import ARCHITECTURES, Classifier, build, defaults
 from coprobe.models.shapes import trial
 
 _OTHERS = "choose the --data it was trained on"
@@ -48,6 +50,10 @@ class Checkpoint:
         training_facts: what someone else's file says of its training, as plain values.
         undecided: arguments of the architecture that names and shapes can't tell, and the values they may have.
         allowed_mismatch: names of the weights that a person allowed to be `missing` or `unexpected`.
+        doubts: those of the notes that results depend on, so that every command says them.
+        images_may_decide: whether clean images may overrule how images are normalised, since nothing says it, or only
+            what stands beside the weights does.
+        decided: what clean images have decided of the network and its normalisation, by name.
         tried_shape: whether `image_shape` is only one that the network takes, and no fact about its training.
     """
 
@@ -67,6 +73,9 @@ class Checkpoint:
     training_facts: dict[str, Any] = field(default_factory=dict)
     undecided: dict[str, list[Any]] = field(default_factory=dict)
     allowed_mismatch: dict[str, list[str]] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+    images_may_decide: bool = False
+    decided: dict[str, Any] = field(default_factory=dict)
     tried_shape: bool = False
 
     @property
@@ -86,6 +95,21 @@ class Checkpoint:
         if self.recipe.get("method") == "clean" or not isinstance(eps, int | float) or not 0 < eps <= 255:
             return None
         return eps / 255
+
+    @property
+    def whole_arch_args(self) -> dict[str, Any]:
+        """The arguments of the architecture with those that have their default values."""
+        return {**(defaults(self.arch) if self.arch in ARCHITECTURES else {}), **self.arch_args}
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it comes from a file that coprobe wrote, which says everything."""
+        return self.normalised_by == OUR_FILE
+
+    @property
+    def min_image_size(self) -> int:
+        """The smallest side of images in pixels, as far as it is known."""
+        return int(getattr(self.model.network, "min_image_size", 1))
 
     @property
     def digest(self) -> str:
@@ -122,10 +146,10 @@ class Checkpoint:
             raise InputError(
                 f"{images} has images of {channels} channels and the model takes {self.in_channels}; {_OTHERS}"
             )
-        smallest = getattr(self.model.network, "min_image_size", 1)
-        if min(height, width) < smallest:
+        if min(height, width) < self.min_image_size:
             raise InputError(
-                f"{images} has images of {height}×{width} pixels; {self.arch} needs at least {smallest}; {_OTHERS}"
+                f"{images} has images of {height}×{width} pixels; {self.arch} needs at least {self.min_image_size}; "
+                f"{_OTHERS}"
             )
         if not self.image_shape or self.image_shape[1:] == (height, width):
             return
@@ -163,7 +187,18 @@ class Checkpoint:
         """What goes into the provenance of every result made with this checkpoint."""
         path = str(self.path) if self.path else None
         facts: dict[str, Any] = {"checkpoint": path, "checkpoint_digest": self.digest, "stage": self.stage or None}
-        return {**facts, "allowed_mismatch": self.allowed_mismatch} if self.allowed_mismatch else facts
+        more = {"allowed_mismatch": self.allowed_mismatch, "decided_by_images": self.decided}
+        return {**facts, **{key: value for key, value in more.items() if value}}
+
+    def variant(self, arch_args: Mapping[str, Any]) -> Checkpoint:
+        """The same weights in a network of ours with other arguments, which change no name and no shape."""
+        whole = {**self.arch_args, **arch_args}
+        with torch.device("meta"):
+            network = build(self.arch, **whole)
+        network.load_state_dict(self.model.network.state_dict(), assign=True)
+        model = Classifier(network, self.model.mean, self.model.std, channel_axes=self.model.channel_axes)
+        left = {name: values for name, values in self.undecided.items() if name not in arch_args}
+        return replace(self, model=model.train(self.model.training), arch_args=whole, undecided=left)
 
     def save(self, path: str | Path) -> None:
         """Write to `path`, atomically; `.safetensors` by suffix, else what `torch.load(weights_only=True)` reads."""

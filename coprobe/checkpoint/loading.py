@@ -28,10 +28,12 @@ from coprobe.checkpoint.matching import (
 )
 from coprobe.checkpoint.normalisation import (
     GIVEN,
+    OUR_FILE,
     Normalisation,
     Numbers,
     normalises_itself,
     pairs_in,
+    read_beside,
     read_normalisation,
     without_file,
 )
@@ -127,6 +129,7 @@ def load(
         names, remark = description.classes, ""
         if not description.format:
             names, remark = read_class_names(contents.payload, contents.metadata, classes)
+        doubts = (*_choice(match, others), *normalisation.notes)
         option = "--model" if model else "--arch" if arch else ""
         weights = f"names and shapes of {len(match.remap.weights)} weights"
         checkpoint = Checkpoint(
@@ -143,12 +146,18 @@ def load(
             layout=_layout(match, description),
             evidence=option or ("named in the file" if description.arch else weights),
             normalised_by=normalisation.name,
-            notes=tuple(filter(None, (*contents.notes, *_notes(match, others), *normalisation.notes, remark))),
+            notes=tuple(
+                filter(
+                    None, (*contents.notes, *match.remap.notes, *_choice(match, others), *normalisation.notes, remark)
+                )
+            ),
             training_facts=(
                 {} if description.format else read_training_facts(contents.payload, contents.metadata, contents.numbers)
             ),
             undecided={} if description.arch else match.undecided,
             allowed_mismatch=match.allowed_mismatch,
+            doubts=doubts,
+            images_may_decide=not (normalisation.name and normalisation.sure),
         )
     set_channel_axis(checkpoint.model, channel_axis)
     return checkpoint
@@ -191,7 +200,7 @@ def _of_factory(
     layout = "the factory's own weights"
     checkpoint = live_checkpoint(network, normalisation, size, model, model_args, layout, "--model")
     checkpoint.model.eval()
-    return checkpoint
+    return replace(checkpoint, images_may_decide=not normalisation.name)
 
 
 def _proposer(network: nn.Module | None, name: str | None, args: dict[str, Any], description: Description) -> Proposer:
@@ -252,20 +261,20 @@ def _normalisation(
     held: Normalisation | None = None
     if description.format:
         preprocess = description.preprocess
-        held = Normalisation("the file", preprocess.get("mean"), preprocess.get("std"))
+        held = Normalisation(OUR_FILE, preprocess.get("mean"), preprocess.get("std"))
     elif mean is None or std is None:  # else numbers that can't be used would do harm to a person who says better ones
         inside = "".join(prefixes)
         outside = {n: v for n, v in match.candidate.numbers.items() if inside and not n.startswith(inside)}
-        held_pairs = (*pairs, *pairs_in(outside))
-        if not held_pairs and not normalises_itself(match.network):
-            held_pairs = pairs_in(match.candidate.beside)
-        held = read_normalisation(held_pairs, contents.numbers, channels)
+        held = read_normalisation((*pairs, *pairs_in(outside)), contents.numbers, channels)
+        if held is None and not normalises_itself(match.network):
+            held = read_beside(pairs_in(match.candidate.beside), contents.numbers, channels)
     if mean is None and std is None:
-        if held:
+        if held and held.name:
             return held
         # A number as prefix: a part of an nn.Sequential that something stands before.
         silent = any(prefix[:-1].isdecimal() and prefix != "0." for prefix in prefixes)
-        return replace(without_file(None, None, match.network), notes=_SILENT_PART if silent else ())
+        notes = (*(held.notes if held else ()), *(_SILENT_PART if silent else ()))
+        return replace(without_file(None, None, match.network), notes=notes)
     unused = tuple(f"the file's own '{pair[0][:40]}' and '{pair[2][:40]}' are not used" for pair in pairs)
     held = held or Normalisation("")
     return Normalisation(GIVEN, mean or held.mean, std or held.std, unused)
@@ -278,15 +287,16 @@ def _layout(match: Match, description: Description) -> str:
     others = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - {torch.float32})
     parts = [description.format or match.candidate.layout, *removed, *match.remap.steps]
     parts += [f"{name} made float32" for name in others]
-    assumed = [f"{name}={value!r}" for name, value in match.assumed.items()]
+    assumed = [] if description.arch else [f"{name}={value!r}" for name, value in match.assumed.items()]
     return ", ".join(parts + ["assumed " + ", ".join(assumed)] * bool(assumed))
 
 
-def _notes(match: Match, others: list[str]) -> tuple[str, ...]:
+def _choice(match: Match, others: list[str]) -> tuple[str, ...]:
+    """That the file has other networks; nothing if it has none."""
     if not others:
-        return match.remap.notes
+        return ()
     shown = ", ".join(f"--pick {label[:40]}" for label in others)
-    return (*match.remap.notes, f"took the network under '{match.candidate.label[:40]}'; the file has others: {shown}")
+    return (f"took the network under '{match.candidate.label[:40]}'; the file has others: {shown}",)
 
 
 def find_file(path: str | Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -23,9 +23,11 @@ STD_OF = {
     "pixel_mean": "pixel_std",
     "image_mean": "image_std",
 }
-GIVEN = "--mean/--std"
+GIVEN, OUR_FILE = "--mean/--std", "the file"
 _MOST_CHANNELS = 16  # more than any image has
 _SAY = "say --mean and --std"
+#: The least standard deviation of images in [0, 1] that is believed where it may as well be that of accuracies.
+_LEAST_STD = 0.03
 
 Numbers = tuple[float, ...]
 #: Name and value of a mean, then those of a standard deviation; values are stored tensors or plain numbers.
@@ -41,12 +43,14 @@ class Normalisation:
         mean: one number per channel; None for zeros.
         std: one number per channel; None for ones.
         notes: what a person should know about it, a sentence each.
+        sure: whether it belongs to the network; numbers that only stand beside the weights may mean something else.
     """
 
     name: str
     mean: Numbers | None = None
     std: Numbers | None = None
     notes: tuple[str, ...] = ()
+    sure: bool = True
 
     @property
     def options(self) -> str:
@@ -111,6 +115,52 @@ def read_normalisation(
     return Normalisation(name, *both, notes)
 
 
+def read_beside(
+    pairs: tuple[Pair, ...], read: Callable[[TensorSpec], list[float]], channels: int
+) -> Normalisation | None:
+    """The normalisation that stands beside the weights, as far as it can be one; None if there are no pairs.
+
+    People also keep means and standard deviations of accuracies there: what can't be of images is left out with a note.
+
+    Args:
+        pairs: as for `read_normalisation`.
+        read: as there.
+        channels: of the images.
+    """
+    believed: list[Pair] = []
+    notes: list[str] = []
+    for pair in pairs:
+        doubt = _doubt(pair, read, channels)
+        believed += [] if doubt else [pair]
+        if doubt:
+            names = f"'{pair[0][:40]}' and '{pair[2][:40]}' beside the weights"
+            notes.append(f"{names} are no normalisation of images ({doubt}), and are not used")
+    try:
+        found = read_normalisation(tuple(believed), read, channels)
+    except InputError as error:  # several that differ
+        return Normalisation("", notes=(*notes, f"it {error}; none of them is used"))
+    if found is None:
+        return Normalisation("", notes=tuple(notes)) if notes else None
+    name = found.name.replace("of the file", "beside the weights")
+    return replace(found, name=name, notes=(*notes, *found.notes), sure=False)
+
+
+def _doubt(pair: Pair, read: Callable[[TensorSpec], list[float]], channels: int) -> str:
+    """Why a pair is no normalisation of images; empty if it may be one."""
+    single = [not (v.shape if isinstance(v, TensorSpec) else isinstance(v, list | tuple)) for v in (pair[1], pair[3])]
+    mean, std = (_listed(value, read) for value in (pair[1], pair[3]))
+    if any(single):
+        return f"single numbers, {mean[0]:.4g} and {std[0]:.4g}"
+    if not len(mean) == len(std) == channels:
+        return f"{len(mean)} and {len(std)} numbers where images have {channels} channels"
+    if not all(map(math.isfinite, (*mean, *std))):
+        return "not finite"
+    scale = 255 if max(mean) > LARGEST_MEAN else 1
+    if min(mean) < 0 or max(mean) > scale or min(std) < _LEAST_STD * scale or max(std) > scale:
+        return f"out of range: {_shown(tuple(mean), tuple(std))}"
+    return ""
+
+
 def _std_name(name: str) -> str | None:
     """What the standard deviation beside the mean `name` is called; None if `name` is none of a mean."""
     prefix, dot, leaf = name.rpartition(".")
@@ -127,8 +177,14 @@ def _is_per_channel(value: Any) -> bool:
     return type(value) in (int, float)
 
 
+def _listed(value: Any, read: Callable[[TensorSpec], list[float]]) -> list[float]:
+    if isinstance(value, TensorSpec):
+        return read(value)
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _numbers(value: Any, read: Callable[[TensorSpec], list[float]], channels: int, name: str) -> Numbers:
-    numbers = read(value) if isinstance(value, TensorSpec) else value if isinstance(value, list | tuple) else [value]
+    numbers = _listed(value, read)
     if len(numbers) not in (1, channels):
         raise InputError(f"{name} have {len(numbers)} numbers where the images have {channels} channels; {_SAY}")
     if not all(math.isfinite(number) for number in numbers):

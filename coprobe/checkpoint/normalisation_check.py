@@ -1,15 +1,18 @@
-"""The normalisation check: which one a network expects, tried on clean images, since files of weights seldom say it."""
+"""The normalisation check: which one a network expects, tried on clean images, since files of weights seldom say it.
+
+Tried together with it: what names and shapes of weights leave open in the network itself (`Checkpoint.undecided`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from coprobe.checkpoint.checkpoint import Checkpoint
 from coprobe.checkpoint.normalisation import Normalisation
@@ -19,6 +22,8 @@ from coprobe.models import Classifier
 
 #: Clean images to try on; more would tell no more about mistakes as large as these.
 IMAGES = 256
+#: Where there are many readings, so many are tried on so few images first, and the best of them on all.
+_FEW_FIRST, _FINALISTS = 32, 4
 
 #: Clean images to look at the outputs of, and how far two passes over them may differ on a GPU.
 _FEW, _REPEATED = 32, 1e-3
@@ -46,11 +51,29 @@ def converged(clean: float, classes: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """How well a network does with a normalisation: which images are right (bool), and each one's cross-entropy."""
+    """How well a reading of a checkpoint does.
+
+    Attributes:
+        normalisation: that was tried.
+        correct: which images are right (bool).
+        losses: each one's cross-entropy.
+        variant: arguments of the architecture that were tried instead of those assumed.
+    """
 
     normalisation: Normalisation
     correct: Tensor = field(repr=False)
     losses: Tensor = field(repr=False)
+    variant: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What was tried, in words."""
+        return " and ".join([*_assigned(self.variant), self.normalisation.name])
+
+    @property
+    def options(self) -> str:
+        """How to ask for it on the command line."""
+        return " and ".join([*(f"pass --arch-arg {a}" for a in _assigned(self.variant)), self.normalisation.options])
 
     @property
     def accuracy(self) -> float:
@@ -67,20 +90,32 @@ class Score:
         difference = other.correct.double() - self.correct.double()
         return bool(difference.sum() > _ERRORS * difference.square().sum().sqrt())
 
+    def is_clearly_worse(self, other: Score) -> bool:
+        """Whether its accuracy is clearly lower or, of another network, lower by one error with a clearly higher loss.
+
+        Normalisations that are near each other differ in how sure the network is, so there accuracy alone counts.
+        """
+        if self.is_clearly_below(other) or self.variant == other.variant:
+            return self.is_clearly_below(other)
+        difference = other.correct.double() - self.correct.double()
+        return bool(difference.sum() > difference.square().sum().sqrt()) and self._has_more_loss(other)
+
+    def _has_more_loss(self, other: Score) -> bool:
+        excess = self.losses - other.losses
+        return bool(excess.mean() > _ERRORS * excess.std() / len(excess) ** 0.5)
+
     def is_about(self, best: Score) -> bool:
         """Whether the images can't tell it from a better one, neither by accuracy nor by cross-entropy."""
-        excess = self.losses - best.losses
-        error = excess.std() / len(excess) ** 0.5
-        return not (self.is_clearly_below(best) or excess.mean() > _ERRORS * error)
+        return not (self.is_clearly_below(best) or self._has_more_loss(best))
 
 
 @dataclass(frozen=True, eq=False)
 class NormalisationCheck:
-    """Which normalisation fits.
+    """Which normalisation fits, and which of the networks that the weights may belong to.
 
     Attributes:
-        scores: one per normalisation that was tried.
-        loaded: that of the checkpoint's own, one of `scores`.
+        scores: one per reading that was tried on all images.
+        loaded: that of the checkpoint as it is, one of `scores`.
         num_classes: of the images.
     """
 
@@ -109,8 +144,8 @@ class NormalisationCheck:
 
     @property
     def better(self) -> Score | None:
-        """The best, if the checkpoint's own normalisation is clearly worse."""
-        return self.best if self.any_fits and self.loaded.is_clearly_below(self.best) else None
+        """The best, if the checkpoint as it is is clearly worse."""
+        return self.best if self.any_fits and self.loaded.is_clearly_worse(self.best) else None
 
     def warning(self, known_from: str) -> str:
         """What is wrong with the checkpoint's own normalisation, and the remedy; empty if nothing is.
@@ -124,13 +159,14 @@ class NormalisationCheck:
         now = f"normalised by {known_from}" if self.loaded.normalisation.mean else "without normalisation"
         return (
             f"{now} it is right on {self.loaded.accuracy:.1%} of {len(better.correct)} clean images, "
-            f"with {better.normalisation.name} on {better.accuracy:.1%}; {better.normalisation.options}"
+            f"with {better.name} on {better.accuracy:.1%}; {better.options}"
         )
 
     @property
     def is_open(self) -> bool:
         """Whether it can't even be told if images are normalised at all."""
-        return len({score.normalisation.mean is None for score in (self.best, *self.alike)}) > 1
+        alike = [score for score in self.alike if score.variant == self.best.variant]
+        return len({score.normalisation.mean is None for score in (self.best, *alike)}) > 1
 
     @property
     def sentence(self) -> str:
@@ -142,11 +178,11 @@ class NormalisationCheck:
                 f"none of them fits (at most {highest:.1%} of {n} images are right): the model may take pixels from 0 "
                 "to 255, channels as BGR, other images, or the classes in another order"
             )
-        others = " and ".join(score.normalisation.name for score in self.alike)
+        others = " and ".join(score.name for score in self.alike)
         right = f"{best.accuracy:.1%} of {n} images are right"
         if self.is_open:
-            return f"can't be told: {best.normalisation.name} and {others} fit about equally ({right})"
-        said = f"{best.normalisation.name} fits best ({right}, cross-entropy {best.cross_entropy:.2f})"
+            return f"can't be told: {best.name} and {others} fit about equally ({right})"
+        said = f"{best.name} fits best ({right}, cross-entropy {best.cross_entropy:.2f})"
         return f"{said}; {others} about equally" if others else said
 
 
@@ -159,6 +195,9 @@ def check_normalisation(
     progress: Progress = silent,
 ) -> NormalisationCheck:
     """Try none, the data set's own constants, ImageNet's, [-1, 1] and the checkpoint's on up to 256 clean images.
+
+    Where names and shapes leave something of the network open (`Checkpoint.undecided`), each is tried with one argument
+    of another value, too: all on 32 images, then the best on all.
 
     The checkpoint's model stays as it is, but for its network's device.
 
@@ -179,40 +218,41 @@ def check_normalisation(
     same = next((n for n in candidates if _equal(n, loaded)), None)
     if same is None:
         candidates.append(loaded)
-    with progress("normalisations", len(sample) * len(candidates)) as advance:
-        scores = tuple(
-            _score(checkpoint, sample, candidate, device, batch_size=batch_size, advance=advance)
-            for candidate in candidates
-        )
-    return NormalisationCheck(scores, scores[candidates.index(same or loaded)], dataset.num_classes)
+    own = same or loaded
+    variants = _variants(checkpoint, min(sample.image_shape[1:]))
+    networks = [checkpoint.variant(variant).model.network if variant else model.network for variant in variants]
+    readings = [(number, candidate) for number in range(len(variants)) for candidate in candidates]
+    few = sample.subset(balanced_prefix(sample.labels, _FEW_FIRST)) if len(variants) > 1 else sample
+    finalists = len(candidates) if len(variants) == 1 else _FINALISTS + 2
+
+    def score(reading: tuple[int, Normalisation], images: Dataset) -> Score:
+        number, candidate = reading
+        result = _score(networks[number], images, candidate, device, batch_size=batch_size, advance=advance)
+        return replace(result, variant=variants[number])
+
+    total = len(few) * len(readings) * (len(variants) > 1) + len(sample) * finalists
+    with progress("normalisations", total) as advance:
+        if len(variants) > 1:
+            first = {reading: score(reading, few).cross_entropy for reading in readings}
+            ranked = sorted(readings, key=first.__getitem__)
+            same_normalisation = [reading for reading in ranked if reading[1] is own][:2]
+            kept = {*ranked[:_FINALISTS], *same_normalisation, (0, own)}
+            readings = [reading for reading in readings if reading in kept]
+        scores = tuple(score(reading, sample) for reading in readings)
+    return NormalisationCheck(scores, scores[readings.index((0, own))], dataset.num_classes)
 
 
-def score_arguments(
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    normalisation: Normalisation,
-    reload: Callable[[str, Any], Checkpoint],
-    *,
-    device: torch.device | str = "cpu",
-) -> list[tuple[str, Any, Score]]:
-    """How well each value of each undecided argument of the architecture fits, with a normalisation.
+def _variants(checkpoint: Checkpoint, side: int) -> list[dict[str, Any]]:
+    """None, then each undecided argument with each value that is not assumed, as far as images are large enough."""
+    assumed = checkpoint.whole_arch_args
+    others = [
+        {name: value} for name, values in checkpoint.undecided.items() for value in values if value != assumed[name]
+    ]
+    return [{}, *(variant for variant in others if checkpoint.variant(variant).min_image_size <= side)]
 
-    Args:
-        checkpoint: whose `undecided` is tried.
-        dataset: as for `check_normalisation`.
-        normalisation: the one that fits best.
-        reload: the checkpoint with a value for an argument.
-        device: where to work.
 
-    Returns:
-        Argument, value and score, for each argument the best value first.
-    """
-    sample = _sample(checkpoint, dataset)
-    tried = []
-    for name, values in checkpoint.undecided.items():
-        scores = [(name, value, _score(reload(name, value), sample, normalisation, device)) for value in values]
-        tried += sorted(scores, key=lambda one: one[2].cross_entropy)
-    return tried
+def _assigned(arguments: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in arguments.items()]
 
 
 def odd_outputs(
@@ -280,7 +320,8 @@ def _own(sample: Dataset) -> Normalisation:
     for name, (classes, mean, std) in PUBLISHED.items():
         if classes == sample.num_classes and len(pixels) == 3 and (torch.tensor([mean, std]) - own).abs().max() < _NEAR:
             return Normalisation(name, mean, std)
-    return Normalisation("the images' own", *(tuple(round(n, 4) for n in numbers) for numbers in own.tolist()))
+    means, deviations = (tuple(round(number, 4) for number in numbers) for numbers in own.tolist())
+    return Normalisation("the images' own", means, deviations)
 
 
 def _equal(one: Normalisation, other: Normalisation) -> bool:
@@ -294,7 +335,7 @@ def _equal(one: Normalisation, other: Normalisation) -> bool:
 
 
 def _score(
-    checkpoint: Checkpoint,
+    network: nn.Module,
     sample: Dataset,
     normalisation: Normalisation,
     device: torch.device | str,
@@ -302,7 +343,7 @@ def _score(
     batch_size: int | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Score:
-    model = Classifier(checkpoint.model.network, normalisation.mean, normalisation.std).to(device)
+    model = Classifier(network, normalisation.mean, normalisation.std).to(device)
 
     def work(start: int, stop: int) -> tuple[Tensor, Tensor]:
         images, labels = (part[start:stop].to(device) for part in (sample.images, sample.labels))

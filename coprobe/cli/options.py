@@ -17,7 +17,10 @@ from coprobe.core.defaults import EPS, EPS_L2, PROBING_ATTACK
 from coprobe.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from coprobe.checkpoint import Checkpoint
+    from coprobe.core.processes import Processes
     from coprobe.data import Dataset
     from coprobe.paper import Results
     from coprobe.probe import Probe
@@ -342,6 +345,7 @@ class ProbingOptions(ReadingOptions):
         from coprobe.probe import Probe  # which a process that starts others does not need
 
         checkpoint, dataset = self._read_both(path)
+        checkpoint = self.fitted(path, checkpoint, dataset, device, processes)
         probe = Probe(
             checkpoint,
             dataset,
@@ -383,6 +387,27 @@ class ProbingOptions(ReadingOptions):
             image_size=self.image_size,
         )
 
+    def fitted(
+        self,
+        path: str | Path,
+        checkpoint: Checkpoint,
+        dataset: Dataset,
+        device: torch.device | str,
+        processes: Processes,
+    ) -> Checkpoint:
+        """The checkpoint with what clean images decide where its file leaves it open, which is said."""
+        from coprobe.checkpoint.fitting import Decision, fit
+
+        images, _ = checkpoint.suited(dataset)
+        checkpoint.check_fit(f"{images.name} ({images.split})", images.num_classes, images.image_shape)
+        decision = Decision()
+        if processes.leads:
+            how: dict[str, Any] = {"device": device, "batch_size": self.batch_size, "progress": output.progress}
+            decision = fit(checkpoint, images, **how)
+            for sentence in (*checkpoint.doubts, *decision.sentences):
+                output.message(f"{path}: {sentence}")
+        return processes.broadcast(decision).of(checkpoint)
+
 
 @dataclass(frozen=True)
 class PaperOptions:
@@ -409,17 +434,12 @@ class PaperOptions:
 
 
 def _warn(path: str | Path, probe: Probe) -> None:
-    """Say what makes a result doubtful: outputs that are none, a normalisation that fits badly."""
-    from coprobe.checkpoint.normalisation_check import check_normalisation, odd_outputs
+    """Say what makes a result doubtful: outputs that are none."""
+    from coprobe.checkpoint.normalisation_check import odd_outputs
 
-    checkpoint, dataset = probe.checkpoint, probe.dataset
-    how: dict[str, Any] = {"device": probe.device, "batch_size": probe.batch_size}
-    found = [odd_outputs(checkpoint, dataset, **how)]
-    if checkpoint.normalised_by in ("", "--mean/--std") and dataset.image_shape[0] == 3:
-        check = check_normalisation(checkpoint, dataset, progress=output.progress, **how)
-        found.append(check.warning(checkpoint.normalised_by))
-    for warning in filter(None, found):
-        output.message(f"{path}: {warning}")
+    odd = odd_outputs(probe.checkpoint, probe.dataset, device=probe.device, batch_size=probe.batch_size)
+    if odd:
+        output.message(f"{path}: {odd}")
 
 
 def read_images(

@@ -41,7 +41,7 @@ class Network(nn.Module):
     """
 
     min_image_size: int
-    activation: ClassVar[type[nn.Module]] = nn.ReLU
+    activation: type[nn.Module] = nn.ReLU
     node_axis: ClassVar[int] = 1
     node_table: dict[str, str]
 
@@ -58,7 +58,8 @@ class Architecture:
     Attributes:
         build: takes keyword-only arguments, each with a default, among them width, num_classes, in_channels.
         read_args: a state dict to those arguments; raises `KeyError` when a weight that it needs is absent.
-        undecided: the arguments that leave no trace in names and shapes, with the values that they may have.
+        undecided: the arguments that leave no trace in names and shapes, with the values that they may have, the
+            likeliest first.
     """
 
     build: Callable[..., Network]

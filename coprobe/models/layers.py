@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
+from coprobe.errors import unknown
+
+#: Activation functions that networks of the same names and shapes of weights are trained with; the first is usual.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+def activation_function(name: str) -> type[nn.Module]:
+    """The class of an activation function; raises `InputError` if it is none of `ACTIVATIONS`."""
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]
+
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 3×3 convolution without bias that keeps the image's size at stride 1."""

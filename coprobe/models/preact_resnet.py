@@ -15,7 +15,7 @@ from torch import nn
 
 from coprobe.errors import unknown
 from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
-from coprobe.models.layers import conv1x1, conv3x3
+from coprobe.models.layers import ACTIVATIONS, activation_function, conv1x1, conv3x3
 
 SHORTCUTS = ("preactivated", "raw")
 
@@ -29,16 +29,17 @@ class PreActBlock(nn.Module):
         stride: of the first convolution and of the shortcut's.
         shortcut: what the shortcut's convolution reads, one of `SHORTCUTS`; where there is no convolution,
             the shortcut is always the raw input.
+        activation: the class of the activation functions.
     """
 
-    def __init__(self, in_channels: int, planes: int, stride: int, shortcut: str) -> None:
+    def __init__(self, in_channels: int, planes: int, stride: int, shortcut: str, activation: type[nn.Module]) -> None:
         super().__init__()
         self.raw_shortcut = shortcut == "raw"
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.relu1 = nn.ReLU()
+        self.relu1 = activation()
         self.conv1 = conv3x3(in_channels, planes, stride)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.relu2 = nn.ReLU()
+        self.relu2 = activation()
         self.conv2 = conv3x3(planes, planes)
         projects = stride != 1 or in_channels != planes
         self.shortcut = nn.Sequential(conv1x1(in_channels, planes, stride)) if projects else None
@@ -66,9 +67,10 @@ class PreActResNet(Network):
         in_channels: the number of image channels.
         shortcut: what the shortcuts' convolutions read, "preactivated" or "raw".
         final_bn: whether batch norm and ReLU stand between the last block and the pooling.
+        activation: the activation functions, one of `ACTIVATIONS`.
 
     Raises:
-        InputError: `shortcut` is neither of the two.
+        InputError: an unknown shortcut or activation.
     """
 
     min_image_size = 8
@@ -81,19 +83,21 @@ class PreActResNet(Network):
         in_channels: int = 3,
         shortcut: str = "preactivated",
         final_bn: bool = True,
+        activation: str = "relu",
     ) -> None:
         if shortcut not in SHORTCUTS:
             raise unknown("shortcut", shortcut, SHORTCUTS)
         super().__init__(num_classes=num_classes, in_channels=in_channels)
+        self.activation = activation_function(activation)
         self.conv1 = conv3x3(in_channels, width)
-        self.layer1 = _stage(width, width, 1, shortcut)
-        self.layer2 = _stage(width, 2 * width, 2, shortcut)
-        self.layer3 = _stage(2 * width, 4 * width, 2, shortcut)
-        self.layer4 = _stage(4 * width, 8 * width, 2, shortcut)
+        self.layer1 = _stage(width, width, 1, shortcut, self.activation)
+        self.layer2 = _stage(width, 2 * width, 2, shortcut, self.activation)
+        self.layer3 = _stage(2 * width, 4 * width, 2, shortcut, self.activation)
+        self.layer4 = _stage(4 * width, 8 * width, 2, shortcut, self.activation)
         self.final_bn = final_bn
         if final_bn:
             self.bn = nn.BatchNorm2d(8 * width)
-            self.relu = nn.ReLU()
+            self.relu = self.activation()
         self.linear = nn.Linear(8 * width, num_classes)
         self.node_table = {node: f"layer{number}.0.relu1" for number, node in enumerate("ABCD", start=1)}
         self.node_table["E"] = "relu" if final_bn else "layer4.1.relu2"
@@ -107,8 +111,9 @@ class PreActResNet(Network):
         return logits
 
 
-def _stage(in_channels: int, planes: int, stride: int, shortcut: str) -> nn.Sequential:
-    return nn.Sequential(PreActBlock(in_channels, planes, stride, shortcut), PreActBlock(planes, planes, 1, shortcut))
+def _stage(in_channels: int, planes: int, stride: int, shortcut: str, activation: type[nn.Module]) -> nn.Sequential:
+    first = PreActBlock(in_channels, planes, stride, shortcut, activation)
+    return nn.Sequential(first, PreActBlock(planes, planes, 1, shortcut, activation))
 
 
 def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
 
 ARCHITECTURES.add(
     "preact-resnet18",
-    Architecture(PreActResNet, _read_args, {"shortcut": SHORTCUTS}),
+    Architecture(PreActResNet, _read_args, {"shortcut": SHORTCUTS, "activation": tuple(ACTIVATIONS)}),
     summary="ResNet-18 with batch norm and ReLU before each convolution, for small images",
     source="He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027",
 )

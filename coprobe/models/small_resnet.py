@@ -15,7 +15,7 @@ from torch import nn
 
 from coprobe.errors import unknown
 from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
-from coprobe.models.layers import conv3x3, projection
+from coprobe.models.layers import ACTIVATIONS, activation_function, conv3x3, projection
 
 SHORTCUTS = ("padded", "projected")
 
@@ -40,18 +40,18 @@ class PaddedShortcut(nn.Module):
 class SmallBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut, which pads or projects where the channels change."""
 
-    def __init__(self, in_channels: int, planes: int, stride: int, shortcut: str) -> None:
+    def __init__(self, in_channels: int, planes: int, stride: int, shortcut: str, activation: type[nn.Module]) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, planes, stride)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.relu1 = nn.ReLU()
+        self.relu1 = activation()
         self.conv2 = conv3x3(planes, planes)
         self.bn2 = nn.BatchNorm2d(planes)
         self.shortcut: nn.Module = nn.Sequential()
         if stride != 1:
             padded = shortcut == "padded"
             self.shortcut = PaddedShortcut(planes - in_channels) if padded else projection(in_channels, planes, stride)
-        self.relu2 = nn.ReLU()
+        self.relu2 = activation()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features N×in_channels×H×W to N×planes×(H/stride)×(W/stride)."""
@@ -74,9 +74,10 @@ class SmallResNet(Network):
         in_channels: the number of image channels.
         shortcut: what the shortcuts do where the channels change: "padded" with zeros (option A of the paper, no
             weights), or "projected" by a 1×1 convolution with batch norm (option B).
+        activation: the activation functions, one of `ACTIVATIONS`.
 
     Raises:
-        InputError: `shortcut` is neither of the two.
+        InputError: an unknown shortcut or activation.
     """
 
     min_image_size = 4
@@ -89,16 +90,18 @@ class SmallResNet(Network):
         num_classes: int = 10,
         in_channels: int = 3,
         shortcut: str = "padded",
+        activation: str = "relu",
     ) -> None:
         if shortcut not in SHORTCUTS:
             raise unknown("shortcut", shortcut, SHORTCUTS)
         super().__init__(num_classes=num_classes, in_channels=in_channels)
+        self.activation = activation_function(activation)
         self.conv1 = conv3x3(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.layer1 = _stage(blocks, width, width, 1, shortcut)
-        self.layer2 = _stage(blocks, width, 2 * width, 2, shortcut)
-        self.layer3 = _stage(blocks, 2 * width, 4 * width, 2, shortcut)
+        self.relu = self.activation()
+        self.layer1 = _stage(blocks, width, width, 1, shortcut, self.activation)
+        self.layer2 = _stage(blocks, width, 2 * width, 2, shortcut, self.activation)
+        self.layer3 = _stage(blocks, 2 * width, 4 * width, 2, shortcut, self.activation)
         self.linear = nn.Linear(4 * width, num_classes)
         self.node_table = {
             "A": "relu",
@@ -116,9 +119,11 @@ class SmallResNet(Network):
         return logits
 
 
-def _stage(blocks: int, in_channels: int, planes: int, stride: int, shortcut: str) -> nn.Sequential:
-    first = SmallBlock(in_channels, planes, stride, shortcut)
-    return nn.Sequential(first, *(SmallBlock(planes, planes, 1, shortcut) for _ in range(blocks - 1)))
+def _stage(
+    blocks: int, in_channels: int, planes: int, stride: int, shortcut: str, activation: type[nn.Module]
+) -> nn.Sequential:
+    first = SmallBlock(in_channels, planes, stride, shortcut, activation)
+    return nn.Sequential(first, *(SmallBlock(planes, planes, 1, shortcut, activation) for _ in range(blocks - 1)))
 
 
 def _read_args(blocks: int, state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
@@ -137,7 +142,7 @@ for _depth in (20, 32, 44, 56, 110):
     _blocks = (_depth - 2) // 6
     ARCHITECTURES.add(
         f"resnet{_depth}",
-        Architecture(partial(SmallResNet, _blocks), partial(_read_args, _blocks)),
+        Architecture(partial(SmallResNet, _blocks), partial(_read_args, _blocks), {"activation": tuple(ACTIVATIONS)}),
         summary=f"ResNet-{_depth} for CIFAR: three stages of 16, 32 and 64 channels, shortcuts padded or projected",
         source="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385",
     )

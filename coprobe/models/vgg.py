@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
+from coprobe.models.layers import ACTIVATIONS, activation_function
 
 
 class VGG(Network):
@@ -26,19 +27,32 @@ class VGG(Network):
         width: channels at the first resolution.
         num_classes: the number of logits.
         in_channels: the number of image channels.
+        activation: the activation functions, one of `ACTIVATIONS`.
+
+    Raises:
+        InputError: an unknown activation.
     """
 
     min_image_size = 32
 
-    def __init__(self, depths: Sequence[int], *, width: int = 64, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        depths: Sequence[int],
+        *,
+        width: int = 64,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        activation: str = "relu",
+    ) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels)
+        self.activation = activation_function(activation)
         layers: list[nn.Module] = []
         self.node_table = {}
         channels = in_channels
         for node, depth, multiple in zip("ABCDE", depths, (1, 2, 4, 8, 8), strict=True):
             planes = multiple * width
             for _ in range(depth):
-                layers += [nn.Conv2d(channels, planes, 3, padding=1), nn.BatchNorm2d(planes), nn.ReLU()]
+                layers += [nn.Conv2d(channels, planes, 3, padding=1), nn.BatchNorm2d(planes), self.activation()]
                 channels = planes
             self.node_table[node] = f"features.{len(layers) - 1}"
             layers.append(nn.MaxPool2d(2))
@@ -59,7 +73,7 @@ def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
 for _number, _depths in ((11, (1, 1, 2, 2, 2)), (16, (2, 2, 3, 3, 3)), (19, (2, 2, 4, 4, 4))):
     ARCHITECTURES.add(
         f"vgg{_number}",
-        Architecture(partial(VGG, _depths), _read_args),
+        Architecture(partial(VGG, _depths), _read_args, {"activation": tuple(ACTIVATIONS)}),
         summary=f"VGG-{_number} with batch norm and one linear layer after global average pooling",
         source="Simonyan and Zisserman, Very Deep Convolutional Networks, ICLR 2015, arXiv:1409.1556",
     )

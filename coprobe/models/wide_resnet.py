@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from coprobe.models.catalog import ARCHITECTURES, Architecture, Network, Shaped
-from coprobe.models.layers import conv1x1, conv3x3
+from coprobe.models.layers import ACTIVATIONS, activation_function, conv1x1, conv3x3
 
 STEM_CHANNELS = 16  # whatever the width
 
@@ -22,13 +22,13 @@ STEM_CHANNELS = 16  # whatever the width
 class WideBlock(nn.Module):
     """Twice batch norm, ReLU and a 3×3 convolution; the shortcut convolves where the channels change."""
 
-    def __init__(self, in_channels: int, planes: int, stride: int) -> None:
+    def __init__(self, in_channels: int, planes: int, stride: int, activation: type[nn.Module]) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.relu1 = nn.ReLU()
+        self.relu1 = activation()
         self.conv1 = conv3x3(in_channels, planes, stride)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.relu2 = nn.ReLU()
+        self.relu2 = activation()
         self.conv2 = conv3x3(planes, planes)
         self.convShortcut = conv1x1(in_channels, planes, stride) if in_channels != planes else None
 
@@ -54,19 +54,26 @@ class WideResNet(Network):
         width: channels of the first stage, 16 times the widen factor (160 for the "-10" of WRN-34-10).
         num_classes: the number of logits.
         in_channels: the number of image channels.
+        activation: the activation functions, one of `ACTIVATIONS`.
+
+    Raises:
+        InputError: an unknown activation.
     """
 
     min_image_size = 4
 
-    def __init__(self, depth: int, *, width: int = 160, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, depth: int, *, width: int = 160, num_classes: int = 10, in_channels: int = 3, activation: str = "relu"
+    ) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels)
+        self.activation = activation_function(activation)
         blocks = (depth - 4) // 6
         self.conv1 = conv3x3(in_channels, STEM_CHANNELS)
-        self.block1 = _stage(blocks, STEM_CHANNELS, width, stride=1)
-        self.block2 = _stage(blocks, width, 2 * width, stride=2)
-        self.block3 = _stage(blocks, 2 * width, 4 * width, stride=2)
+        self.block1 = _stage(blocks, STEM_CHANNELS, width, stride=1, activation=self.activation)
+        self.block2 = _stage(blocks, width, 2 * width, stride=2, activation=self.activation)
+        self.block3 = _stage(blocks, 2 * width, 4 * width, stride=2, activation=self.activation)
         self.bn1 = nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU()
+        self.relu = self.activation()
         self.fc = nn.Linear(4 * width, num_classes)
         self.node_table = {
             "A": "block1.layer.0.relu1",
@@ -88,9 +95,9 @@ class WideResNet(Network):
         return logits
 
 
-def _stage(blocks: int, in_channels: int, planes: int, stride: int) -> nn.Sequential:
-    first = WideBlock(in_channels, planes, stride)
-    layer = nn.Sequential(first, *(WideBlock(planes, planes, 1) for _ in range(blocks - 1)))
+def _stage(blocks: int, in_channels: int, planes: int, stride: int, activation: type[nn.Module]) -> nn.Sequential:
+    first = WideBlock(in_channels, planes, stride, activation)
+    layer = nn.Sequential(first, *(WideBlock(planes, planes, 1, activation) for _ in range(blocks - 1)))
     return nn.Sequential(OrderedDict(layer=layer))
 
 
@@ -105,7 +112,7 @@ def _read_args(state_dict: Mapping[str, Shaped]) -> dict[str, Any]:
 for _depth in (34, 28):
     ARCHITECTURES.add(
         f"wrn-{_depth}-10",
-        Architecture(partial(WideResNet, _depth), _read_args),
+        Architecture(partial(WideResNet, _depth), _read_args, {"activation": tuple(ACTIVATIONS)}),
         summary=f"Wide ResNet of depth {_depth}, ten times as wide as its 16-channel stem",
         source="Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv:1605.07146",
     )

@@ -105,8 +105,8 @@ def _untrained(recipe: Recipe, training: Dataset, device: torch.device) -> Check
 
 def _initial_weights(path: str, arch: str, arch_args: dict[str, Any]) -> dict[str, torch.Tensor]:
     initial = load_checkpoint(path)
-    if (initial.arch, initial.arch_args) != (arch, arch_args):
-        raise InputError(f"--init {path}: is a {initial.arch} {initial.arch_args}, not a {arch} {arch_args}")
+    if (initial.arch, initial.whole_arch_args) != (arch, arch_args):
+        raise InputError(f"--init {path}: is a {initial.arch} {initial.whole_arch_args}, not a {arch} {arch_args}")
     return initial.model.network.state_dict()
 
 

@@ -206,7 +206,7 @@ SAVED: list[tuple[str, str, Payload, str, str, dict[str, Any]]] = [
     ("fastai", "resnet18", lambda n: [n.state_dict(), {"lr": 1}], "'0'", "", {}),
     ("numpy", "resnet18", lambda n: {k: t.numpy() for k, t in n.state_dict().items()}, "bare", "", {}),
     ("TRADES", "wrn-28-10", with_unused_block, "bare", "'sub_block1.*'", {}),
-    ("torchvision's names", "resnet18", in_torchvisions_names, "assumed stride 1 and no pooling", "", {}),
+    ("torchvision's names", "resnet18", in_torchvisions_names, "assumed stem='plain'", "", {}),
     (
         "akamaster",
         "resnet20",
@@ -279,8 +279,43 @@ def test_numbers_beside_the_weights(tmp_path: Path) -> None:
     torch.save({"mean": MEAN, "std": torch.tensor(STD), "model": network().state_dict()}, tmp_path / "c.pt")
     read = load(tmp_path / "c.pt")
     same(read, nn.Sequential(Normalize(), network()).eval())
-    assert read.normalised_by == "'mean' and 'std' of the file"
+    assert read.normalised_by == "'mean' and 'std' beside the weights" and read.images_may_decide
     assert load(tmp_path / "c.pt", mean=(0.5,) * 3, std=(0.5,) * 3).normalised_by == "--mean/--std"
+
+
+#: A mean and a standard deviation beside the weights that are none of images, and what is said of them.
+NO_NORMALISATIONS: list[tuple[Any, Any, str]] = [
+    (0.83, 0.02, "single numbers, 0.83 and 0.02"),
+    (46.2, 1.3, "single numbers, 46.2 and 1.3"),
+    (torch.tensor(0.83), torch.tensor(0.02), "single numbers, 0.83 and 0.02"),
+    ([0.83, 0.81], [0.02, 0.01], "2 and 2 numbers where images have 3 channels"),
+    (torch.rand(5), torch.rand(5), "5 and 5 numbers where images have 3 channels"),
+    ([46.2, 45.1, 47.0], [1.3, 0.9, 1.1], "out of range: mean 46.2, 45.1, 47; std 1.3, 0.9, 1.1"),
+    ([0.83, 0.81, 0.85], [0.02, 0.01, 0.02], "out of range: mean 0.83, 0.81, 0.85; std 0.02, 0.01, 0.02"),
+    ([-1.7, 0.2, 0.4], [0.9, 1.1, 0.8], "out of range: mean -1.7, 0.2, 0.4; std 0.9, 1.1, 0.8"),
+    ([0.5, 0.5, float("nan")], [0.2, 0.2, 0.2], "not finite"),
+]
+
+
+@pytest.mark.parametrize(("mean", "std", "said"), NO_NORMALISATIONS, ids=[row[2][:30] for row in NO_NORMALISATIONS])
+def test_numbers_beside_the_weights_that_are_no_normalisation(tmp_path: Path, mean: Any, std: Any, said: str) -> None:
+    """As those of accuracies over seeds."""
+    source = network()
+    torch.save({"net": source.state_dict(), "mean": mean, "std": std}, tmp_path / "c.pt")
+    read = load(tmp_path / "c.pt")
+    same(read, source)
+    assert read.model.mean is None and read.normalised_by == "" and read.images_may_decide
+    expected = f"'mean' and 'std' beside the weights are no normalisation of images ({said}), and are not used"
+    assert expected in read.notes and read.doubts == (expected,)
+
+
+def test_normalisations_beside_the_weights_that_differ(tmp_path: Path) -> None:
+    source = network()
+    numbers = {"mean": MEAN, "std": STD, "mu": [0.5] * 3, "sigma": [0.5] * 3}
+    torch.save({"net": source.state_dict(), **numbers}, tmp_path / "c.pt")
+    read = load(tmp_path / "c.pt")
+    same(read, source)
+    assert "2 different normalisations" in read.doubts[0] and "none of them is used" in read.doubts[0]
 
 
 def test_numbers_for_pixels_up_to_255_are_divided_and_said(tmp_path: Path) -> None:
@@ -456,7 +491,10 @@ def test_a_network_of_robustbench_needs_no_flag_and_keeps_its_numbers(tmp_path: 
     named = load(tmp_path / "c.pt", arch="robustbench:Wong2020Fast")
     read = load(tmp_path / "c.pt")
     assert (named.normalised_by, read.normalised_by) == ("inside the network", "'mu' and 'sigma' of the file")
-    assert (named.undecided, read.undecided) == ({}, {"shortcut": ["preactivated", "raw"]})
+    assert (named.undecided, read.undecided) == (
+        {},
+        {"shortcut": ["preactivated", "raw"], "activation": ["relu", "silu", "gelu"]},
+    )
     with torch.no_grad():
         assert torch.equal(named.model(IMAGES), source(IMAGES))
         raw = load(tmp_path / "c.pt", arch_args={"shortcut": "raw"}).model(IMAGES)

@@ -104,7 +104,7 @@ def test_what_weights_cannot_tell_is_assumed_aloud_and_can_be_said(tmp_path):
     shortcut = next(name for name in defaults("preact-resnet18") if name not in ARGS)
     value = defaults("preact-resnet18")[shortcut]
     told = load(tmp_path / "c.pt", arch_args={shortcut: value})
-    assert told.arch_args[shortcut] == value and "assumed" not in told.layout
+    assert told.arch_args[shortcut] == value and "shortcut" not in told.layout
 
 
 def test_the_digest_does_not_depend_on_the_container(ours, weights, tmp_path):
@@ -139,7 +139,7 @@ def test_a_hostile_pickle_never_fires(weights, tmp_path, kind, legacy):
     torch.save({"state_dict": weights, "extra": bomb}, path, _use_new_zipfile_serialization=not legacy)
     read = load(path)
     assert any("names code, which is never run" in note and kind in note for note in read.notes)
-    assert read.layout == "state dict under 'state_dict'"
+    assert read.layout.startswith("state dict under 'state_dict'")
     assert not sentinel.exists()
     torch.load(path, weights_only=False)  # the control: it would have fired
     assert sentinel.exists()

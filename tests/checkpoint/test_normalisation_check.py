@@ -18,7 +18,6 @@ from coprobe.checkpoint.normalisation_check import (
     Score,
     check_normalisation,
     odd_outputs,
-    score_arguments,
 )
 from coprobe.data import Dataset
 from coprobe.errors import InputError
@@ -229,21 +228,6 @@ def test_confidence_alone_does_not_win() -> None:
     """Least cross-entropy, but clearly fewer right."""
     right, sure = score(90, loss=0.6), score(60, loss=0.4, name="[-1, 1]")
     assert NormalisationCheck((right, sure), sure, CLASSES).best is right
-
-
-def test_arguments_that_weights_leave_open(networks: dict[str, nn.Module]) -> None:
-    asked = []
-
-    def reload(name: str, value: str) -> Checkpoint:
-        asked.append((name, value))
-        return loaded(networks["none" if value == "raw" else "[-1, 1]"])
-
-    checkpoint = loaded(networks["[-1, 1]"])
-    checkpoint.undecided = {"shortcut": ["activated", "raw"]}
-    tried = score_arguments(checkpoint, blobs(100, seed=3), KNOWN["none"], reload)
-    assert asked == [("shortcut", "activated"), ("shortcut", "raw")]
-    assert [(name, value) for name, value, _ in tried] == [("shortcut", "raw"), ("shortcut", "activated")]
-    assert tried[0][2].accuracy > 0.9 > tried[1][2].accuracy
 
 
 class Answering(nn.Module):

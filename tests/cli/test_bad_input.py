@@ -197,11 +197,12 @@ TABLE = [
         "tiny.pt: 101 weights don't fit resnet18 (conv1.weight is 2×1×3×3 instead of 5×1×3×3, bn1.weight is 2 instead "
         "of 5, bn1.bias is 2 instead of 5, …); name another --arch or its --arch-arg"),
     Row("inspect tiny.pt --arch-arg widht=4", "unknown argument",
-        "tiny.pt: resnet18 has no argument 'widht'; it takes (with defaults) width=64, num_classes=10, in_channels=3"),
+        "tiny.pt: resnet18 has no argument 'widht'; it takes (with defaults) width=64, num_classes=10, in_channels=3, "
+        "stem='plain', activation='relu'"),
     Row("inspect tiny.pt --arch-arg width", "no value", "'width': write key=value"),
     Row("inspect tiny.pt --arch-arg width=wide", "a word for a number",
         "tiny.pt: width='wide' is not a positive int; resnet18 takes (with defaults) width=64, num_classes=10, "
-        "in_channels=3"),
+        "in_channels=3, stem='plain', activation='relu'"),
     Row("inspect tiny.pt --mean 0.5,0.5,0.5", "three numbers for one channel",
         "tiny.pt: mean has 3 and std 3 channels where the images have 1; give one number per channel"),
     Row("inspect tiny.pt --std grey", "a word for a number",
@@ -561,8 +562,9 @@ TABLE = [
         Row("--device cuda:99", "a device that this machine has not",
             "--device cuda:99: this machine has no such device; use --device cpu"),
         Row("--init tiny.pt", "a checkpoint of another network",
-            "--init tiny.pt: is a resnet18 {'width': 2, 'num_classes': 10, 'in_channels': 1}, not a resnet18 {'width': "
-            "64, 'num_classes': 10, 'in_channels': 1}"),
+            "--init tiny.pt: is a resnet18 {'width': 2, 'num_classes': 10, 'in_channels': 1, 'stem': 'plain', "
+            "'activation': 'relu'}, not a resnet18 {'width': 64, 'num_classes': 10, 'in_channels': 1, 'stem': 'plain', "
+            "'activation': 'relu'}"),
         *each("unknown node",
             "unknown node 'Q'; the first of 83 known: A, B, C, D, E, conv1, bn1, relu, …",
             "--stable-node Q --stable-weight 1", "--co-node Q --co-top 10"),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from coprobe.checkpoint import Checkpoint, load
 from coprobe.models import Classifier, build
+from tests.checkpoint.test_fitting import known_by, made
 
 FACTORY = """
 from torch import nn
@@ -102,7 +103,7 @@ def test_the_normalisation_check(here, coprobe, seen):
     given = json.loads(coprobe(f"{line} --json").out)["normalisations"]
     assert given["images"] == 32 and given["data"] == "folder:grey"
     assert [one["name"] for one in given["tried"]] == ["none", "the images' own", "ImageNet's", "[-1, 1]"]
-    assert given["loaded"] == given["best"] == "none" and given["warning"] is None
+    assert given["loaded"] == given["best"] == "none" and given["decided"] == []
     assert given["tried"][0]["accuracy"] == 1 and given["result"].startswith("none fits best (100.0% of 32 images")
     result = coprobe(line)
     assert "result: none fits best" in " ".join(result.out.split()) and "none (as loaded)" in result.out
@@ -125,6 +126,39 @@ def test_probing_says_so_too(here, coprobe, seen, given, warned):
     assert result.code == 0
     assert ("with none on 100.0%; leave out --mean and --std" in result.err) is warned
     assert result.err.count("\n") == warned
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    """Weights whose names and shapes don't tell that the stem pools, in a file with an accuracy, and their images."""
+    place = tmp_path_factory.mktemp("pooled")
+    network, data = known_by(made("resnet18", stem="pooled"))
+    torch.save({"net": network.state_dict(), "mean": 46.2, "std": 1.3}, place / "pooled.pt")
+    for number, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        folder = place / "patches" / "test" / data.classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:03d}.png")
+    return place
+
+
+def test_what_the_weights_cannot_tell_is_taken_from_the_images_in_every_command(pooled, here, coprobe):
+    data = f"{pooled / 'pooled.pt'} --data folder:{pooled / 'patches'}"
+    took = "took stem=pooled: so it is right on 79.2% of 96 clean images, and with stem=plain on "
+    accuracy = "'mean' and 'std' beside the weights are no normalisation of images (single numbers, 46.2 and 1.3)"
+    result = coprobe(f"evaluate {data} --attacks fgsm --limit all --device cpu --json")
+    assert result.code == 0 and took in result.err and accuracy in result.err
+    given = json.loads(result.out)
+    assert given["rows"][0]["accuracy"] == pytest.approx(76 / 96)
+    assert given["provenance"]["decided_by_images"] == {"stem": "pooled"}
+    (here / "copy.pt").write_bytes((pooled / "pooled.pt").read_bytes())
+    transferred = coprobe(f"transfer copy.pt {data} --attacks fgsm --limit 24")
+    assert transferred.code == 0 and transferred.err.count("took stem=pooled") == 2
+    shown = coprobe(f"inspect {data} --json")
+    tried = json.loads(shown.out)["normalisations"]
+    assert took in shown.err and tried["best"] == "stem=pooled and none" and tried["loaded"] == "none"
+    assert took in tried["decided"][0] and tried["tried"][0]["arguments"] == {}
+    told = coprobe(f"evaluate {data} --attacks fgsm --limit 24 --arch resnet18 --arch-arg stem=pooled")
+    assert told.code == 0 and "took" not in told.err
 
 
 def test_the_weights_of_the_factory(here, coprobe, seen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coprobe.checkpoint import Checkpoint
-    from coprobe.checkpoint.normalisation import Normalisation
     from coprobe.checkpoint.normalisation_check import NormalisationCheck, Score
     from coprobe.data import Dataset
 
@@ -35,7 +34,7 @@ _CHUNK = 1 << 20
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--data", help="Images to try out normalisations on: NAME, folder:DIR or parquet:DIR.")
+@click.option("--data", help="Images to try out what the file leaves open: NAME, folder:DIR or parquet:DIR.")
 @skip_bad_option
 @image_size_option
 @reading_options
@@ -53,7 +52,8 @@ def command(
 ) -> None:
     """What is in a checkpoint: container, architecture, weights, normalisation, how it was trained.
 
-    With --data it also says which normalisation fits: none, the data set's, ImageNet's, [-1, 1], or what is given.
+    With --data it also says what fits: which normalisation (none, the data set's, ImageNet's, [-1, 1], or what is
+    given), and what names and shapes of weights can't tell (stem, shortcuts, activation functions).
 
     \b
     Examples:
@@ -78,7 +78,7 @@ def command(
     weights = {n: t for n, t in loaded.model.network.state_dict().items() if t.is_floating_point()}
     frame = pd.DataFrame({"weight": storable(n), "shape": list(t.shape), "rms": _rms(t)} for n, t in weights.items())
     frame.attrs.update(provenance(**loaded.facts()))
-    examined = _examine(options, checkpoint, loaded, dataset) if dataset else None
+    examined = _examine(checkpoint, loaded, dataset) if dataset else None
     if output.for_people:
         print_table(str(checkpoint), ["", ""], [[key, _shown(value)] for key, value in facts.items()], left=2)
         if examined is not None:
@@ -87,8 +87,8 @@ def command(
     title = loaded.path.name if loaded.path else loaded.arch
     tried = {"normalisations": examined.plain()} if examined else {}
     output.write(frame, lambda: draw_weights(scales, title=title), facts=facts, **tried)
-    if examined is not None and examined.warning:
-        message(f"{checkpoint}: {examined.warning}")
+    for sentence in examined.sentences if examined is not None else ():
+        message(f"{checkpoint}: {sentence}")
 
 
 def _facts(loaded: Checkpoint) -> dict[str, Any]:
@@ -161,47 +161,41 @@ def _rms(weight: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Examined:
-    """What the images say: the normalisation check, and scores of arguments that the weights leave open."""
+    """What the images say, and what a probing command would make of it."""
 
     data: str
     check: NormalisationCheck
-    arguments: list[tuple[str, Any, Score]]
-    warning: str
+    sentences: tuple[str, ...]
 
     def show(self) -> None:
         """Print it as tables."""
         scores = self.check.scores
         rows = [
-            [score.normalisation.name + (" (as loaded)" if score is self.check.loaded else ""), *_numbers(score)]
+            [score.name + (" (as loaded)" if score is self.check.loaded else ""), *_numbers(score)]
             for score in sorted(scores, key=lambda score: score.cross_entropy)
         ]
         title = f"normalisations on {len(scores[0].correct)} clean images of {self.data}"
         header = ["", "accuracy (%)", "cross-entropy"]
         print_table(title, header, rows, f"result: {self.check.sentence}")
-        if self.arguments:
-            rows = [[f"--arch-arg {name}={value}", *_numbers(score)] for name, value, score in self.arguments]
-            print_table("what the weights can't tell, the best first", header, rows)
 
     def plain(self) -> dict[str, Any]:
         """The same for JSON."""
         check = self.check
 
-        def plain(one: Normalisation) -> dict[str, Any]:
-            return {"name": one.name, "mean": one.mean, "std": one.std}
-
-        def numbers(score: Score) -> dict[str, float]:
-            return {"accuracy": score.accuracy, "cross_entropy": score.cross_entropy}
+        def plain(score: Score) -> dict[str, Any]:
+            known = score.normalisation
+            tried = {"name": known.name, "mean": known.mean, "std": known.std, "arguments": dict(score.variant)}
+            return {**tried, "accuracy": score.accuracy, "cross_entropy": score.cross_entropy}
 
         return {
             "data": self.data,
             "images": len(check.best.correct),
-            "tried": [{**plain(score.normalisation), **numbers(score)} for score in check.scores],
-            "loaded": check.loaded.normalisation.name,
-            "best": check.best.normalisation.name if check.any_fits and not check.is_open else None,
-            "alike": [score.normalisation.name for score in check.alike],
+            "tried": [plain(score) for score in check.scores],
+            "loaded": check.loaded.name,
+            "best": check.best.name if check.any_fits and not check.is_open else None,
+            "alike": [score.name for score in check.alike],
             "result": check.sentence,
-            "warning": self.warning or None,
-            "arguments": [{"argument": n, "value": _plain(v), **numbers(score)} for n, v, score in self.arguments],
+            "decided": list(self.sentences),
         }
 
 
@@ -209,20 +203,13 @@ def _numbers(score: Score) -> list[str]:
     return [percent(score.accuracy), f"{score.cross_entropy:.3f}"]
 
 
-def _examine(options: ReadingOptions, path: str, loaded: Checkpoint, dataset: Dataset) -> _Examined:
-    from coprobe.checkpoint.normalisation_check import check_normalisation, score_arguments
+def _examine(path: str, loaded: Checkpoint, dataset: Dataset) -> _Examined:
+    from coprobe.checkpoint.fitting import decide
+    from coprobe.checkpoint.normalisation_check import check_normalisation
     from coprobe.core.engine import choose_device
 
     dataset, changes = loaded.suited(dataset)
     for sentence in changes:
         message(f"{path}: {sentence}")
-    device = choose_device()
-    check = check_normalisation(loaded, dataset, device=device, progress=progress)
-
-    def reload(name: str, value: Any) -> Checkpoint:
-        return replace(options, arch_args=(*options.arch_args, (name, value))).read(
-            path, image_shape=dataset.image_shape
-        )
-
-    tried = score_arguments(loaded, dataset, check.best.normalisation, reload, device=device)
-    return _Examined(dataset.name, check, tried, check.warning(loaded.normalised_by))
+    check = check_normalisation(loaded, dataset, device=choose_device(), progress=progress)
+    return _Examined(dataset.name, check, decide(loaded, check).sentences)

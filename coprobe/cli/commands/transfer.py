@@ -46,7 +46,9 @@ def command(
     drawn_from = parse_noises(noises)
     options = ProbingOptions(**probing)
     probe = options.probe(source)
-    others = [options.read(path, image_shape=probe.dataset.image_shape) for path in targets]
+    images = probe.dataset
+    read = {path: options.read(path, image_shape=images.image_shape) for path in targets}
+    others = [options.fitted(path, other, images, probe.device, probe.processes) for path, other in read.items()]
     evaluation = probe.transfer(others, attacks, drawn_from, noise_draws)
     frame = evaluation.table()
     own, first, *rest = map(storable, (source, *targets))
