@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coprobe.attacks import AnyAttack, Spool
 from coprobe.checkpoint import Model, as_checkpoint
 from coprobe.core.defaults import ALPHA, ATTACKS, COMPARED, PROBING_ATTACK
+from coprobe.core.switches import usual_torch
 from coprobe.core.text import storable
 from coprobe.data import Dataset, Images, as_dataset, numbered
 from coprobe.errors import InputError
@@ -181,6 +182,7 @@ class Probe(Setup):
         frame.attrs = {**frames[0].attrs, "targets": digests}
         return Evaluation(frame)
 
+    @usual_torch()
     def mask(
         self,
         node: str = "A",

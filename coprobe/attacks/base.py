@@ -16,6 +16,7 @@ from coprobe.attacks.tally import Tally
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
 from coprobe.core.registry import Registry
+from coprobe.core.switches import ordinary, usual_torch
 from coprobe.data.stream import ImageBatch
 from coprobe.errors import InputError, RunError
 from coprobe.models.classifier import owning_input
@@ -72,6 +73,7 @@ class Attack(ABC):
         """Where images may be moved to."""
         return Ball(self.epsilon, self.norm)
 
+    @usual_torch()
     def __call__(
         self,
         model: nn.Module,
@@ -225,7 +227,7 @@ class StepAttack(Attack):
     def _projected(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Iterator[Tensor]:
         iterates = self.iterate(model, x, y, randomness)
         while True:
-            with frozen(model):
+            with usual_torch(), frozen(model):
                 x_t = next(iterates, None)
             if x_t is None:
                 return
@@ -254,7 +256,7 @@ def _checked_batch(x: Tensor, y: Tensor, seed: int, indices: Tensor | None) -> I
         indices = torch.arange(len(x), device=x.device)
     if indices.shape != x.shape[:1] or indices.dtype != torch.int64:
         raise InputError(f"indices must be {len(x)} int64 numbers, not {indices.dtype} {tuple(indices.shape)}")
-    return ImageBatch(x.detach(), y, indices.to(x.device))
+    return ImageBatch(ordinary(x), ordinary(y), indices.to(x.device))
 
 
 def parse(spec: str, epsilon: float, norm: str = "linf") -> Attack:

@@ -42,6 +42,7 @@ from coprobe.checkpoint.reader.file import check_file
 from coprobe.checkpoint.weights import fill_network, is_finite, read_weight
 from coprobe.checkpoint.wrapping import classifier, live_checkpoint
 from coprobe.core.files import about_file
+from coprobe.core.switches import usual_torch
 from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES
 from coprobe.models.shapes import Trial, trial
@@ -55,6 +56,7 @@ _SILENT_PART = (
 _IN_FOLDERS = ("checkpoint.pt", "model.safetensors", "pytorch_model.bin")
 
 
+@usual_torch()
 def load(
     path: str | Path,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,12 +12,16 @@ from torch import nn
 from coprobe.checkpoint.checkpoint import Checkpoint
 from coprobe.checkpoint.normalisation import Normalisation, without_file
 from coprobe.core.engine import is_out_of_memory
+from coprobe.core.switches import usual_torch
 from coprobe.errors import InputError
 from coprobe.models import Classifier
 from coprobe.models.foreign import reason
 from coprobe.models.shapes import Trial, trial
 from coprobe.models.wrappers import unwrapped
 from coprobe.nodes import guess_table, set_channel_axis
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _PREPROCESS = "give (mean, std) with one number per channel each, a module or a function"
 Images = Callable[[torch.Tensor], torch.Tensor]
@@ -39,6 +43,12 @@ class Preprocessed(nn.Module):
         self.node_table = {letter: f"network.{address}" for letter, address in table.items()}
         self.node_axis = getattr(network, "node_axis", None)
 
+    def eval(self) -> Self:
+        """Evaluation mode, by the network's own `eval`, which `nn.Module` would pass by."""
+        super().eval()
+        self.network.eval()
+        return self
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images N×C×H×W in [0, 1] to logits N×classes; raises `InputError` where the person's own part fails."""
         try:
@@ -54,6 +64,7 @@ class Preprocessed(nn.Module):
         return logits
 
 
+@usual_torch()
 def wrap(
     model: nn.Module,
     preprocess: Sequence[Sequence[float]] | Images | None = None,

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from coprobe.core.state import evaluating
+from coprobe.core.switches import TURN
 from coprobe.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -19,6 +21,10 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 #: oneDNN computes an image bit for bit alike in all batches of at least so many.
 FULL = 16
 
+_REENTRANT = (
+    "the network checkpoints activations with use_reentrant=True, which gives no gradients of images; "
+    "set use_reentrant=False, or switch its checkpointing off"
+)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "bad_alloc")
 
 
@@ -73,44 +79,50 @@ def silent(what: str, images: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def products_in(precision: str | None) -> Iterator[None]:
-    """Compute float32 products on a GPU with TF32 if it is `tf32`, else exactly; None leaves torch's own switches."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [switch.fp32_precision for switch in switches]
+    """Compute float32 products exactly, or on a GPU with TF32 if it is `tf32`; None leaves torch's own switches."""
+    backends: Any = torch.backends
+    on_gpu, on_cpu = (backends.cudnn.conv, backends.cuda.matmul), (backends.mkldnn.conv, backends.mkldnn.matmul)
+    before = [(switch, switch.fp32_precision) for switch in (*on_gpu, *on_cpu)]
     try:
         if precision:
-            for switch in switches:
-                switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+            for switch, _ in before:
+                switch.fp32_precision = "tf32" if precision == "tf32" and switch in on_gpu else "ieee"
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
+        for switch, value in before:
             switch.fp32_precision = value
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and parameters without gradients inside the block; every flag as before afterwards.
+    """Evaluation mode and parameters without gradients inside the block; everything as before afterwards.
 
-    Batch-norm statistics and `.grad` are not touched, since nothing in evaluation mode writes to them. Transformers
-    compute attention in one way only, since torch's shortcut is taken or not depending on hooks and gradients, and
-    gives other last digits. A model with a `precision` (see `Classifier`) has its float32 products on a GPU computed
-    exactly, or with TF32 if it is `tf32`, whatever torch's own switches say.
+    The network itself says what evaluation mode is, see `evaluating`; `.grad` is not touched. Transformers compute
+    attention in one way only, since torch's shortcut is taken or not depending on hooks and gradients, and gives other
+    last digits. A model with a `precision` (see `Classifier`) has its float32 products computed exactly, or on a GPU
+    with TF32 if it is `tf32`, whatever torch's own switches say. Threads take turns, since a network and these switches
+    are the same for all.
+
+    Raises:
+        InputError: a gradient is asked for by the images, through activation checkpointing that gives none.
     """
-    shortcut = torch.backends.mha.get_fastpath_enabled()
-    modes = [(module, module.training) for module in model.modules()]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        model.eval()
-        for parameter, _ in grads:
-            parameter.requires_grad_(False)
-        with products_in(getattr(model, "precision", None)):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(shortcut)
-        for module, mode in modes:
-            module.training = mode
-        for parameter, required in grads:
-            parameter.requires_grad_(required)
+    with TURN, evaluating(model):
+        shortcut = torch.backends.mha.get_fastpath_enabled()
+        grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            for parameter, _ in grads:
+                parameter.requires_grad_(False)
+            with products_in(getattr(model, "precision", None)):
+                yield
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise InputError(_REENTRANT) from error
+            raise
+        finally:
+            torch.backends.mha.set_fastpath_enabled(shortcut)
+            for parameter, required in grads:
+                parameter.requires_grad_(required)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

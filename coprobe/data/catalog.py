@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from coprobe.core.registry import Registry
+from coprobe.core.switches import usual_torch
 from coprobe.data.bounds import cause, in_its_folder, listed, short
 from coprobe.data.dataset import Dataset, balanced_prefix, check_labels
 from coprobe.data.disk_cache import cache_key, cached
@@ -53,6 +54,7 @@ def default_root() -> Path:
     return Path(os.environ.get("COPROBE_DATA") or "~/.cache/coprobe/data").expanduser()
 
 
+@usual_torch()
 def load(
     spec: str,
     split: str = "test",

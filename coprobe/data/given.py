@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, RandomSampler
 
+from coprobe.core.switches import ordinary, usual_torch
 from coprobe.data.catalog import load
 from coprobe.data.dataset import Dataset, balanced_prefix, unit_floats
 from coprobe.errors import InputError
@@ -26,6 +27,7 @@ _PAIRS = "give images with labels: (x, y), a torch Dataset or a DataLoader of su
 _CHUNK = 256
 
 
+@usual_torch()
 def as_dataset(data: Images, *, limit: int | None = None) -> Dataset:
     """Whatever holds labelled images, as a `Dataset`; read once, and independent of what becomes of `data` later.
 
@@ -192,7 +194,7 @@ def _plain(given: Tensor | np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(given, order="C", dtype=given.dtype.newbyteorder("=")))
     if given.is_meta:
         raise InputError("a tensor on the meta device holds no numbers; make it on the CPU")
-    return given.detach().as_subclass(Tensor).cpu()
+    return ordinary(given).cpu()
 
 
 def _mend_shape(images: Tensor | np.ndarray, given: Tensor) -> str:

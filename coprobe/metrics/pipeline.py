@@ -17,6 +17,7 @@ from coprobe.attacks.own import OwnAttack
 from coprobe.checkpoint.class_order import Reordered, match_classes
 from coprobe.core.provenance import provenance
 from coprobe.core.results import ResultStore
+from coprobe.core.switches import usual_torch
 from coprobe.fast.form import PLAIN
 from coprobe.metrics.accuracy import Evaluation
 from coprobe.metrics.metric import Metric, measure, table_of
@@ -27,6 +28,7 @@ from coprobe.nodes import VERSION, resolve
 _IRRELEVANT = ("checkpoint", "stage", "device", "budget")
 
 
+@usual_torch()
 def results_of(
     setup: Setup, metrics: Sequence[Metric[Any]], targets: Sequence[Setup] = (), spool: Spool | None = None
 ) -> list[Any]:

@@ -20,6 +20,7 @@ from coprobe.core.defaults import EPS, EPS_L2
 from coprobe.core.engine import Progress, frozen, silent
 from coprobe.core.processes import ALONE, Processes
 from coprobe.core.provenance import digest_tensors
+from coprobe.core.switches import usual_torch
 from coprobe.data import Dataset, title
 from coprobe.data.stream import stream
 from coprobe.errors import InputError
@@ -72,6 +73,7 @@ class Setup:
     _forms: list[tuple[frozenset[str], Classifier]] = field(default_factory=list, init=False, repr=False, compare=False)
     _spools: list[Spool] = field(default_factory=list, init=False, repr=False, compare=False)
 
+    @usual_torch()
     def __post_init__(self) -> None:
         Ball(self.epsilon, self.norm)
         images = f"{self.dataset.name} ({self.dataset.split})"
@@ -99,6 +101,7 @@ class Setup:
         """The checkpoint's own network in the precision that was asked for."""
         return self._forms[0][1]
 
+    @usual_torch()
     def model_at(self, nodes: Sequence[str]) -> Classifier:
         """The model in the form in which these nodes can be recorded and masked; the one that was used last is kept."""
         if self.plain:
@@ -123,6 +126,7 @@ class Setup:
         (batch,) = stream(self.dataset, [(0, min(len(self.dataset), count))], self.device)
         return batch.images
 
+    @usual_torch()
     def check_nodes(self, nodes: Sequence[str]) -> None:
         """Look on one image whether there are such nodes, before the work."""
         check_neutral(self.stored_model, self.first_images(1), list(dict.fromkeys(nodes)))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from coprobe.errors import InputError
 from coprobe.models.catalog import Network
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Above it, a mean is one of pixels from 0 to 255.
 LARGEST_MEAN = 4.0
@@ -68,6 +72,12 @@ class Classifier(nn.Module):
         self._normalises = any(self.mean) or any(s != 1 for s in self.std)
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, -1, 1, 1), persistent=False)
+
+    def eval(self) -> Self:
+        """Evaluation mode, by the network's own `eval`, which `nn.Module` would pass by."""
+        super().eval()
+        self.network.eval()
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images N×C×H×W in [0, 1] to logits N×classes."""

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
+from coprobe.core.switches import TURN
+
 _LONGEST = 80
 _SHOWN = 6
 
@@ -14,7 +16,7 @@ _SHOWN = 6
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep foreign prints out of our results (they go to stderr), and foreign warnings off the screen."""
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    with TURN, warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield
 

@@ -121,6 +121,10 @@ def _check_weights(model: nn.Module) -> None:
     weights = (*model.parameters(), *model.buffers())
     if any(nn.parameter.is_lazy(weight) for weight in weights):
         raise InputError("the network has lazy weights without a shape; call it on an image once before giving it")
+    if any(weight.is_inference() for weight in weights):
+        raise InputError(
+            "the network was built in torch.inference_mode(), so no gradient goes through it; build it outside"
+        )
     if any(weight.is_meta for weight in weights):
         raise InputError("the network is on the meta device and holds no numbers; build it on the CPU")
     for weight in model.parameters():

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from threading import current_thread
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from coprobe.errors import InputError
@@ -94,6 +95,11 @@ class _Pass:
         """`hook`, for one call per pass."""
 
         def visit(activation: Tensor) -> Tensor | None:
+            if torch._C._functorch.is_functorch_wrapped_tensor(activation):
+                raise InputError(
+                    f"node '{node.name}' is computed inside torch.vmap or the like, where the rows of its activations "
+                    "can't be seen; choose another node"
+                )
             if not self._running:
                 return hook(activation) if self.replaces else None
             if node.name in self._visited:

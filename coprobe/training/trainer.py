@@ -14,6 +14,7 @@ import torch
 from coprobe.checkpoint.normalisation_check import converged
 from coprobe.core.files import check_writable_directory
 from coprobe.core.processes import ALONE, Processes
+from coprobe.core.switches import usual_torch
 from coprobe.data import Dataset
 from coprobe.errors import DivergedError, InputError, InterruptedRunError, RunError
 from coprobe.training.assembly import Assembly, assemble
@@ -52,6 +53,7 @@ class TrainingCallback:
     on_message: Callable[[str], None] = _nothing
 
 
+@usual_torch()
 def train(
     recipe: Recipe,
     out: str | Path,
