@@ -128,9 +128,8 @@ def fast(
     said = ""
     for less in dict.fromkeys((form, Form(form.fold, channels_last=False), PLAIN)):
         try:
-            with quiet():
+            with quiet(), frozen(model):  # so that the copy is in its own evaluation mode already
                 network = copy.deepcopy(model.network)
-                network.eval()  # which may return another one: a function in its place knows only the original
                 less.build(network, watched)
                 if images is not None and expected is not None:
                     _check_same(expected, _seen(FastClassifier(network, model, less), images, nodes))
