@@ -39,11 +39,26 @@ def usual_torch() -> Iterator[None]:
                 block.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             block.enter_context(torch.device("cpu"))
-        if (dtype := torch.get_default_dtype()) != torch.float32:
-            block.enter_context(TURN)  # it is that of all threads
-            block.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
+        block.enter_context(_float32())
         yield
+
+
+_outside: list[torch.dtype] = []
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """New tensors in float32: that is for all threads, so the first that needs it sets it, and the last one back."""
+    with TURN:
+        _outside.append(torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        with TURN:
+            if len(_outside) == 1:
+                torch.set_default_dtype(_outside[0])
+            _outside.pop()
 
 
 def ordinary(tensor: Tensor) -> Tensor:
