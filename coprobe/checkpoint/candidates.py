@@ -13,6 +13,7 @@ from typing import Any
 
 from coprobe.checkpoint.normalisation import STD_OF
 from coprobe.checkpoint.reader.values import OpaqueObject, TensorSpec, UnreadableTensor
+from coprobe.checkpoint.reparametrised import Reparametrised
 from coprobe.errors import InputError
 from coprobe.models import shape_of
 
@@ -47,7 +48,7 @@ _CONTAINERS_SEEN, _DEPTH = 50_000, 6
 _FEWEST = 4
 _MODULES_SEEN, _MODULE_DEPTH = 20_000, 60
 
-Weight = TensorSpec | UnreadableTensor
+Weight = TensorSpec | UnreadableTensor | Reparametrised
 
 
 @dataclass(frozen=True, eq=False)

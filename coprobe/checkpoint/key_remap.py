@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from coprobe.checkpoint.candidates import Weight
 from coprobe.checkpoint.normalisation import Pair, pairs_in
+from coprobe.checkpoint.reparametrised import Reparametrised, find_parts
 from coprobe.errors import InputError
 
 #: More than any file seen needs, and an end for keys of a thousand dots.
@@ -65,6 +66,7 @@ def key_remaps(weights: Mapping[str, Weight], allowed: Sequence[str] = ()) -> It
         _without_copies,
         lambda remap: _without_allowed(remap, allowed),
         _without_inner_wrappers,
+        _folded,
         _without_unused_block,
         _in_our_names,
         _without_unexpected,
@@ -165,6 +167,25 @@ def _without_inner_wrappers(remap: KeyRemap) -> KeyRemap | None:
     if all(unwrapped(key) == key for key in remap.weights):
         return None
     return replace(_renamed(remap, unwrapped), steps=(*remap.steps, "wrappers inside of names removed"))
+
+
+def _folded(remap: KeyRemap) -> KeyRemap | None:
+    """With weight norm, spectral norm and pruning masks folded into weights; a network that has them fitted before."""
+    found = find_parts(remap.weights)
+    if not found:
+        return None
+    place = {names[0]: (whole, weight) for whole, (weight, names) in found.items()}
+    parts = {name for _, names in found.values() for name in names}
+    weights: dict[str, Weight] = {}
+    for name, weight in remap.weights.items():
+        if name in place:
+            weights[place[name][0]] = place[name][1]
+        elif name not in parts:
+            weights[name] = weight
+    originals = {name: remap.originals.get(name, name) for name in weights}
+    kinds = Counter(weight.kind for weight, _ in found.values() if isinstance(weight, Reparametrised))
+    steps = tuple(f"{kind} of {count} weights folded" for kind, count in kinds.items())
+    return replace(remap, weights=weights, originals=originals, steps=(*remap.steps, *steps))
 
 
 def _without_unused_block(remap: KeyRemap) -> KeyRemap | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coprobe.checkpoint.candidates import Weight
 from coprobe.checkpoint.reader import Contents
 from coprobe.checkpoint.reader.values import UnreadableTensor
+from coprobe.checkpoint.reparametrised import Reparametrised
 from coprobe.errors import InputError
 from coprobe.models.catalog import COUNTER
 
@@ -57,6 +58,8 @@ def read_weight(name: str, weight: Weight, contents: Contents) -> Tensor:
         raise InputError(
             f"weight '{name[:80]}' is no plain tensor of real numbers: it {weight.reason}; save a dense state_dict"
         )
+    if isinstance(weight, Reparametrised):
+        return weight.folded(lambda part: contents.tensors({"": part})[""])
     # One at a time: tensors that share a storage in the file must not share it in the network.
     return contents.tensors({name: weight})[name]
 

@@ -32,7 +32,9 @@ class PreActBlock(nn.Module):
         activation: the class of the activation functions.
     """
 
-    def __init__(self, in_channels: int, planes: int, stride: int, shortcut: str, activation: type[nn.Module]) -> None:
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, shortcut: str, activation: type[nn.Module] = nn.ReLU
+    ) -> None:
         super().__init__()
         self.raw_shortcut = shortcut == "raw"
         self.bn1 = nn.BatchNorm2d(in_channels)

@@ -22,7 +22,7 @@ STEM_CHANNELS = 16  # whatever the width
 class WideBlock(nn.Module):
     """Twice batch norm, ReLU and a 3×3 convolution; the shortcut convolves where the channels change."""
 
-    def __init__(self, in_channels: int, planes: int, stride: int, activation: type[nn.Module]) -> None:
+    def __init__(self, in_channels: int, planes: int, stride: int, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu1 = activation()
