@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ _MOST_STEPS = 24
 #: What wrappers of torch put anywhere into a key.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _UNUSED = "sub_block1."
+_OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)")
 _MOST_DOTS = 3
 
 
@@ -69,6 +71,7 @@ def key_remaps(weights: Mapping[str, Weight], allowed: Sequence[str] = ()) -> It
         _folded,
         _without_unused_block,
         _in_our_names,
+        _in_present_names,
         _without_unexpected,
     )
     remap: KeyRemap | None = KeyRemap(dict(weights), {key: key for key in weights})
@@ -77,6 +80,11 @@ def key_remaps(weights: Mapping[str, Weight], allowed: Sequence[str] = ()) -> It
             return
         yield remap
         remap = next((unwrapped for step in steps if (unwrapped := step(remap))), None)
+
+
+def renamed(remap: KeyRemap, names: Mapping[str, str], step: str) -> KeyRemap:
+    """With other keys for some weights, and `step` said about it; raises `InputError` if two become equal."""
+    return replace(_renamed(remap, lambda key: names.get(key, key)), steps=(*remap.steps, step))
 
 
 def _renamed(remap: KeyRemap, new_key: Callable[[str], str]) -> KeyRemap:
@@ -226,3 +234,9 @@ def _in_our_names(remap: KeyRemap) -> KeyRemap | None:
         return None
     step = "torchvision's names ('fc', 'downsample') over a 3×3 stem"
     return replace(_renamed(remap, ours), steps=(*remap.steps, step))
+
+
+def _in_present_names(remap: KeyRemap) -> KeyRemap | None:
+    """DenseNet's names of today, where the file has those of torchvision before 0.4, as its official weights do."""
+    names = {key: f"{match[1]}{match[2]}" for key in remap.weights if (match := _OLD_DENSENET.fullmatch(key))}
+    return renamed(remap, names, "DenseNet's old names ('norm.1') in those of today") if names else None

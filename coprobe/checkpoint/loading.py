@@ -14,6 +14,8 @@ from coprobe.checkpoint.candidates import place
 from coprobe.checkpoint.checkpoint import Checkpoint
 from coprobe.checkpoint.class_names import read_class_names
 from coprobe.checkpoint.description import Description, read_description, read_training_facts
+from coprobe.checkpoint.hub import NAME as CONFIG
+from coprobe.checkpoint.hub import HubConfig, read_config
 from coprobe.checkpoint.matching import (
     AllowedMismatch,
     Match,
@@ -79,7 +81,8 @@ def load(
     normalisers before or around the network, half precision, safetensors, Lightning's and Hugging Face's files.
 
     Args:
-        path: the file, or a folder with one (`find_file`); `-` for the weights that `model` comes with.
+        path: the file, or a folder with one (`find_file`), of which timm's `config.json` is read, too; `-` for the
+            weights that `model` comes with.
         arch: architecture, ours or `torchvision:…`, `timm:…`, `robustbench:…`; None takes what the file says, else
             what the names and shapes of its weights say.
         arch_args: overrides of single arguments of the architecture.
@@ -102,6 +105,9 @@ def load(
     """
     arch_args, model_args = dict(arch_args or {}), dict(model_args or {})
     is_file = str(path) != "-"
+    hub = HubConfig() if arch or model or not is_file else read_config(path)
+    if hub.arch:
+        arch, arch_args = hub.arch, {**hub.arch_args, **arch_args}
     if is_file:
         path = find_file(path)
     elif pick or allow_missing or allow_unexpected:
@@ -128,11 +134,14 @@ def load(
         channels = size.image_shape[0] if size else int(match.network.in_channels)  # type: ignore[arg-type]
         classes = size.num_classes if size else int(match.network.num_classes)  # type: ignore[arg-type]
         normalisation = _normalisation(match, description, contents, channels, mean, std)
+        if hub.normalisation and not normalisation.name and len(hub.normalisation.mean or ()) == channels:
+            normalisation = hub.normalisation
         names, remark = description.classes, ""
         if not description.format:
             names, remark = read_class_names(contents.payload, contents.metadata, classes)
+            names = names or (hub.classes if len(hub.classes) == classes else ())
         doubts = (*_choice(match, others), *normalisation.notes)
-        option = "--model" if model else "--arch" if arch else ""
+        option = CONFIG if hub.arch else "--model" if model else "--arch" if arch else ""
         weights = f"names and shapes of {len(match.remap.weights)} weights"
         checkpoint = Checkpoint(
             classifier(match.network, normalisation, size.image_shape if size else None).eval(),
@@ -148,11 +157,7 @@ def load(
             layout=_layout(match, description),
             evidence=option or ("named in the file" if description.arch else weights),
             normalised_by=normalisation.name,
-            notes=tuple(
-                filter(
-                    None, (*contents.notes, *match.remap.notes, *_choice(match, others), *normalisation.notes, remark)
-                )
-            ),
+            notes=tuple(filter(None, (*contents.notes, *match.remap.notes, *doubts, remark))),
             training_facts=(
                 {} if description.format else read_training_facts(contents.payload, contents.metadata, contents.numbers)
             ),

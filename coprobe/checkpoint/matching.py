@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 
 from coprobe.checkpoint.candidates import Candidate, Weight, find_candidates, outline, place
-from coprobe.checkpoint.key_remap import KeyRemap, key_remaps
+from coprobe.checkpoint.key_remap import KeyRemap, key_remaps, renamed
 from coprobe.checkpoint.reader import UnreadableTensor
 from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES, Difference, build, defaults, mismatches, proposals, shape_of
+from coprobe.models.foreign import quiet
 from coprobe.models.public import SOURCES, public_network, public_proposals
 
 #: How many candidates of one file are looked at.
@@ -117,7 +119,34 @@ def nearest(candidate: Candidate, propose: Proposer, allowed: AllowedMismatch) -
                 return match
             if best is None or len(match.differences) < len(best.differences):
                 best = match
-    return best
+    return (_as_it_renames(best, allowed) or best) if best else None
+
+
+def _as_it_renames(match: Match, allowed: AllowedMismatch) -> Match | None:
+    """The match under the names that the network's own `load_state_dict` gives to weights; None if it doesn't fit.
+
+    So torchvision's and timm's networks take the official weights of their older versions. The network is shown tensors
+    without numbers, by which its renaming is read off; a network that computes with them is not followed.
+    """
+    if {difference.kind for difference in match.differences} != {"missing", "unexpected"}:
+        return None
+    shown = {
+        key: nn.Parameter(torch.empty(weight.shape, device="meta"), requires_grad=False)
+        for key, weight in match.remap.weights.items()
+    }
+    try:
+        with quiet():
+            network = copy.deepcopy(match.network).to("meta")
+            network.load_state_dict(dict(shown), strict=False, assign=True)
+            held = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    except Exception:  # whatever a network says to weights that it wasn't made for
+        return None
+    names = {key: held[id(tensor)] for key, tensor in shown.items() if held.get(id(tensor), key) != key}
+    if not names:
+        return None
+    remap = renamed(match.remap, names, "old names in those that the network gives them when it loads")
+    changed = compare(match.candidate, remap, (match.arch, match.arch_args, match.network), allowed)
+    return None if changed.differences else changed
 
 
 def choose(payload: Any, propose: Proposer, allowed: AllowedMismatch, *, pick: str | None) -> tuple[Match, list[str]]:
