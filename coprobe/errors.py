@@ -22,6 +22,10 @@ class RunError(CoprobeError, RuntimeError):
     """The input was fine but the work failed (diverged training, logits that are not finite). Exit code 1."""
 
 
+class NotFiniteError(RunError):
+    """Logits, activations or gradients that are NaN or infinite, so that nothing can be measured."""
+
+
 class DivergedError(RunError):
     """A training whose losses or weights are no longer finite."""
 

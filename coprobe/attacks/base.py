@@ -18,7 +18,7 @@ from coprobe.core.randomness import ImageRandomness
 from coprobe.core.registry import Registry
 from coprobe.core.switches import ordinary, usual_torch
 from coprobe.data.stream import ImageBatch
-from coprobe.errors import InputError, RunError
+from coprobe.errors import InputError, NotFiniteError
 from coprobe.models.classifier import owning_input
 
 #: Every attack by the name that people write. Facts: `cost`, forward and backward passes per image.
@@ -100,7 +100,7 @@ class Attack(ABC):
 
         Raises:
             InputError: shapes, types or ranges that are not as above.
-            RunError: the model's gradients overflowed, so that the images are not finite.
+            NotFiniteError: the model's gradients overflowed, so that the images are not finite.
         """
         batch, model = _checked_batch(x, y, seed, indices), owning_input(model)
         if plain or len(x) == 0:
@@ -138,9 +138,9 @@ class Attack(ABC):
             return self.run(model, part.images, part.labels, ImageRandomness(seed, PURPOSE, part.indices)).detach()
 
     def checked(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """`x_adv` within the ball around `x`; raises `RunError` if it is not finite."""
+        """`x_adv` within the ball around `x`; raises `NotFiniteError` if it is not finite."""
         if not x_adv.isfinite().all():
-            raise RunError(
+            raise NotFiniteError(
                 f"{self.label}: the model's logits or gradients are not finite (NaN or infinite); "
                 "check its weights and --mean/--std"
             )

@@ -23,6 +23,7 @@ from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import ImageRandomness
 from coprobe.data.stream import ImageBatch
 from coprobe.errors import InputError
+from coprobe.models.classifier import usable
 
 _TARGETS = ("none", "next", "random")
 #: The number of the draw of random targets; restarts have the first ones.
@@ -154,7 +155,7 @@ class GradientAttack(StepAttack):
 
         gradient, logits = input_gradient(model, point, objective)
         # A branch of the network that gives NaN can have a gradient of 0, which would look like robustness, too.
-        return torch.where(logits.isfinite().all(1).view(-1, 1, 1, 1), gradient, torch.nan), logits
+        return torch.where(usable(logits).view(-1, 1, 1, 1), gradient, torch.nan), logits
 
     def unit(self, batch_size: int) -> int:
         """One: no image depends on another."""

@@ -19,6 +19,7 @@ from coprobe.checkpoint.normalisation import Normalisation
 from coprobe.core.engine import BatchSize, Progress, frozen, in_batches, silent
 from coprobe.data import Dataset, balanced_prefix, unit_floats
 from coprobe.models import Classifier
+from coprobe.models.classifier import usable
 
 #: Clean images to try on; more would tell no more about mistakes as large as these.
 IMAGES = 256
@@ -349,7 +350,7 @@ def _score(
         images, labels = (part[start:stop].to(device) for part in (sample.images, sample.labels))
         logits = model(unit_floats(images)).double()
         losses = F.cross_entropy(logits, labels, reduction="none").nan_to_num(nan=_WORST_LOSS)
-        correct = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+        correct = (logits.argmax(1) == labels) & usable(logits)
         advance(stop - start)
         return correct.cpu(), losses.clamp(max=_WORST_LOSS).cpu()
 

@@ -183,7 +183,11 @@ reading_options = _stack(
 )  # fmt: skip
 
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-skip_bad_option = click.option("--skip-bad", is_flag=True, help="Leave out images that can't be read, and say which.")
+skip_bad_option = click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Leave out images that can't be read, or that the model gives no finite logits for, and say which.",
+)
 
 image_size_option = click.option(
     "--image-size",
@@ -346,6 +350,8 @@ class ProbingOptions(ReadingOptions):
 
         checkpoint, dataset = self._read_both(path)
         checkpoint = self.fitted(path, checkpoint, dataset, device, processes)
+        if self.skip_bad:
+            dataset = self._usable(checkpoint, dataset, device)
         probe = Probe(
             checkpoint,
             dataset,
@@ -376,6 +382,14 @@ class ProbingOptions(ReadingOptions):
         if not (data := checkpoint.recipe.get("data")):
             raise InputError(f"{path} does not say what it was trained on; pass --data (cifar10, parquet:DIR, …)")
         return checkpoint, self._images(str(data))
+
+    def _usable(self, checkpoint: Checkpoint, dataset: Dataset, device: torch.device) -> Dataset:
+        from coprobe.checkpoint.unusable import without_unusable
+
+        usable = without_unusable(checkpoint, dataset, device=device, batch_size=self.batch_size)
+        for note in usable.notes[len(dataset.notes) :]:
+            output.message(note)
+        return usable
 
     def _images(self, spec: str) -> Dataset:
         return read_images(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coprobe.errors import RunError
+from coprobe.errors import NotFiniteError
 from coprobe.metrics.sums import ImageSums
 
 #: The per-channel sums, over images and positions, in the order of the columns that they become.
@@ -105,12 +105,12 @@ class ChannelAccumulator:
         """The sums as NumPy arrays, and `images`, `positions` (H·W) and `norm` as numbers.
 
         Raises:
-            RunError: an activation was not finite.
+            NotFiniteError: an activation was not finite.
         """
         sums, norm = self._sums.total(), self._norms.total()
         assert sums is not None and norm is not None
         if not (sums.isfinite().all() and norm.isfinite()):
-            raise RunError(
+            raise NotFiniteError(
                 "activations are not finite (NaN or infinite), so the statistics are undefined; "
                 "check the weights and --mean/--std"
             )

@@ -17,8 +17,9 @@ from coprobe.attacks.labels import label_of
 from coprobe.core.defaults import ATTACKS
 from coprobe.core.engine import frozen
 from coprobe.core.randomness import ImageRandomness
-from coprobe.errors import InputError, RunError, unknown
+from coprobe.errors import InputError, NotFiniteError, unknown
 from coprobe.metrics.metric import METRICS, Metric
+from coprobe.models.classifier import usable
 from coprobe.nodes import NO_MASK, ChannelMask
 
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
@@ -145,7 +146,7 @@ class Accuracy(Metric[Evaluation]):
 
     Raises:
         InputError: no draws, or two masks that are called the same; in `compute`, no images.
-        RunError: in `compute`, logits that are not finite; an accuracy of such a model would mean nothing.
+        NotFiniteError: in `compute`, logits that can't be judged (NaN, +∞ or nothing but −∞).
     """
 
     attacks: tuple[Any, ...] = ATTACKS
@@ -202,7 +203,7 @@ class Accuracy(Metric[Evaluation]):
                         with frozen(self._model), torch.no_grad(), mask.applied(self._model):
                             logits = self._model(noisy)
                         counts[channels] = (logits.argmax(1) == batch.labels).sum()
-                        finite &= logits.isfinite().all()
+                        finite &= usable(logits).all()
                     correct[spec, noise.spec, draw, mask.reason, mask.count, mask.draw] = counts[channels]
         self._add(len(batch.labels), correct, finite)
         if self._images == len(batch.labels):
@@ -216,14 +217,14 @@ class Accuracy(Metric[Evaluation]):
 
     def _check(self) -> None:
         if not self._finite:
-            raise RunError(
+            raise NotFiniteError(
                 "the model's logits are not finite (NaN or infinite), so its accuracy is undefined; "
                 "check its weights and --mean/--std"
             )
 
     @property
     def state(self) -> Any:
-        """Images, counts by combination, and whether all logits were finite."""
+        """Images, counts by combination, and whether all logits could be judged."""
         return self._images, {key: count.cpu() for key, count in self._correct.items()}, bool(self._finite)
 
     def merge_state(self, state: Any) -> None:

@@ -15,7 +15,7 @@ from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.attacks.input_gradient import input_gradient
 from coprobe.core.engine import frozen
 from coprobe.core.randomness import ImageRandomness
-from coprobe.errors import InputError, RunError
+from coprobe.errors import InputError, NotFiniteError
 from coprobe.metrics.metric import METRICS, Metric
 from coprobe.metrics.sums import ImageSums
 
@@ -33,7 +33,7 @@ class GradientAlignment(Metric[pd.DataFrame]):
 
     Raises:
         InputError: in `compute`, no images.
-        RunError: in `compute`, gradients that are not finite.
+        NotFiniteError: in `compute`, gradients that are not finite.
     """
 
     name: ClassVar[str] = "gradient-alignment"
@@ -81,7 +81,9 @@ class GradientAlignment(Metric[pd.DataFrame]):
         if total is None:
             raise InputError("no images to take gradients of; raise --limit")
         if not total.isfinite().all():
-            raise RunError("the model's gradients are not finite (NaN or infinite); check its weights and --mean/--std")
+            raise NotFiniteError(
+                "the model's gradients are not finite (NaN or infinite); check its weights and --mean/--std"
+            )
         cosines, squared, counted = total.tolist()
         mean = cosines / counted if counted else float("nan")
         half = 1.96 * (max(0.0, squared / counted - mean**2) / counted) ** 0.5 if counted else float("nan")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.core.engine import frozen
 from coprobe.core.files import write_table
-from coprobe.errors import InputError, RunError
+from coprobe.errors import InputError, NotFiniteError
 from coprobe.metrics.accumulator import differences_squared
 from coprobe.metrics.metric import METRICS, AttackMetric
 from coprobe.metrics.reading import read_frame
@@ -94,7 +94,7 @@ class ActivationIncrements(AttackMetric[Increments]):
 
     Raises:
         InputError: in `update`, unknown node; in `compute`, no images.
-        RunError: in `update`, logits that recording changes; in `compute`, activations that are not finite.
+        NotFiniteError: in `update`, logits that recording changes; in `compute`, activations that are not finite.
     """
 
     nodes: tuple[str, ...] = ("A",)
@@ -164,7 +164,7 @@ class ActivationIncrements(AttackMetric[Increments]):
         squared = self._sums[node].total()
         assert squared is not None
         if not squared.isfinite().all():
-            raise RunError(
+            raise NotFiniteError(
                 "activations are not finite (NaN or infinite), so the increments are undefined; "
                 "check the weights and --mean/--std"
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
 from coprobe.core.engine import frozen
-from coprobe.errors import InputError, RunError
+from coprobe.errors import InputError, NotFiniteError
 from coprobe.metrics.accumulator import differences_squared
 from coprobe.metrics.metric import METRICS, AttackMetric
 from coprobe.nodes import CHECKED, check_neutral, record
@@ -35,7 +35,7 @@ class ChannelOverlap(AttackMetric[pd.DataFrame]):
     Raises:
         InputError: in `update`, unknown node; in `compute`, `top` below 1 or above the number of channels, or fewer
             than two images.
-        RunError: in `update`, logits that recording changes; in `compute`, activations that are not finite.
+        NotFiniteError: in `update`, logits that recording changes; in `compute`, activations that are not finite.
     """
 
     node: str = "A"
@@ -84,7 +84,7 @@ class ChannelOverlap(AttackMetric[pd.DataFrame]):
         if not 1 <= top <= moved.shape[1]:
             raise InputError(f"top {top}: node '{self.node}' has {moved.shape[1]} channels; choose from 1 to that many")
         if not moved.isfinite().all():
-            raise RunError(
+            raise NotFiniteError(
                 "activations are not finite (NaN or infinite), so the overlap is undefined; "
                 "check the weights and --mean/--std"
             )

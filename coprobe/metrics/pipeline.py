@@ -15,6 +15,7 @@ from coprobe.attacks.examples import AdversarialExamples, Spool
 from coprobe.attacks.gradient import GradientAttack
 from coprobe.attacks.own import OwnAttack
 from coprobe.checkpoint.class_order import Reordered, match_classes
+from coprobe.checkpoint.unusable import naming_images
 from coprobe.core.provenance import provenance
 from coprobe.core.results import ResultStore
 from coprobe.core.switches import usual_torch
@@ -62,7 +63,8 @@ def results_of(
         asked = [metrics[number] for number in open_ones]
         examples = _examples(setup, asked, every, spool)
         models = [_model(setup, metrics[number], targets[number]) for number in open_ones]
-        measured = measure(examples, asked, models, setup.processes)
+        with naming_images(setup.stored_model, setup.dataset, setup.device, setup.batch_size):
+            measured = measure(examples, asked, models, setup.processes)
         _merge_tallies(setup, examples.attacks)
         form = str(getattr(setup.model, "form", PLAIN))
         for number, result in zip(open_ones, measured, strict=True):

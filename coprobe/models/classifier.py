@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 LARGEST_MEAN = 4.0
 
 
+def usable(logits: torch.Tensor) -> torch.Tensor:
+    """Of each image, whether its logits N×classes can be judged: bool (N,).
+
+    −∞ is how networks rule out classes, so it is no fault unless all are ruled out; NaN and +∞ are.
+    """
+    return (logits < math.inf).all(1) & logits.isfinite().any(1)
+
+
 class Classifier(nn.Module):
     """Images N×C×H×W in [0, 1] to logits N×classes of `network`, normalised per channel on the way.
 

@@ -155,5 +155,6 @@ def _likely_shapes(model: nn.Module, at_hand: Shape | None) -> Iterator[Shape]:
 
     yield from fresh(own)
     yield from fresh([(counts[0], side, side) for side in _SIDES])
-    yield from fresh([at_hand] if at_hand else [])
+    if at_hand:
+        yield from fresh([at_hand, *((channels, *at_hand[1:]) for channels in counts)])
     yield from fresh([(channels, side, side) for channels in counts for side in _SIDES])

@@ -192,6 +192,7 @@ def test_a_network_that_takes_any_size_does_not_depend_on_the_images_at_hand() -
 
 def test_images_of_another_shape_than_those_at_hand_will_do() -> None:
     assert trial(linear(3, 32), at_hand=(1, 20, 20)).image_shape == (3, 32, 32)
+    assert trial(linear(3, 20), at_hand=(1, 20, 20)).image_shape == (3, 20, 20)  # grey images can be made RGB
     with pytest.raises(
         InputError, match=r"of 3×20×20, 3×32×32, .*mat1 and mat2 shapes cannot be multiplied \(1x1200 and 75x6\)"
     ):
