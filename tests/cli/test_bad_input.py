@@ -267,8 +267,8 @@ TABLE = [
         "nets.py:nan_weights: weight 'head.weight' is not finite (NaN or infinite); mend the factory"),
     *each("logits that are NaN for some images",
         "FGSM: the model's logits or gradients are not finite (NaN or infinite); check its weights and --mean/--std",
-        "evaluate - --model nets.py:nan_for_bright --data digits --limit 20",
-        "diagnose - --model nets.py:nan_for_bright --data digits --limit 20", code=1),
+        "evaluate - --model nets.py:nan_for_bright --data digits --limit 20 --eps 16",
+        "diagnose - --model nets.py:nan_for_bright --data digits --limit 20 --eps 16", code=1),
     Row("activations - --model nets.py:nan_for_bright --data digits --limit 20", "logits that are NaN for some images",
         "PGD-10 (rule=always): the model's logits or gradients are not finite (NaN or infinite); check its weights and "
         "--mean/--std", code=1),
