@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from coprobe.core.defaults import ALPHA, RANDOM_MASKS, SALIENT
 from coprobe.core.randomness import generator_for
 from coprobe.core.registry import Registry
 from coprobe.errors import InputError
 from coprobe.metrics import ChannelStatistics, Evaluation
+from coprobe.metrics.attribution import gradient_reaches
 from coprobe.nodes import ChannelMask, Node
 
 
@@ -208,6 +210,32 @@ SELECTORS.add(
     sized=True,
     attribution="conductance",
 )
+
+
+def computable(
+    selectors: Iterable[str], model: nn.Module, node: str, images: Tensor, say: Callable[[str], object]
+) -> tuple[str, ...]:
+    """Those of the selectors that can be computed at a node; which are left out, and why, is told in a sentence.
+
+    Args:
+        selectors: names.
+        model: the one that is masked.
+        node: where; a whole node.
+        images: some that the model takes; one is enough.
+        say: told.
+
+    Raises:
+        InputError: an unknown selector.
+    """
+    selectors = tuple(selectors)
+    left_out = [name for name in dict.fromkeys(selectors) if attributions_for([name])]
+    if not left_out or gradient_reaches(model, node, images):
+        return selectors
+    say(
+        f"masks by {' and '.join(left_out)} are left out: the logits have no gradient at node '{node}', which lies in "
+        "a torch.autograd.Function or before a detach(); name the module around it"
+    )
+    return tuple(name for name in selectors if name not in left_out)
 
 
 def attributions_for(selectors: Iterable[str]) -> list[str]:

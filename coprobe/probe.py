@@ -19,7 +19,7 @@ from coprobe.core.text import storable
 from coprobe.data import Dataset, Images, as_dataset, numbered
 from coprobe.errors import InputError
 from coprobe.fast.classifier import device_of
-from coprobe.masking import Masking, Selection, attributions_for, compared_masks, thresholds
+from coprobe.masking import Masking, Selection, attributions_for, compared_masks, computable, thresholds
 from coprobe.metrics import (
     NO_NOISE,
     Accuracy,
@@ -201,7 +201,8 @@ class Probe(Setup):
             node: where to mask; with a channel, as in `A:12`, that channel is masked and no other is looked for.
             alpha2: thresholds; one mask of the channels with T_act above it for each; None means `SALIENT`.
             percent: mask this share of the channels, by rank, instead of using thresholds.
-            compare: selectors of other masks of the same size, see `compared_masks`.
+            compare: selectors of other masks of the same size, see `compared_masks`; what can't be computed at the node
+                is left out, and said.
             attacks: under which accuracy is measured; the images are crafted once, on the unmasked model.
             attack: the one whose differences choose the channels.
             alpha: the factor inside tanh.
@@ -210,6 +211,7 @@ class Probe(Setup):
         self.check_nodes([node])
         place = resolve(self.stored_model, node)
         alpha2 = thresholds(place, alpha2, percent)
+        compare = computable(compare, self.stored_model, place.whole, self.first_images(1), self.say)
         methods = attributions_for(compare)
         self.attacks(attacks)  # raises for an unknown one, before the work
         with self.keeping():

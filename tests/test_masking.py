@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from coprobe.attacks import AdversarialBatch
 from coprobe.errors import InputError
-from coprobe.masking import SELECTORS, Selection, attributions_for, compared_masks, count_of_percent, select
+from coprobe.masking import SELECTORS, Selection, attributions_for, compared_masks, computable, count_of_percent, select
 from coprobe.metrics import ChannelActivations, ChannelStatistics
 from coprobe.metrics.accumulator import SUMS
 from coprobe.metrics.attribution import Attribution
-from coprobe.nodes import NO_MASK, ChannelMask
-from tests.toys import same_channels
+from coprobe.nodes import NO_MASK, ChannelMask, places
+from coprobe.probe import Probe
+from tests.toys import EPSILON, checkpoint, grey, same_channels
 
 CAPTUM = pytest.mark.parametrize("name", ["attribution", "conductance"])
 
@@ -225,6 +228,85 @@ def test_captum_leaves_model_and_images_as_they_were(name: str) -> None:
     handle.remove()
     assert state(model) == before
     assert not any(batch.images["a"].requires_grad for batch in BATCHES)
+
+
+class Written(torch.autograd.Function):
+    """A ReLU with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (ctx.saved_tensors[0] > 0)
+
+
+class Around(nn.Module):
+    """An activation module that calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Identity()  # without it, its calls were those of the module around
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Written.apply(self.child(x))
+
+
+def custom(detached: bool = False) -> Carrier:
+    network = Carrier().eval()
+    network.relu = Around()
+    network.relu.register_forward_hook(lambda module, inputs, output: output.detach() if detached else output)
+    network.node_table = {}
+    return network
+
+
+@CAPTUM
+@pytest.mark.parametrize(("node", "is_in"), [("relu#relu1", False), ("relu", True), ("same", True), ("pool", True)])
+def test_a_selector_that_can_not_be_computed_at_a_node_is_left_out(name: str, node: str, is_in: bool) -> None:
+    said: list[str] = []
+    found = computable(["variance", name], custom(), node, images(1).images["a"], said.append)
+    assert found == (("variance", name) if is_in else ("variance",)) and bool(said) != is_in
+    if not is_in:
+        assert said == [
+            f"masks by {name} are left out: the logits have no gradient at node 'relu#relu1', which lies in a "
+            "torch.autograd.Function or before a detach(); name the module around it"
+        ]
+
+
+def test_a_selector_that_can_not_be_computed_before_a_detach(carrier: Selection) -> None:
+    said: list[str] = []
+    compare = ["attribution", "random", "conductance"]
+    assert computable(compare, custom(detached=True), "relu.child", images(1).images["a"], said.append) == ("random",)
+    assert said[0].startswith("masks by attribution and conductance are left out")
+    with pytest.raises(InputError, match="unknown selector 'varience'"):
+        computable(["varience"], Carrier(), "A", images(1).images["a"], said.append)
+
+
+def test_masks_inside_a_custom_function_and_around_it_are_the_same() -> None:
+    dataset, said = grey(12, side=4), []
+    frames = []
+    for node in ("relu#relu1", "relu"):
+        probe = Probe(checkpoint(Wide(custom())), dataset, EPSILON, say=said.append)
+        assert [(p.path, p.shape) for p in places(probe.stored_model, (3, 4, 4))] == [("inner.relu#relu1", (6, 4, 4))]
+        masking = probe.mask(f"inner.{node}", percent=40, attacks=("fgsm",))
+        frame = masking.evaluation.frame
+        frames.append(frame[frame["mask"] != "attribution"].reset_index(drop=True))
+        assert ("attribution" in set(frame["mask"])) == (node == "relu") and len(said) == 1
+    pd.testing.assert_frame_equal(*frames)
+
+
+class Wide(nn.Module):
+    """Ten classes out of the three of the network inside."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(self.inner(x), (0, 7))
 
 
 def test_a_single_channel_has_no_others_to_choose_from(carrier: Selection) -> None:

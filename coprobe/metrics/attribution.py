@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coprobe.attacks.examples import AdversarialBatch
 from coprobe.core.engine import frozen
@@ -18,6 +18,25 @@ from coprobe.nodes import tapped
 
 #: captum's layer attributions by the name that people write, with their number of steps along a path, if any.
 METHODS = {"gradient-x-activation": ("LayerGradientXActivation", None), "conductance": ("LayerConductance", 8)}
+
+
+def gradient_reaches(model: nn.Module, node: str, images: Tensor) -> bool:
+    """Whether the logits have a gradient at a node, as attributions need.
+
+    They have none inside a `torch.autograd.Function`, whose backward pass is its own, and before a detach().
+
+    Args:
+        model: left as it is.
+        node: name of a whole node.
+        images: float (batch, channels, height, width) in [0, 1]; one is enough.
+    """
+    passed: list[Tensor] = []
+    with frozen(model), torch.enable_grad(), tapped(model, node) as tap:
+        tap.register_forward_hook(lambda module, inputs, output: passed.append(output))
+        logits = model(images.detach().clone().requires_grad_())
+    if not (passed[-1].requires_grad and logits.requires_grad):
+        return False
+    return torch.autograd.grad(logits.sum(), passed[-1], allow_unused=True)[0] is not None
 
 
 @METRICS.register(
