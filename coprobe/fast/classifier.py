@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from coprobe.core.processes import ALONE, Processes
 from coprobe.errors import RunError
 from coprobe.fast.choice import fastest
 from coprobe.fast.form import PLAIN, Form, forms
-from coprobe.fast.layout import layout_of
+from coprobe.fast.layout import CopyingViews, layout_of
 from coprobe.fast.precision import can_hold_bfloat16, check_precision, hold_bfloat16
 from coprobe.models import Classifier
 from coprobe.models.foreign import quiet, reason
@@ -23,6 +24,10 @@ from coprobe.nodes import CHECKED, record, resolve
 
 #: By how much the fast form may differ from the model, relative to the largest value.
 TOLERANCE = 1e-4
+
+
+#: What torch says where a `view` counts on another layout.
+_VIEW = "view size is not compatible"
 
 
 class FastClassifier(Classifier):
@@ -35,6 +40,7 @@ class FastClassifier(Classifier):
         precision: see `PRECISIONS`.
         compiled: run passes in which nothing is recorded or masked through torch.compile.
         autocast: in bfloat16, leave the weights in float32, as for networks with modules that are not known.
+        copies_views: let `x.view(…)` copy, since the network counts on another layout than that of the form.
     """
 
     def __init__(
@@ -46,11 +52,13 @@ class FastClassifier(Classifier):
         precision: str = "32",
         compiled: bool = False,
         autocast: bool = False,
+        copies_views: bool = False,
     ) -> None:
         super().__init__(network, like.mean, like.std, node_table=like.node_table, channel_axes=like.channel_axes)
         self.form = form
         self.precision = precision
         self.compiled = compiled
+        self._copies_views = copies_views
         self._layout = layout_of(network) if form.channels_last else torch.contiguous_format
         self.requires_grad_(False).eval().to(device_of(like)).to(memory_format=self._layout)
         self._holds_bfloat16 = precision == "bf16" and not autocast and can_hold_bfloat16(network)
@@ -72,7 +80,8 @@ class FastClassifier(Classifier):
     def _logits(self, images: Tensor) -> Tensor:
         # Hooks on the network are there while something is recorded or masked, which a compiled pass would not see.
         if not self._compiled or self.network._forward_pre_hooks:
-            logits: Tensor = self.network(images)
+            with CopyingViews() if self._copies_views else nullcontext():
+                logits: Tensor = self.network(images)
             return logits
         if images.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
@@ -126,19 +135,26 @@ def fast(
     images = None if images is None else images[:CHECKED]
     expected = None if images is None else _seen(plain(model), images, nodes)
     said = ""
-    for less in dict.fromkeys((form, Form(form.fold, channels_last=False), PLAIN)):
+    attempts = [(form, False), (form, True), (Form(form.fold, channels_last=False), False), (PLAIN, False)]
+    for less, copies_views in dict.fromkeys(attempts):
+        if copies_views and (compiled or _VIEW not in said):
+            continue
         try:
             with quiet(), frozen(model):  # so that the copy is in its own evaluation mode already
                 network = copy.deepcopy(model.network)
                 less.build(network, watched)
                 if images is not None and expected is not None:
-                    _check_same(expected, _seen(FastClassifier(network, model, less), images, nodes))
+                    tried = FastClassifier(network, model, less, copies_views=copies_views)
+                    _check_same(expected, _seen(tried, images, nodes))
                 made = FastClassifier(
-                    network, model, less, precision=precision, compiled=compiled,
+                    network, model, less, precision=precision, compiled=compiled, copies_views=copies_views,
                     autocast=precision == "bf16" and images is not None and not _bears_bfloat16(network, model, images),
                 )  # fmt: skip
             if form.fold and not less.fold:
                 say(f"batch norm is not folded into convolutions: {said}")
+            elif form.channels_last and not less.channels_last:
+                remedy = "; write x.flatten(1) for x.view(x.size(0), -1)" if _VIEW in said else ""
+                say(f"images and activations don't lie channels-last, in which convolutions are faster: {said}{remedy}")
             return made
         except Exception as error:  # whatever other people's networks raise when they are copied, followed or run
             said = reason(error)

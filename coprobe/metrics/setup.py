@@ -71,6 +71,7 @@ class Setup:
     progress: Progress = field(default=silent, repr=False)
     say: Callable[[str], object] = field(default=warnings.warn, repr=False)
     _forms: list[tuple[frozenset[str], Classifier]] = field(default_factory=list, init=False, repr=False, compare=False)
+    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _spools: list[Spool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @usual_torch()
@@ -116,10 +117,16 @@ class Setup:
             precision=self.precision,
             compiled=self.compiled,
             processes=self.processes,
-            say=self.say if self.processes.leads else lambda text: None,
+            say=self._say_once,
         )
         self._forms[1:] = [(frozenset(nodes), made)]
         return made
+
+    def _say_once(self, text: str) -> None:
+        """Tell what is the same of the model at all nodes."""
+        if self.processes.leads and text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def first_images(self, count: int) -> Tensor:
         """As many as there are, at most `count`: float in [0, 1], on the device."""
