@@ -74,7 +74,7 @@ class Probe(Setup):
         **settings: Any,
     ) -> None:
         images = as_dataset(dataset, limit=limit)
-        model = as_checkpoint(checkpoint, preprocess, image_shape=images.image_shape)
+        model = as_checkpoint(checkpoint, preprocess, image_shapes=images.possible_shapes)
         if not isinstance(dataset, Dataset | str):
             images = numbered(images, model.num_classes)
         if epsilon is None:
@@ -169,7 +169,7 @@ class Probe(Setup):
         Raises:
             InputError: a target that the images don't fit, or a model named twice.
         """
-        others = [as_checkpoint(target, image_shape=self.dataset.image_shape) for target in targets]
+        others = [as_checkpoint(target, image_shapes=[self.dataset.image_shape]) for target in targets]
         probes = [self, *(replace(self, checkpoint=other) for other in others)]
         named = {storable(str(probe.checkpoint.path or probe.checkpoint.digest)): probe for probe in probes}
         if len(named) < len(probes):

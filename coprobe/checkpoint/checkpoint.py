@@ -153,13 +153,17 @@ class Checkpoint:
             )
         if not self.image_shape or self.image_shape[1:] == (height, width):
             return
+        own = self.image_shape[1:]
         if self.tried_shape:
-            trial(self.model, image_shape)
+            try:
+                trial(self.model, image_shape)
+            except InputError as error:
+                raise InputError(f"{error}, or pass --image-size {own[0]}x{own[1]}, which it takes") from None
             return
-        trained = "×".join(map(str, self.image_shape[1:]))
+        trained = "×".join(map(str, own))
         raise InputError(
             f"{images} has images of {height}×{width} pixels, but the model was trained on {trained}; {_OTHERS}, "
-            f"or bring them to that size with --image-size {trained.replace('×', 'x')}"
+            f"or bring them to that size with --image-size {own[0]}x{own[1]}"
         )
 
     def suited(self, dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from typing import TypeAlias
 
@@ -21,20 +22,27 @@ def as_checkpoint(
     model: Model,
     preprocess: Sequence[Sequence[float]] | Images | None = None,
     *,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shapes: Sequence[tuple[int, int, int]] = (),
 ) -> Checkpoint:
     """A file read, a checkpoint as it is, or a network in Python around which one is made.
 
     Args:
         model: which of them; what else can be said of a file, `load` takes, and of a network, `wrap`.
         preprocess: what a network in Python expects to be done to images in [0, 1], see `wrap`.
-        image_shape: (channels, height, width) of the images that a network in Python is going to see.
+        image_shapes: (channels, height, width) that the images may have which a network in Python is going to see; the
+            first that it takes counts.
 
     Raises:
         InputError: none of these, a `preprocess` for a model that has its own, and what `load` and `wrap` raise.
     """
     if isinstance(model, nn.Module):
-        return wrap(model, preprocess, image_shape=image_shape)
+        try:
+            return wrap(model, preprocess, image_shape=next(iter(image_shapes), None))
+        except InputError:
+            for shape in image_shapes[1:]:
+                with suppress(InputError):
+                    return wrap(model, preprocess, image_shape=shape)
+            raise
     if preprocess is not None:
         raise InputError(
             "preprocess is for a network in Python; of a file say it with coprobe.load(path, mean=…, std=…)"

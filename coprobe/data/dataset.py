@@ -71,6 +71,13 @@ class Dataset:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def possible_shapes(self) -> list[tuple[int, int, int]]:
+        """The image shape, and that with the other number of channels, where `with_channels` can give the images it."""
+        channels, height, width = self.image_shape
+        other = {1: 3, 3: 1}.get(channels) if self.names else None
+        return [(count, height, width) for count in (channels, other) if count]
+
     def __len__(self) -> int:
         return len(self.labels)
 

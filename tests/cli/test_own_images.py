@@ -39,6 +39,10 @@ def wide():
     return seeded(channels=3, side=(32, 64))
 
 
+def narrow():
+    return seeded(side=(32, 32))
+
+
 class Standardised(Grey):
     def forward(self, x):
         deviation = x.std((1, 2, 3), keepdim=True)
@@ -167,6 +171,21 @@ def test_a_network_of_three_channels_sees_grey_images_as_before(here, coprobe):
     assert grey == coloured
 
 
+@pytest.mark.parametrize(("channels", "data"), [(1, "folder:grey"), (3, "folder:grey"), (1, "folder:rgb")])
+def test_in_python_the_images_suit_the_network_too(here, channels, data):
+    from coprobe import Probe
+
+    draw(here / "rgb", mode="RGB")
+    namespace = {}
+    exec(compile(NETWORKS, "nets.py", "exec"), namespace)
+    network = namespace["seeded"](channels=channels)
+    torch.save(network.state_dict(), here / "mine.pt")
+    probe = Probe(network, data, epsilon=8 / 255, say=lambda text: None)
+    assert probe.dataset.image_shape == (channels, 14, 14)
+    expected = by_hand(here, range(12), "mine.pt", channels)
+    assert probe.evaluate(["fgsm"]).accuracy("clean") == pytest.approx(expected)
+
+
 def test_parquet_files_keep_one_channel_too(here, coprobe):
     from tests.cli.parquet import write_grey
 
@@ -183,6 +202,9 @@ def test_a_head_for_32_by_64_is_shown_images_of_that_size(here, coprobe):
     result = coprobe("evaluate - --model nets.py:wide --data folder:grey --eps 8 --attacks fgsm")
     assert result.code == 2
     assert "no logits for one image of" in result.err
+    result = coprobe("evaluate - --model nets.py:narrow --data folder:grey --eps 8 --attacks fgsm --image-size 33")
+    assert result.code == 2
+    assert result.err.rstrip().endswith(", or pass --image-size 32x32, which it takes")
 
 
 def test_classes_are_matched_by_name(here, coprobe):
