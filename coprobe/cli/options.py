@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from coprobe.probe import Probe
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: Seconds after which what an interrupted command left is of no use any more.
+_FORGOTTEN = 30 * 24 * 3600
 #: Names of weights in a message about many.
 _SHOWN = 3
 
@@ -362,6 +366,7 @@ class ProbingOptions(ReadingOptions):
             precision=self.precision,
             seed=self.seed,
             cache=Path(path) / "stats" if cache and Path(path).is_dir() else None,
+            unfinished=_unfinished(),
             plain=self.plain,
             compiled=self.compiled,
             processes=processes,
@@ -445,6 +450,24 @@ class PaperOptions:
         data = {"cifar10": self.cifar10, "cifar100": self.cifar100}
         given = {name: spec for name, spec in data.items() if spec}
         return Results(self.runs or scale.directory, scale, given, self.seeds, weights)
+
+
+def _unfinished() -> Path | None:
+    """Where finished attacks wait for those that are still to be run: in `$COPROBE_CACHE`; None if that can't be.
+
+    What was left there more than a month ago is removed.
+    """
+    from coprobe.core.files import check_writable_directory
+
+    directory = Path(os.environ.get("COPROBE_CACHE") or "~/.cache/coprobe").expanduser() / "unfinished"
+    try:
+        check_writable_directory(directory)
+        for file in directory.glob("part-*"):
+            if time.time() - file.stat().st_mtime > _FORGOTTEN:
+                file.unlink()
+    except (InputError, OSError):
+        return None
+    return directory
 
 
 def _warn(path: str | Path, probe: Probe) -> None:

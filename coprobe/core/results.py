@@ -130,6 +130,13 @@ class ResultStore:
             key = key_of(**settings)
             write(self._path(kind, key), frame, key, {str(name): value for name, value in frame.attrs.items()})
 
+    def drop(self, kind: str, **settings: Any) -> None:
+        """Forget a result, if it is kept."""
+        if self.directory is not None:
+            path = self._path(kind, key_of(**settings))
+            for file in (provenance_of(path), path):
+                file.unlink(missing_ok=True)
+
     def _path(self, kind: str, key: str) -> Path:
         assert self.directory is not None
         return self.directory / f"{kind}-{key}.parquet"

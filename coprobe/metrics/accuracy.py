@@ -142,6 +142,7 @@ class Accuracy(Metric[Evaluation]):
         noises: added after the attack; each draws from `seed`, the index of the image and the number of the draw.
         noise_draws: how often each noise is drawn anew.
         masks: applied to clean and adversarial images alike (Eq. 7).
+        clean: whether clean images are measured, too.
         seed: of the noise.
 
     Raises:
@@ -153,6 +154,7 @@ class Accuracy(Metric[Evaluation]):
     noises: tuple[Noise, ...] = (NO_NOISE,)
     noise_draws: int = 1
     masks: tuple[ChannelMask, ...] = (NO_MASK,)
+    clean: bool = True
     name: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
@@ -170,12 +172,19 @@ class Accuracy(Metric[Evaluation]):
         """As plain values."""
         settings = {**super().settings, "noises": [noise.spec for noise in self.noises]}
         del settings["masks"]
+        if self.clean:
+            del settings["clean"]
         return settings if self.masks == (NO_MASK,) else {**settings, "masks": [asdict(mask) for mask in self.masks]}
 
     def at(self, ball: Ball, seed: int) -> Accuracy:
         """The same, with the specs as batches have them; raises `InputError` for an unknown attack or option."""
         specs = [as_attack(attack, ball).spec for attack in self.attacks if attack != CLEAN]
         return replace(self, epsilon=ball.epsilon, norm=ball.norm, seed=seed, attacks=tuple(dict.fromkeys(specs)))
+
+    def parts(self) -> list[Metric[Evaluation]]:
+        """One for each attack, the first with the clean images."""
+        singles: list[tuple[Any, ...]] = [(spec,) for spec in self.attacks] or [()]
+        return [replace(self, attacks=one, clean=self.clean and not place) for place, one in enumerate(singles)]
 
     def prepare(self, model: nn.Module) -> None:
         """Begin without images."""
@@ -193,7 +202,7 @@ class Accuracy(Metric[Evaluation]):
         finite = torch.ones((), dtype=torch.bool, device=self._device)
         randomness = ImageRandomness(self.seed, "noise", batch.indices)
         for spec, images in batch.images.items():
-            if spec != CLEAN and spec not in self.attacks:
+            if spec not in self.attacks if spec != CLEAN else not self.clean:
                 continue
             for noise, draw in _draws(self.noises, self.noise_draws):
                 noisy = noise.add(images, randomness, draw)

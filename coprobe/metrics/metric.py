@@ -65,6 +65,10 @@ class Metric(ABC, Generic[R]):
         """The same metric without what it has gathered, for attacks in this ball and with this seed."""
         return replace(self, epsilon=ball.epsilon, norm=ball.norm, seed=seed)
 
+    def parts(self) -> list[Metric[R]]:
+        """What can be measured one after the other: the tables of all, one below the other, are that of the whole."""
+        return [self]
+
     @abstractmethod
     def prepare(self, model: nn.Module) -> None:
         """Begin anew with this model, images in [0, 1] to logits; it is left as it was."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import pandas as pd
@@ -27,6 +29,8 @@ from coprobe.nodes import VERSION, resolve
 
 #: Facts that change no result: a moved file, its label, another device or why it is this radius is the same experiment.
 _IRRELEVANT = ("checkpoint", "stage", "device", "budget")
+#: How files of parts of a measurement that is not finished begin.
+_PART = "part-"
 
 
 @usual_torch()
@@ -52,34 +56,134 @@ def results_of(
     metrics = [metric.at(setup.ball, setup.seed) for metric in metrics]
     setup.check_nodes([node for metric in metrics for node in metric.nodes])
     store = ResultStore(setup.cache)
-    depends = [_depends(setup, *one) for one in zip(metrics, attacks, targets, strict=True)]
-    kept = [all(attack.identified for attack in several) for several in attacks]
-    frames = [
-        _found(setup, store, metric, about) if keep else None
-        for metric, about, keep in zip(metrics, depends, kept, strict=True)
-    ]
-    open_ones = [number for number, frame in enumerate(frames) if frame is None]
-    if open_ones:
-        asked = [metrics[number] for number in open_ones]
-        examples = _examples(setup, asked, every, spool)
-        models = [_model(setup, metrics[number], targets[number]) for number in open_ones]
-        with naming_images(setup.stored_model, setup.dataset, setup.device, setup.batch_size):
-            measured = measure(examples, asked, models, setup.processes)
-        _merge_tallies(setup, examples.attacks)
-        form = str(getattr(setup.model, "form", PLAIN))
-        for number, result in zip(open_ones, measured, strict=True):
-            frame = frames[number] = table_of(result)
-            about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts, form=form), **depends[number]}
-            used = [attack for attack in examples.attacks if attack.spec in metrics[number].attacks]
-            about |= {"stages": stages_of(used)} if isinstance(result, Evaluation) else {}
-            about |= _noticed(used)
-            frame.attrs = json.loads(json.dumps(about))  # in plain values, as they come back from a file
-            if setup.processes.leads and kept[number]:
-                store.keep(metrics[number].name, frame, **_relevant(setup.facts), **depends[number])
-        for attack in examples.attacks if setup.processes.leads else ():
-            if attack.warning:
-                setup.say(attack.warning)
+    questions = [_Question(setup, metric, every, target) for metric, target in zip(metrics, targets, strict=True)]
+    frames = [question.found(store) for question in questions]
+    due = [question for question, frame in zip(questions, frames, strict=True) if frame is None]
+    measured = iter(_answered(setup, due, spool) if due else ())
+    for place, question in enumerate(questions):
+        if frames[place] is None:
+            frames[place] = next(measured)
+            question.keep(store, cast(pd.DataFrame, frames[place]))
     return [metric.restored(cast(pd.DataFrame, frame)) for metric, frame in zip(metrics, frames, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A metric, of which model, and what its answer depends on.
+
+    Args:
+        setup: the model that is attacked, the images, and the settings.
+        metric: what is measured, at the radius and with the seed of the setup.
+        every: attacks, among them those of the metric.
+        target: the model that is measured.
+    """
+
+    setup: Setup
+    metric: Metric[Any]
+    every: Sequence[Attack]
+    target: Setup
+
+    @property
+    def attacks(self) -> list[Attack]:
+        """Those of the metric."""
+        return [attack for attack in self.every if attack.spec in self.metric.attacks]
+
+    @cached_property
+    def depends(self) -> dict[str, Any]:
+        """What a result depends on beside the facts of the setup, as plain values."""
+        return _depends(self.setup, self.metric, self.attacks, self.target)
+
+    def parts(self) -> list[_Question]:
+        """Questions of one attack at most, with the tables of all one below the other as the answer to this one."""
+        return [replace(self, metric=part) for part in self.metric.parts()]
+
+    def found(self, store: ResultStore, kind: str = "") -> pd.DataFrame | None:
+        """What the first process finds, for all of them; without any such result, no image has to be looked at."""
+        name, found = kind + self.metric.name, None
+        if not self._can_be_kept:
+            return None
+        if self.setup.processes.leads and store.holds(name):
+            found = store.find(name, **_relevant(self.setup.facts), **self.depends)
+        return self.setup.processes.broadcast(found)
+
+    def keep(self, store: ResultStore, frame: pd.DataFrame, kind: str = "") -> None:
+        """Keep the answer, where it says what it is of."""
+        if self.setup.processes.leads and self._can_be_kept:
+            store.keep(kind + self.metric.name, frame, **_relevant(self.setup.facts), **self.depends)
+
+    def drop(self, store: ResultStore, kind: str = "") -> None:
+        """Keep the answer no longer."""
+        if self.setup.processes.leads:
+            store.drop(kind + self.metric.name, **_relevant(self.setup.facts), **self.depends)
+
+    @property
+    def _can_be_kept(self) -> bool:
+        return all(attack.identified for attack in self.attacks)
+
+
+def _answered(setup: Setup, questions: Sequence[_Question], spool: Spool | None) -> list[pd.DataFrame]:
+    """The tables: from one pass over the images, or where there is room for what is finished, from one for each attack.
+
+    Then every part is kept as soon as it is known, until the last one is.
+    """
+    store = ResultStore(setup.unfinished or setup.cache)
+    parts = [(place, part) for place, question in enumerate(questions) for part in question.parts()]
+    rounds = dict.fromkeys(part.metric.attacks for _, part in parts)
+    if store.directory is None or len(rounds) < 2:
+        return _measured(setup, questions, spool)
+    tables: dict[int, list[pd.DataFrame]] = {place: [] for place in range(len(questions))}
+    found = {id(part): frame for _, part in parts if (frame := part.found(store, _PART)) is not None}
+    if found and setup.processes.leads:
+        setup.say(f"{len(found)} of {len(parts)} parts of this measurement are there from one that was interrupted")
+    for attacks in rounds:
+        due = [part for _, part in parts if part.metric.attacks == attacks and id(part) not in found]
+        for part, frame in zip(due, _measured(setup, due, spool) if due else (), strict=True):
+            found[id(part)] = frame
+            part.keep(store, frame, _PART)
+    for place, part in parts:
+        tables[place].append(found[id(part)])
+        part.drop(store, _PART)
+    return [_joined(tables[place], question) for place, question in enumerate(questions)]
+
+
+def _joined(frames: Sequence[pd.DataFrame], question: _Question) -> pd.DataFrame:
+    """The table of a question from those of its parts."""
+    first, *others = frames
+    if not others:
+        return first
+    frame = pd.concat(frames, ignore_index=True)
+    frame.attrs = first.attrs | cast(dict[Any, Any], question.depends)
+    for name in ("stages", "blind", "outside"):
+        values = [one.attrs[name] for one in frames if name in one.attrs]
+        if values and isinstance(values[0], list):
+            frame.attrs[name] = [row for rows in values for row in rows]
+        elif values:
+            frame.attrs[name] = {key: value for named in values for key, value in named.items()}
+    return frame
+
+
+def _measured(setup: Setup, questions: Sequence[_Question], spool: Spool | None) -> list[pd.DataFrame]:
+    """The tables, with what they are of, from one pass over the images."""
+    metrics = [question.metric for question in questions]
+    examples = _examples(setup, metrics, questions[0].every, spool)
+    models = [_model(setup, question.metric, question.target) for question in questions]
+    with naming_images(setup.stored_model, setup.dataset, setup.device, setup.batch_size):
+        measured = measure(examples, metrics, models, setup.processes)
+    _merge_tallies(setup, examples.attacks)
+    form = str(getattr(setup.model, "form", PLAIN))
+    frames = []
+    for question, result in zip(questions, measured, strict=True):
+        frame = table_of(result)
+        about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts, form=form), **question.depends}
+        used = [attack for attack in examples.attacks if attack.spec in question.metric.attacks]
+        about |= {"stages": stages_of(used)} if isinstance(result, Evaluation) else {}
+        about |= _noticed(used)
+        frame.attrs = json.loads(json.dumps(about))  # in plain values, as they come back from a file
+        frames.append(frame)
+    for attack in examples.attacks if setup.processes.leads else ():
+        if attack.warning:
+            setup.say(attack.warning)
+    return frames
 
 
 def _depends(setup: Setup, metric: Metric[Any], attacks: Sequence[Attack], target: Setup) -> dict[str, Any]:
@@ -121,14 +225,6 @@ def _order(setup: Setup, target: Setup) -> list[int]:
 
 def _relevant(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in _IRRELEVANT}
-
-
-def _found(setup: Setup, store: ResultStore, metric: Metric[Any], depends: Mapping[str, Any]) -> pd.DataFrame | None:
-    """What the first process finds, for all of them; without any such result, no image has to be looked at."""
-    found = None
-    if setup.processes.leads and store.holds(metric.name):
-        found = store.find(metric.name, **_relevant(setup.facts), **depends)
-    return setup.processes.broadcast(found)
 
 
 def _examples(

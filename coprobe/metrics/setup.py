@@ -45,6 +45,8 @@ class Setup:
         assumed: whether the radius is `EPS` since neither a person nor the checkpoint named one.
         cache: directory in which results are kept and looked up; None keeps nothing. A result is found again
             only for the same weights, images and settings.
+        unfinished: directory in which every finished attack of a measurement is kept until all are, so that the same
+            one goes on after an interruption; None takes `cache`.
         plain: use the model as it is instead of its fast form, and take all images through all steps of an attack.
         compiled: run the model through torch.compile; not together with `plain`.
         processes: those that share the images; each gets all results.
@@ -65,6 +67,7 @@ class Setup:
     seed: int = 0
     assumed: bool = False
     cache: Path | None = None
+    unfinished: Path | None = field(default=None, kw_only=True)
     plain: bool = False
     compiled: bool = False
     processes: Processes = ALONE

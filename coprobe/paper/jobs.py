@@ -200,7 +200,7 @@ def _training(recipe: Recipe) -> float:
     images = recipe.limit_train or _ALL_IMAGES
     radii = 2 if recipe.eps_also not in (0, recipe.eps_train) else 1
     cost = float(METHODS.entry(recipe.method).facts["cost"])
-    return recipe.epochs * (2 * cost * images + 12 * radii * recipe.held_out)
+    return recipe.epochs * (2 * cost * images + 12 * radii * recipe.images_held_out(_ALL_IMAGES))
 
 
 def _measuring(order: Order, need: Need) -> float:

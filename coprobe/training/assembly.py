@@ -46,10 +46,10 @@ def assemble(
 ) -> Assembly:
     """Everything that the recipe describes; arguments and errors are those of `train`."""
     whole = data or load(recipe.data, "train", skip_bad=skip_bad)
-    training, held_out = hold_out(whole, recipe.limit_train, recipe.held_out)
+    training, held_out = hold_out(whole, recipe.limit_train, recipe.images_held_out(len(whole)))
     watched = held_out
     if recipe.watch == "test":
-        watched = load(recipe.data, "test", limit=recipe.held_out, skip_bad=skip_bad)
+        watched = load(recipe.data, "test", limit=len(held_out), skip_bad=skip_bad)
         watched = watched.with_channels(whole.image_shape[0])
     torch.manual_seed(recipe.seed)
     if device.type == "cuda":

@@ -203,3 +203,24 @@ def test_differences_are_said_as_options() -> None:
         "--early-stop True (not False)",
         "--seed 0 (not 3)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("total", "trained", "held_out"),
+    [
+        (50_000, None, 1000),
+        (50_000, 25_000, 1000),
+        (50_000, 3_000, 300),
+        (50_000, 400, 50),
+        (1_437, None, 143),
+        (1_437, 1_400, 37),  # what is left over
+        (60, None, 30),
+        (3, None, 1),
+        (400, 400, 1),  # which says itself that there are too few
+    ],
+)
+def test_so_many_images_are_held_out_that_watching_takes_no_longer_than_training(
+    total: int, trained: int | None, held_out: int
+) -> None:
+    assert Recipe(limit_train=trained).images_held_out(total) == held_out
+    assert Recipe(limit_train=trained, held_out=7).images_held_out(total) == 7

@@ -42,8 +42,9 @@ def command(out: Path, seed: int, device: str, as_json: bool) -> None:
     )
 
     def report(name: str, row: dict[str, Any]) -> None:
+        epoch = f"{row['epoch']:>2}/{demo.RECIPES[name][1].epochs}"
         message(
-            f"{name:>6}  epoch {row['epoch']}  clean {percent(row['clean']):>5}  FGSM {percent(row['fgsm']):>5}"
+            f"{name:>6}  epoch {epoch}  clean {percent(row['clean']):>5}  FGSM {percent(row['fgsm']):>5}"
             f"  PGD-10 {percent(row['pgd10']):>5}  {row['seconds']:.1f} s"
         )
 

@@ -33,6 +33,7 @@ def command(
 
     aa is AutoAttack's standard version; aa:fast and what --aa-members chooses run only some of its members, and are
     called otherwise. Of all of them a second table says what each member added, and how long it took.
+    Interrupted, the same command goes on with the attack that was being run.
 
     \b
     Example:

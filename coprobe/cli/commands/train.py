@@ -141,7 +141,7 @@ def command(
     recipe = _recipe(run if resume else None, preset, file, given)
     processes, chosen = share(devices, choose_device(device), "pass --resume to go on")
     data = read_images(recipe.data, "train", limit=None, skip_bad=skip_bad)
-    images = recipe.limit_train or max(1, len(data) - recipe.held_out)
+    images = recipe.limit_train or max(1, len(data) - recipe.images_held_out(len(data)))
     images *= make_method(recipe.method, recipe.options, epsilon=recipe.eps_train / 255).updates_per_batch
     events = _events(directory) if tensorboard and processes.leads else None
     shown = progress(f"{recipe.method}, {recipe.epochs} epochs", images * recipe.epochs)
