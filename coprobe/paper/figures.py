@@ -64,8 +64,7 @@ def caption(results: Results, figure: PaperFigure) -> str:
     shown = ", ".join(dict.fromkeys(title(results.recipe(name).data) for name in names))
     images = f", n = {scale.images or 'all test images'}" if figure.needs else ""
     recipe = results.recipe(next(iter(names)))
-    said = recipe.held_out and figure.runs and not figure.needs
-    held_out = f", {recipe.held_out} held-out images" if said else ""
+    held_out = f", {recipe.held_out} held-out images" if figure.runs and not figure.needs else ""
     trained = f"{recipe.limit_train or 'all'} training images, {recipe.epochs} epochs"
     return f"scale {scale.name}: {shown}, {trained}{images}{held_out}, {results.seeds_shown(names)}"
 

@@ -108,7 +108,7 @@ SCALES = {
             "paper",
             "CIFAR-10 and CIFAR-100, ResNet-18, 110 epochs, one GPU",
             {"cifar10": "cifar10", "cifar100": "cifar100"},
-            {**PRESETS["paper"], "precision": "bf16"},
+            {**PRESETS["paper"], "held_out": 1000, "precision": "bf16"},
             {**_ATTACKS, "apgd_t": "apgd-t", "aa": "aa"},
             own_schedules=True,
         ),

@@ -251,7 +251,7 @@ def _check(name: str, value: Any, rules: Mapping[str, Any]) -> None:
 #: Named sets of knobs, over which single ones can be changed.
 PRESETS: dict[str, dict[str, Any]] = {
     # the paper's schedule
-    "paper": {"epochs": 110, "schedule": "step", "lr": 0.1, "batch_size": 128, "held_out": 1000},
+    "paper": {"epochs": 110, "schedule": "step", "lr": 0.1, "batch_size": 128},
     # what fast adversarial training usually takes
     "fast": {"epochs": 30, "schedule": "one-cycle", "lr": 0.2, "batch_size": 128},
     # FGSM on scikit-learn's digits at a radius where it collapses

@@ -48,7 +48,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 MEASURED: dict[str, Callable[[Probe], Any]] = {
     "evaluate": lambda p: p.evaluate(ATTACKS, [Noise(), Noise("gauss", 0.1)], 2).frame,
-    "mask": lambda p: p.mask(compare=("variance", "random"), attacks=ATTACKS).evaluation.frame,
+    "mask": lambda p: p.mask(compare=("variance",), attacks=ATTACKS).evaluation.frame,
     "transfer": lambda p: p.transfer([checkpoint(Overfitted(robust=True))], ATTACKS).frame,
     "several": lambda p: pd.concat(
         [one.frame for one in p.measure(Accuracy(attacks=ATTACKS), ChannelActivations(nodes=("A",), attack="pgd:2"))]
@@ -144,7 +144,7 @@ def test_the_same_command_goes_on(
     facts = {"width": 2, "num_classes": 10, "in_channels": 1}
     made = type(checkpoint(Overfitted()))(Classifier(build("resnet18", **facts)).eval(), "resnet18", facts)
     made.save(tmp_path / "c.pt")
-    line = ["evaluate", str(tmp_path / "c.pt"), "--data", "digits", "--limit", "20", "--batch-size", "10", "--json",
+    line = ["evaluate", str(tmp_path / "c.pt"), "--data", "digits", "--limit", "20", "--batch-size", "10", "--plain", "--json",
             "--attacks", "fgsm,pgd:2,cw:2"]  # fmt: skip
     assert main(line) == 0
     wanted = json.loads(capsys.readouterr().out)["rows"]

@@ -215,7 +215,7 @@ def test_differences_are_said_as_options() -> None:
         (1_437, None, 143),
         (1_437, 1_400, 37),  # what is left over
         (60, None, 30),
-        (3, None, 1),
+        (3, None, 2),
         (400, 400, 1),  # which says itself that there are too few
     ],
 )
