@@ -144,8 +144,8 @@ def test_the_same_command_goes_on(
     facts = {"width": 2, "num_classes": 10, "in_channels": 1}
     made = type(checkpoint(Overfitted()))(Classifier(build("resnet18", **facts)).eval(), "resnet18", facts)
     made.save(tmp_path / "c.pt")
-    line = ["evaluate", str(tmp_path / "c.pt"), "--data", "digits", "--limit", "20", "--batch-size", "10", "--plain", "--json",
-            "--attacks", "fgsm,pgd:2,cw:2"]  # fmt: skip
+    how = "--data digits --limit 20 --batch-size 10 --plain --json --attacks fgsm,pgd:2,cw:2"
+    line = ["evaluate", str(tmp_path / "c.pt"), *how.split()]
     assert main(line) == 0
     wanted = json.loads(capsys.readouterr().out)["rows"]
     interrupted("cw:2")
