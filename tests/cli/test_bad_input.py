@@ -461,6 +461,10 @@ TABLE = [
     Row("activations - --model nets.py:Tied --data digits --limit 20 --node relu", "an axis that can't be told",
         "node 'relu': can't tell which axis of its activations (batch×4×4×4) holds the channels; say --channel-axis "
         "relu=AXIS, in Python wrap(…, channel_axis=AXIS)"),
+    *each("a row that is no image's",
+        "node 'relu': the first axis of its activations is not the images (rows: 2 for one image, 4 for three); name "
+        "another node", *(f"{command} - --model nets.py:OneMore --data digits --limit 20 --node relu"
+        for command in ("activations", "mask", "diagnose", "increments"))),
     Row("activations tiny.pt --limit 20 --node A --channel-axis 4", "an axis that is not there",
         "node 'A': axis 4 of its activations (batch×2×32×32) can't hold the channels; give 1 to 3"),
     Row("nodes tiny.pt --channel-axis 0", "the axis of the images",

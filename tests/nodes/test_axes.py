@@ -161,6 +161,36 @@ def test_channels_are_followed(axis: int | None, function: Callable[[Tensor], Te
     assert place.axis == axis
 
 
+WEIGHT = torch.rand(SIDE, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("axis", "function"),
+    [
+        (1, lambda x: F.conv1d(x.flatten(2), WEIGHT[..., 0])),  # 8 channels at 8×8 positions, not 64 at 8
+        (1, lambda x: F.conv1d(x.flatten(1)[:, None], WEIGHT[:, :1, 0], padding=1)),
+        (1, lambda x: F.conv2d(x, WEIGHT, padding=1)),
+        (1, lambda x: F.conv3d(x[:, :, None], WEIGHT[:, :, None], padding=(0, 1, 1))),
+        (1, lambda x: F.conv_transpose2d(x, WEIGHT.transpose(0, 1), padding=1)),
+        (1, lambda x: torch.cat([x, F.conv2d(x, WEIGHT[:5], padding=1)], 1)),
+        (1, lambda x: (WEIGHT.flatten(1) @ F.unfold(x, 3, padding=1)).unflatten(2, (SIDE, SIDE))),
+        (3, lambda x: torch.tensordot(x, WEIGHT[:, :, 0, 0], dims=([1], [1]))),
+        (1, lambda x: torch.einsum("oc,nchw->nohw", WEIGHT[:, :, 0, 0], x)),
+        (None, lambda x: F.linear(F.conv2d(x, WEIGHT, padding=1), WEIGHT.flatten(1)[:, :SIDE])),  # as wide as the image
+        (None, lambda x: F.linear(torch.cat([x] * 4, 1)[:, :SIDE], WEIGHT.flatten(1)[:, :SIDE])),
+    ],
+)
+def test_channels_are_those_of_the_layer_that_makes_them(
+    axis: int | None, function: Callable[[Tensor], Tensor]
+) -> None:
+    class Network(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(function(x))
+
+    (place,) = places(Network(), (3, SIDE, SIDE))
+    assert place.axis == axis and (axis is None or place.shape[0] == SIDE)
+
+
 def test_what_cannot_be_told_is_refused_until_it_is_said() -> None:
     class Tied(nn.Module):
         """A sum of features first and features last."""
