@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from coprobe.checkpoint.description import ARGUMENTS, CLASS_NAME, CLASSES
@@ -22,21 +22,21 @@ _AROUND = ("meta", "dataset_meta", "metadata", "data")
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 
 
-def read_class_names(payload: Any, metadata: Mapping[str, str], num_classes: int) -> tuple[tuple[str, ...], str]:
+def read_class_names(
+    payload: Any, metadata: Mapping[str, str], num_classes: int, config: Mapping[str, Any] | None = None
+) -> tuple[tuple[str, ...], str]:
     """The names of the classes in the order of the logits, and what a person should know about them.
 
     Args:
         payload: of the file.
         metadata: of a safetensors file, else empty; such entries are JSON there.
         num_classes: how many logits the network gives.
+        config: what stands in a `config.json` beside the file; the file itself counts first.
 
     Returns:
         The names, none where the file gives none that can be used; and a sentence where it gives some of those.
     """
-    found: dict[tuple[str, ...], str] = {}
-    for key, value in _entries(payload, metadata):
-        if names := _named(key, value):
-            found.setdefault(names, key)
+    found = _found(_entries(payload, metadata)) or _found((key, value) for key, value in (config or {}).items())
     fitting = [names for names in found if len(names) == num_classes]
     if found and not fitting:
         names, key = next(iter(found.items()))
@@ -45,6 +45,15 @@ def read_class_names(payload: Any, metadata: Mapping[str, str], num_classes: int
         one, other = (found[names] for names in fitting[:2])
         return (), f"its '{one}' and '{other}' name the classes differently, so neither is used"
     return (fitting[0], "") if fitting else ((), "")
+
+
+def _found(entries: Iterable[tuple[str, Any]]) -> dict[tuple[str, ...], str]:
+    """The names in order, and the key of each."""
+    found: dict[tuple[str, ...], str] = {}
+    for key, value in entries:
+        if key in _KEYS and (names := _named(key, value)):
+            found.setdefault(names, key)
+    return found
 
 
 def _entries(payload: Any, metadata: Mapping[str, str]) -> Iterator[tuple[str, Any]]:

@@ -28,16 +28,18 @@ class HubConfig:
         arch_args: arguments of its builder.
         normalisation: mean and standard deviation, one number per channel.
         classes: their names, in the order of the logits.
+        said: all of it, for what other libraries write (`id2label`).
     """
 
     arch: str | None = None
     arch_args: dict[str, Any] = field(default_factory=dict)
     normalisation: Normalisation | None = None
     classes: tuple[str, ...] = ()
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_config(path: str | Path) -> HubConfig:
-    """The configuration in the folder `path`; an empty one for anything else, or if it is another library's.
+    """The configuration in the folder `path`; an empty one for anything else; another library's is only `said`.
 
     Raises:
         InputError: it is longer than any such file, or no JSON.
@@ -57,7 +59,9 @@ def read_config(path: str | Path) -> HubConfig:
             said = None
         if said is None:
             raise InputError("is no configuration in JSON; mend it, or name the file of weights beside it")
-    return _of_timm(said) if isinstance(said, dict) and isinstance(said.get("architecture"), str) else HubConfig()
+    if not isinstance(said, dict):
+        return HubConfig()
+    return _of_timm(said) if isinstance(said.get("architecture"), str) else HubConfig(said=said)
 
 
 def _of_timm(said: Mapping[str, Any]) -> HubConfig:

@@ -105,7 +105,9 @@ def load(
     """
     arch_args, model_args = dict(arch_args or {}), dict(model_args or {})
     is_file = str(path) != "-"
-    hub = HubConfig() if arch or model or not is_file else read_config(path)
+    hub = read_config(path) if is_file else HubConfig()
+    if arch or model:
+        hub = HubConfig(said=hub.said)
     if hub.arch:
         arch, arch_args = hub.arch, {**hub.arch_args, **arch_args}
     if is_file:
@@ -138,7 +140,7 @@ def load(
             normalisation = hub.normalisation
         names, remark = description.classes, ""
         if not description.format:
-            names, remark = read_class_names(contents.payload, contents.metadata, classes)
+            names, remark = read_class_names(contents.payload, contents.metadata, classes, hub.said)
             names = names or (hub.classes if len(hub.classes) == classes else ())
         doubts = (*_choice(match, others), *normalisation.notes)
         option = CONFIG if hub.arch else "--model" if model else "--arch" if arch else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,21 @@ def test_names_that_contradict_each_other_or_the_logits_are_not_used(tmp_path: P
     read = stored(tmp_path, {"class_names": [*NAMES, "background"]})
     assert read.classes == ()
     assert read.notes == ("its 'class_names' names 5 classes for 4 logits, so it is not used",)
+
+
+@pytest.mark.parametrize("arch", [None, "resnet18"])
+def test_a_configuration_beside_the_file_names_classes_unless_the_file_does(tmp_path: Path, arch: str | None) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    stored(folder, {})
+    (folder / "c.pt").rename(folder / "pytorch_model.bin")
+    config = {"architectures": ["ResNet"], "id2label": {str(number): name for number, name in BY_NUMBER.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder, arch=arch).classes == MODELS
+    assert load(folder / "pytorch_model.bin", arch=arch).classes == ()
+    stored(folder, {"classes": ["a", "b", "c", "d"]})
+    (folder / "c.pt").replace(folder / "pytorch_model.bin")
+    assert load(folder, arch=arch).classes == ("a", "b", "c", "d")
 
 
 def stored(folder: Path, entry: dict[str, Any]) -> Checkpoint:
