@@ -95,7 +95,7 @@ class _Pass:
         """`hook`, for one call per pass."""
 
         def visit(activation: Tensor) -> Tensor | None:
-            if torch._C._functorch.is_functorch_wrapped_tensor(activation):
+            if isinstance(activation, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(activation):
                 raise InputError(
                     f"node '{node.name}' is computed inside torch.vmap or the like, where the rows of its activations "
                     "can't be seen; choose another node"
