@@ -21,6 +21,7 @@ FLOORS = [
     {"nodes"},
     {"fast", "checkpoint"},
     {"attacks"},
+    {"checks"},
     {"metrics"},
     {"masking", "verdict"},
     {"training", "figures"},

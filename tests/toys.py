@@ -33,7 +33,7 @@ class Overfitted(nn.Module):
         super().__init__()
         self.relu = nn.ReLU()
         self.same = same_channels(4)
-        self.strength = nn.Parameter(torch.tensor(0.0 if robust else 1.0))
+        self.strength = nn.Parameter(torch.tensor(1e-6 if robust else 1.0))
         self.node_table = {"A": "relu"}
 
     def forward(self, x: Tensor) -> Tensor:

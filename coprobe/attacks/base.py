@@ -161,11 +161,6 @@ class Attack(ABC):
         return True
 
     @property
-    def warning(self) -> str:
-        """What makes its images say less than they seem to, in a sentence; empty if nothing does."""
-        return ""
-
-    @property
     def label(self) -> str:
         """The name as a person reads it, for tables and figures ("PGD-50", "PGD-50 (restarts=10)")."""
         options = ", ".join(self.options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import tee
+from itertools import count, tee
 from typing import IO
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from coprobe.attacks.base import ATTACKS, Attack, StepAttack
 from coprobe.core.engine import FULL, BatchSize, Progress, in_batches, kind_of, silent
 from coprobe.core.processes import ALONE, Processes
+from coprobe.core.randomness import key_of, seeded
 from coprobe.data import Dataset
 from coprobe.data.stream import ImageBatch, bounds, stream
 from coprobe.errors import InputError, RunError
@@ -70,6 +71,9 @@ class AdversarialExamples:
         progress: shows how many images of a pass are done.
         plain: take every image of a batch through all steps of its attack, instead of filling the places of those
             that are done with the next ones. The images are the same, see `batching`.
+        together: so many images are attacked and measured together, no more and no fewer but at the end, and none
+            leaves early, for models whose logits depend on the other images of a batch; None for others.
+        draws: seed torch's, numpy's and Python's generators before every batch, for models that draw from them.
         processes: those that share the images; each goes through its own shard.
 
     Raises:
@@ -86,6 +90,8 @@ class AdversarialExamples:
     spool: Spool | None = None
     progress: Progress = silent
     plain: bool = False
+    together: int | None = None
+    draws: bool = False
     processes: Processes = ALONE
     #: Shared by everything that is done with the batches.
     size: BatchSize = field(init=False, repr=False)
@@ -96,14 +102,15 @@ class AdversarialExamples:
                 stepping = ", ".join(one.name for one in ATTACKS.entries() if issubclass(one.value, StepAttack))
                 raise InputError(f"attack '{attack.spec}' does not hand out its steps; choose from {stepping}")
         kind = kind_of(self.model, self.dataset.image_shape)
+        size = self.batch_size if self.together is None else self.together
         few_sizes = getattr(self.model, "compiled", False)
         object.__setattr__(self, "model", owning_input(self.model))
-        object.__setattr__(self, "size", BatchSize(self.batch_size, self.device, kind, few_sizes=few_sizes))
+        object.__setattr__(self, "size", BatchSize(size, self.device, kind, few_sizes=few_sizes))
 
     @property
     def shard(self) -> tuple[int, int]:
         """First image and end of this process's share: not so small that it would be computed otherwise."""
-        unit = math.lcm(FULL, *(attack.unit(self.size.now) for attack in self.attacks))
+        unit = math.lcm(FULL, self.together or 1, *(attack.unit(self.size.now) for attack in self.attacks))
         return self.processes.shard(len(self.dataset), unit, FULL)
 
     def __iter__(self) -> Iterator[AdversarialBatch]:
@@ -139,21 +146,41 @@ class AdversarialExamples:
         if attack.spec in self.trajectories:
             assert isinstance(attack, StepAttack)
             return (self._trajectory(attack, batch) for batch in batches)
-        if self.plain and isinstance(attack, StepAttack):  # the others have only one way
+        if (self.plain or self.together) and isinstance(attack, StepAttack):  # the others have only one way
             return ([self._plainly(attack, batch)] for batch in batches)
+        if self.draws:
+            return ([x_adv] for x_adv in self._seeded(attack, batches))
         return ([x_adv] for x_adv in attack.stream(self.model, batches, self.seed, self.size))
 
     def _plainly(self, attack: Attack, batch: ImageBatch) -> Tensor:
         def work(first: int, stop: int) -> Tensor:
             part = batch.part(first, stop)
-            return attack(self.model, part.images, part.labels, seed=self.seed, indices=part.indices, plain=True)
+            with self.drawing(int(part.indices[0])):
+                return attack(self.model, part.images, part.labels, seed=self.seed, indices=part.indices, plain=True)
 
         return torch.cat(list(in_batches(len(batch), work, self.size)))
+
+    def _seeded(self, attack: Attack, batches: Iterator[ImageBatch]) -> Iterator[Tensor]:
+        """As `attack.stream`, which draws for one batch after the other."""
+        crafted = attack.stream(self.model, batches, self.seed, self.size)
+        for start in count(self.shard[0], self.size.now):
+            with self.drawing(start):
+                x_adv = next(crafted, None)
+            if x_adv is None:
+                return
+            yield x_adv
+
+    def drawing(self, start: int) -> AbstractContextManager[None]:
+        """A block in which a model that draws random numbers gets those of the batch that starts at this image."""
+        if not self.draws:
+            return nullcontext()
+        return seeded(key_of(self.seed, "network", start), self.device)
 
     def _trajectory(self, attack: StepAttack, batch: ImageBatch) -> list[Tensor]:
         def work(first: int, stop: int) -> list[Tensor]:
             part = batch.part(first, stop)
-            return list(attack.steps(self.model, part.images, part.labels, seed=self.seed, indices=part.indices))
+            with self.drawing(int(part.indices[0])):
+                return list(attack.steps(self.model, part.images, part.labels, seed=self.seed, indices=part.indices))
 
         parts = list(in_batches(len(batch), work, self.size))
         return [torch.cat(iterates) for iterates in zip(*parts, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee
@@ -75,18 +75,6 @@ class GradientAttack(StepAttack):
     def tallies(self) -> list[Tally]:
         """`blindness`."""
         return [self.blindness]
-
-    @property
-    def warning(self) -> str:
-        """How many images gave no gradient, if they are more than a few."""
-        share = self.blindness.share
-        if share < _FEW:
-            return ""
-        return (
-            f"{self.label}: {share:.1%} of the images gave a gradient of exactly zero and could not be moved, as "
-            "behind rounding, sign or a saturated softmax; they count as robust and may not be: try square, or scale "
-            "the logits"
-        )
 
     @staticmethod
     def loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -223,6 +211,16 @@ class GradientAttack(StepAttack):
             best = torch.where(better.view(-1, 1, 1, 1), x_adv, best)
             best_loss = torch.where(better, loss, best_loss)
         return best
+
+
+def blind_sentence(attacks: Sequence[GradientAttack]) -> str:
+    """How many images gave attacks no gradient, in a sentence; empty if they are few."""
+    shares = {attack.label: attack.blindness.share for attack in attacks}
+    shown = ", ".join(f"{label}: {share:.1%}" for label, share in shares.items() if share >= _FEW)
+    return shown and (
+        f"images whose gradient was exactly zero and which could not be moved, as behind rounding, sign or a saturated "
+        f"softmax ({shown}): they count as robust and may not be; try square, or scale the logits"
+    )
 
 
 @ATTACKS.register(

@@ -26,9 +26,6 @@ IMAGES = 256
 #: Where there are many readings, so many are tried on so few images first, and the best of them on all.
 _FEW_FIRST, _FINALISTS = 32, 4
 
-#: Clean images to look at the outputs of, and how far two passes over them may differ on a GPU.
-_FEW, _REPEATED = 32, 1e-3
-
 #: Mean and standard deviation per channel over all pixels of the training images, as public training code has them.
 PUBLISHED = {
     "CIFAR-10's": (10, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
@@ -254,50 +251,6 @@ def _variants(checkpoint: Checkpoint, side: int) -> list[dict[str, Any]]:
 
 def _assigned(arguments: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in arguments.items()]
-
-
-def odd_outputs(
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-) -> str:
-    """What is wrong with the outputs for a few clean images, in a sentence; empty if nothing is.
-
-    Attacks need logits: after a softmax the loss has hardly any gradient, and constant outputs have none. Channels that
-    differ from pass to pass differ between a clean image and its adversarial twin, too.
-    """
-    sample = dataset.subset(balanced_prefix(dataset.labels, _FEW))
-    model = checkpoint.model.to(device)
-
-    def work(start: int, stop: int) -> Tensor:
-        outputs: Tensor = model(unit_floats(sample.images[start:stop].to(device)))
-        return outputs.double().cpu()
-
-    with frozen(model), torch.no_grad():
-        outputs, again = (
-            torch.cat(list(in_batches(len(sample), work, BatchSize(batch_size, device)))) for _ in range(2)
-        )
-    if not torch.allclose(outputs, again, rtol=_REPEATED, atol=_REPEATED, equal_nan=True):
-        return (
-            "the logits differ from pass to pass, so the model draws random numbers, and what its channels do under an "
-            "attack is mixed with that; switch its noise off, or attack with pgd-eot"
-        )
-    if _alike(outputs) and not _alike(sample.images):
-        return (
-            "the logits are the same for all images, so no attack finds a direction; check the weights and --mean/--std"
-        )
-    if outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < 1e-3:
-        return (
-            "the outputs are probabilities, and attacks on them see hardly any gradient; "
-            "leave out the softmax at the end"
-        )
-    return ""
-
-
-def _alike(rows: Tensor) -> bool:
-    return torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _sample(checkpoint: Checkpoint, dataset: Dataset) -> Dataset:

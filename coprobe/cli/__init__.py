@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "Train a checkpoint.",
     "methods": "The training methods, their sources and what they cost.",
     "inspect": "What is in a checkpoint.",
+    "check": "What would make its results misleading: the self-check.",
     "nodes": "Where a checkpoint can be probed.",
     "activations": "Which channels jump under an attack (V_act, T_act).",
     "mask": "Accuracy with the salient channels masked (Eq. 7).",

@@ -337,12 +337,13 @@ class ProbingOptions(ReadingOptions):
     plain: bool
     seed: int
 
-    def probe(self, path: str | Path, *, cache: bool = False) -> Probe:
+    def probe(self, path: str | Path, *, cache: bool = False, warns: bool = True) -> Probe:
         """Load the checkpoint and its images; remembered as the checkpoint probed last.
 
         Args:
             path: see `read`.
             cache: keep results in `stats/` of the run directory that `path` is.
+            warns: say at once what makes results doubtful.
         """
         from coprobe.core.engine import choose_device
         from coprobe.fast.classifier import check_precision
@@ -374,7 +375,8 @@ class ProbingOptions(ReadingOptions):
             say=lambda text: output.message(f"{path}: {text}"),
         )
         if processes.leads:
-            _warn(path, probe)
+            if warns:
+                probe.warn(probe.findings.sentences)
             if checkpoint.path:
                 memory.remember(checkpoint.path)
         return probe
@@ -468,15 +470,6 @@ def _unfinished() -> Path | None:
     except (InputError, OSError):
         return None
     return directory
-
-
-def _warn(path: str | Path, probe: Probe) -> None:
-    """Say what makes a result doubtful: outputs that are none."""
-    from coprobe.checkpoint.normalisation_check import odd_outputs
-
-    odd = odd_outputs(probe.checkpoint, probe.dataset, device=probe.device, batch_size=probe.batch_size)
-    if odd:
-        output.message(f"{path}: {odd}")
 
 
 def read_images(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coprobe.core.engine import frozen
 from coprobe.core.processes import ALONE, Processes
+from coprobe.core.randomness import seeded
 from coprobe.errors import RunError
 from coprobe.fast.choice import fastest
 from coprobe.fast.form import PLAIN, Form, forms
@@ -191,9 +192,8 @@ class DifferentError(Exception):
 
 
 def _seen(model: Classifier, images: Tensor, nodes: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The logits and the activations at the nodes; the state of torch's generators is as before afterwards."""
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), frozen(model), torch.no_grad(), record(model, nodes) as seen:
+    """The logits and the activations at the nodes; whatever is drawn is the same in every call."""
+    with seeded(0, images.device), frozen(model), torch.no_grad(), record(model, nodes) as seen:
         logits = model(images)
     return {"the logits": logits, **{f"node '{name}'": seen[name] for name in nodes}}
 

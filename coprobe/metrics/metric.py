@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -156,8 +157,9 @@ def measure(
             if size is None:
                 metric.update(batch)
                 continue
-            for _ in in_batches(len(batch.labels), lambda a, b, m=metric: m.update(batch.part(a, b)), size):  # type: ignore[misc]  # noqa: B023
-                pass
+            with batches.drawing(batch.start) if isinstance(batches, AdversarialExamples) else nullcontext():
+                for _ in in_batches(len(batch.labels), lambda a, b, m=metric: m.update(batch.part(a, b)), size):  # type: ignore[misc]  # noqa: B023
+                    pass
     if processes.world_size > 1:
         gathered = processes.gather([metric.state for metric in metrics])
         for rank, states in enumerate(gathered):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -14,10 +14,12 @@ from torch import nn
 from coprobe.attacks import Attack
 from coprobe.attacks.autoattack import stages_of
 from coprobe.attacks.examples import AdversarialExamples, Spool
-from coprobe.attacks.gradient import GradientAttack
+from coprobe.attacks.gradient import GradientAttack, blind_sentence
 from coprobe.attacks.own import OwnAttack
 from coprobe.checkpoint.class_order import Reordered, match_classes
 from coprobe.checkpoint.unusable import naming_images
+from coprobe.checks.settings import budget
+from coprobe.checks.settings import budget
 from coprobe.core.provenance import provenance
 from coprobe.core.results import ResultStore
 from coprobe.core.switches import usual_torch
@@ -53,8 +55,10 @@ def results_of(
     targets = targets or [setup] * len(metrics)
     attacks = [setup.attacks(metric.attacks) for metric in metrics]
     every = setup.attacks([attack for several in attacks for attack in several])  # raises for two of one name
+    _findings([setup, *targets])
     metrics = [metric.at(setup.ball, setup.seed) for metric in metrics]
     setup.check_nodes([node for metric in metrics for node in metric.nodes])
+    _unfit(setup, every)
     store = ResultStore(setup.cache)
     questions = [_Question(setup, metric, every, target) for metric, target in zip(metrics, targets, strict=True)]
     frames = [question.found(store) for question in questions]
@@ -171,19 +175,31 @@ def _measured(setup: Setup, questions: Sequence[_Question], spool: Spool | None)
         measured = measure(examples, metrics, models, setup.processes)
     _merge_tallies(setup, examples.attacks)
     form = str(getattr(setup.model, "form", PLAIN))
+    checked = [*_findings([setup, *(question.target for question in questions)]), *_unfit(setup, questions[0].every)]
     frames = []
     for question, result in zip(questions, measured, strict=True):
         frame = table_of(result)
         about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts, form=form), **question.depends}
         used = [attack for attack in examples.attacks if attack.spec in question.metric.attacks]
         about |= {"stages": stages_of(used)} if isinstance(result, Evaluation) else {}
-        about |= _noticed(used)
+        about |= {**_noticed(used), **({"check": checked} if checked else {})}
         frame.attrs = json.loads(json.dumps(about))  # in plain values, as they come back from a file
         frames.append(frame)
-    for attack in examples.attacks if setup.processes.leads else ():
-        if attack.warning:
-            setup.say(attack.warning)
+    setup.warn(_warnings(setup, examples.attacks))
     return frames
+
+
+def _findings(setups: Sequence[Setup]) -> list[str]:
+    """What the self-check says of each model, which it says to people, too."""
+    return list(dict.fromkeys(sentence for setup in setups for sentence in setup.findings.sentences))
+
+
+def _unfit(setup: Setup, attacks: Sequence[Attack]) -> list[str]:
+    """What it says of the attacks, which is said to people, too."""
+    finding = budget(setup.subject(attacks))
+    sentences = [finding.sentence] if finding else []
+    setup.warn(sentences)
+    return sentences
 
 
 def _depends(setup: Setup, metric: Metric[Any], attacks: Sequence[Attack], target: Setup) -> dict[str, Any]:
@@ -243,6 +259,8 @@ def _examples(
         spool=spool,
         progress=setup.progress,
         plain=setup.plain,
+        together=setup.together,
+        draws=setup.findings.draws,
         processes=setup.processes,
     )
 
@@ -254,6 +272,15 @@ def _merge_tallies(setup: Setup, attacks: Sequence[Attack]) -> None:
             for rank, state in enumerate(setup.processes.gather(tally.state)):
                 if rank != setup.processes.rank:
                     tally.merge_state(state)
+
+
+def _warnings(setup: Setup, attacks: Sequence[Attack]) -> Iterator[str]:
+    """What people should know of attacks, when they are done: where they stood still, and where they went too far."""
+    if not setup.findings.by_check["logits"]:  # else they had no chance, which has been said
+        yield from filter(None, [blind_sentence([one for one in attacks if isinstance(one, GradientAttack)])])
+    for attack in attacks:
+        if isinstance(attack, OwnAttack) and attack.warning:
+            yield attack.warning
 
 
 def _noticed(attacks: Sequence[Attack]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isclose
@@ -16,8 +17,9 @@ from torch import Tensor
 from coprobe.attacks import AnyAttack, Attack, Ball, as_attack
 from coprobe.attacks.examples import CLEAN, Spool
 from coprobe.checkpoint import Checkpoint
-from coprobe.core.defaults import EPS, EPS_L2
-from coprobe.core.engine import Progress, frozen, silent
+from coprobe.checks import Findings, Subject, check
+from coprobe.core.defaults import ATTACKS, EPS, EPS_L2, PROBING_ATTACK
+from coprobe.core.engine import BatchSize, Progress, frozen, silent
 from coprobe.core.processes import ALONE, Processes
 from coprobe.core.provenance import digest_tensors
 from coprobe.core.switches import usual_torch
@@ -95,6 +97,49 @@ class Setup:
         """Where the attacks may move images to."""
         return Ball(self.epsilon, self.norm)
 
+    @cached_property
+    def findings(self) -> Findings:
+        """What the quick checks find; a network that every pass changes is a copy from then on."""
+        findings = check(self.subject(), quick=True)
+        if findings.writes:
+            self._forms[0] = (frozenset(), copy.deepcopy(self.stored_model))
+        self.warn(findings.sentences)
+        return findings
+
+    def check(self, attacks: Sequence[AnyAttack] = (*ATTACKS, PROBING_ATTACK), nodes: Sequence[str] = ()) -> Findings:
+        """The whole self-check, see `coprobe.checks`; nothing is attacked.
+
+        Args:
+            attacks: that are meant.
+            nodes: where channels are meant to be recorded; empty means A…E, as far as there are any.
+        """
+        nodes = tuple(nodes) or tuple(node_table(self.stored_model))
+        return check(self.subject(self.attacks(attacks), nodes))
+
+    def subject(self, attacks: Sequence[Attack] = (), nodes: Sequence[str] = ()) -> Subject:
+        """What the checks look at, and what is meant to be done with it."""
+        return Subject(
+            self.checkpoint,
+            self.dataset,
+            self.ball,
+            attacks,
+            nodes,
+            device=self.device,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            form=None if self.plain else lambda: self.model,
+        )
+
+    def warn(self, sentences: Iterable[str]) -> None:
+        """Say each sentence, once."""
+        for sentence in sentences:
+            self._say_once(sentence)
+
+    @property
+    def together(self) -> int | None:
+        """How many images have to stay together, where results depend on that; None where they don't."""
+        return BatchSize(self.batch_size, self.device).now if self.findings.together else None
+
     @property
     def model(self) -> Classifier:
         """What is attacked: the fast form of the checkpoint's model, or with `plain` the model itself."""
@@ -126,7 +171,7 @@ class Setup:
         return made
 
     def _say_once(self, text: str) -> None:
-        """Tell what is the same of the model at all nodes."""
+        """Tell what is the same of the model at all nodes and for everything that is asked of it."""
         if self.processes.leads and text not in self._said:
             self._said.add(text)
             self.say(text)
@@ -198,6 +243,7 @@ class Setup:
             "device": str(self.device),
             "precision": self.precision,
             "plain": self.plain,
+            **({"together": self.together} if self.together else {}),
             "compiled": self.compiled,
         }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coprobe.core.engine import frozen
+from coprobe.core.randomness import seeded
 from coprobe.errors import InputError, RunError
 from coprobe.nodes.address import Node, resolve
 from coprobe.nodes.channels import channels_first
@@ -138,7 +139,7 @@ def _check_channels(node: Node, activation: Tensor, indices: Sequence[int]) -> N
 def check_neutral(model: nn.Module, images: Tensor, names: Sequence[str]) -> None:
     """Make sure that recording at these nodes leaves the model's logits on `images` as they are, bit by bit.
 
-    Both passes draw the same random numbers; the state of torch's generators is as before afterwards. Where two
+    Both passes draw the same random numbers; the state of all generators is as before afterwards. Where two
     passes of the same kind differ already, nothing can be said, and nothing is raised.
 
     Raises:
@@ -147,8 +148,7 @@ def check_neutral(model: nn.Module, images: Tensor, names: Sequence[str]) -> Non
     """
 
     def logits(nodes: Sequence[str]) -> Tensor:
-        devices = [images.device] if images.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), frozen(model), torch.no_grad(), record(model, nodes):
+        with seeded(0, images.device), frozen(model), torch.no_grad(), record(model, nodes):
             result: Tensor = model(images)
             return result
 

@@ -12,13 +12,17 @@ from coprobe.metrics import NO_STATISTICS, ChannelStatistics, Evaluation
 from coprobe.nodes import NO_NODES
 from coprobe.verdict.rule import verdict_of
 
+#: A verdict, and what is said where it rests on images that gave no gradient.
+STABLE, UNTOLD = "stable", "can't be told"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
     """Whether a checkpoint is CO-affected.
 
     Attributes:
-        verdict: `CO-affected`, `stable`, `not robust` or `did not converge`.
+        verdict: `CO-affected`, `stable`, `not robust` or `did not converge`; or `can't be told`, if it would be stable
+            only by images that withstand PGD-10 since they give it no gradient.
         sentence: the verdict and its evidence in a sentence.
         evaluation: accuracy on clean, FGSM and PGD images.
         statistics: channels at every node that was looked at; none for a network without nodes.
@@ -47,6 +51,9 @@ def diagnosed(
     salient = {node: (statistics.t_act(node) > SALIENT).nonzero()[0].tolist() for node in nodes}
     clean, fgsm, pgd = map(evaluation.accuracy, (CLEAN, *ATTACKS))
     verdict = verdict_of(clean, fgsm, pgd, classes)
+    blind = evaluation.frame.attrs.get("blind", {}).get(ATTACKS[1], 0.0)
+    if verdict == STABLE and verdict_of(clean, fgsm, max(0.0, pgd - blind), classes) != STABLE:
+        verdict = UNTOLD
     where = ", ".join(f"{len(found)} of {len(statistics.node(node))} at {node}" for node, found in salient.items())
     channels = f"channels with T_act > {SALIENT}: {where}" if where else NO_NODES
     n = int(evaluation.frame["n"].iloc[0])
@@ -54,4 +61,6 @@ def diagnosed(
         f"{verdict}: at {ball} accuracy is {clean:.1%} clean, {fgsm:.1%} under FGSM and "
         f"{pgd:.1%} under {label_of(ATTACKS[1])} (n = {n}); {channels}"
     )
+    if blind:
+        sentence += f"; {blind:.1%} of the images gave {label_of(ATTACKS[1])} no gradient, and may not be robust"
     return Diagnosis(verdict, sentence, evaluation, statistics, salient)

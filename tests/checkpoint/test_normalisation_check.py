@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,7 +16,6 @@ from coprobe.checkpoint.normalisation_check import (
     NormalisationCheck,
     Score,
     check_normalisation,
-    odd_outputs,
 )
 from coprobe.data import Dataset
 from coprobe.errors import InputError
@@ -228,31 +226,3 @@ def test_confidence_alone_does_not_win() -> None:
     """Least cross-entropy, but clearly fewer right."""
     right, sure = score(90, loss=0.6), score(60, loss=0.4, name="[-1, 1]")
     assert NormalisationCheck((right, sure), sure, CLASSES).best is right
-
-
-class Answering(nn.Module):
-    """A network whose outputs are what a function makes of its logits."""
-
-    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network, self.made = network(), made
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.made(self.network(x))
-
-
-@pytest.mark.parametrize(
-    ("made", "said"),
-    [
-        (lambda logits: logits, ""),
-        (lambda logits: logits.softmax(1), "the outputs are probabilities"),
-        (lambda logits: logits * 0 + 1, "the logits are the same for all images"),
-        (lambda logits: logits + torch.randn_like(logits), "the logits differ from pass to pass"),
-        (lambda logits: logits * torch.nan, ""),  # what works with them refuses them
-    ],
-    ids=["logits", "probabilities", "constant", "random", "not finite"],
-)
-def test_outputs_that_attacks_can_do_little_with(made: Callable[[Tensor], Tensor], said: str) -> None:
-    torch.manual_seed(0)
-    odd = odd_outputs(toys.checkpoint(Answering(made)), blobs(40, 1))
-    assert odd.startswith(said) and bool(odd) is bool(said)

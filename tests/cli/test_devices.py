@@ -20,7 +20,7 @@ pytestmark = pytest.mark.procs
 
 #: By file: a command. Shares are uneven, a process has an image more, few, or none.
 COMMANDS = {
-    "activations.csv": "activations tiny.pt --limit 37 --attack pgd:3 --batch-size 8",
+    "activations.csv": "activations tiny.pt --limit 37 --attack pgd:3:step-size=10 --batch-size 8",
     "places.csv": "activations tiny.pt --limit 5 --attack pgd:2 --node A --node layer1.0.conv1 --node layer2.0:in",
     "single.csv": "activations tiny.pt --limit 1 --attack fgsm",
     "increments.csv": "increments tiny.pt --limit 9 --attack pgd:2 --node A --node layer2 --plain",
@@ -64,8 +64,8 @@ class InTheSecond(torch.nn.Linear):
         self.kills, self.passes = kills, 0
 
     def forward(self, x):
-        self.passes += 1
-        if torch.distributed.get_rank() != 1 or self.passes < 12:
+        self.passes += len(x) > 32  # more than it is looked at beforehand: in the attack first, then in the metric
+        if torch.distributed.get_rank() != 1 or self.passes < 2:
             return super().forward(x.flatten(1))
         if self.kills:
             os.kill(os.getpid(), signal.SIGKILL)
