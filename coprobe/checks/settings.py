@@ -7,6 +7,7 @@ from coprobe.attacks.gradient import GradientAttack
 from coprobe.checkpoint.class_order import match_classes
 from coprobe.checkpoint.normalisation_check import check_normalisation
 from coprobe.checks.base import CHECKS, Finding
+from coprobe.checks.passes import alone as independent
 from coprobe.checks.subject import Subject, same
 from coprobe.errors import CoprobeError, InputError
 from coprobe.nodes import record
@@ -34,7 +35,7 @@ def rows(subject: Subject) -> Finding | None:
     """What is recorded of an image alone is what is recorded of it in a batch."""
     if not subject.repeats:
         return None
-    images = subject.images[:5]
+    images, is_independent = subject.images[:5], independent(subject) is None
     for node in subject.nodes:
         try:
             with record(subject.model, [node]) as seen:
@@ -44,7 +45,7 @@ def rows(subject: Subject) -> Finding | None:
                 alone = seen[node].double()
         except CoprobeError as error:
             return Finding(str(error))
-        if len(together) != len(images) or not same(alone, together[:1]):
+        if len(together) != len(images) or (is_independent and not same(alone, together[:1])):
             return Finding(
                 f"node '{node}' has {len(together)} rows for {len(images)} images, or rows that depend on the other "
                 "images; name other nodes ('coprobe nodes' lists them)"

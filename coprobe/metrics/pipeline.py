@@ -19,7 +19,6 @@ from coprobe.attacks.own import OwnAttack
 from coprobe.checkpoint.class_order import Reordered, match_classes
 from coprobe.checkpoint.unusable import naming_images
 from coprobe.checks.settings import budget
-from coprobe.checks.settings import budget
 from coprobe.core.provenance import provenance
 from coprobe.core.results import ResultStore
 from coprobe.core.switches import usual_torch

@@ -223,6 +223,8 @@ def test_a_budget_that_an_attack_cannot_reach() -> None:
 def test_the_whole_check() -> None:
     found = probe(Around()).check(["fgsm", "pgd:20"], ["inner.2", "inner.5"])
     assert list(found.by_check) == list(CHECKS) and not found.sentences
+    found = probe(networks.batch_statistics()).check(["fgsm"], ["inner.2"])
+    assert [name for name, finding in found.by_check.items() if finding] == ["alone"]
     found = probe(Around(after=lambda z: z * 1000), epsilon=32 / 255).check(["pgd:10"], ["inner.2"])
     assert {name for name, finding in found.by_check.items() if finding} == {"gradients", "budget"}
 
