@@ -98,8 +98,11 @@ class Candidate:
         """What its keys divide it into, if there are several networks in one state dict (`student.`, `teacher.`)."""
         names = list(self.weights)
         start = ""
-        while names and all(name.startswith(_component(names[0], start)) for name in names):
-            start = _component(names[0], start)
+        for _ in range(_DEPTH):
+            longer = _component(names[0], start)
+            if not (longer.endswith(".") and all(name.startswith(longer) for name in names)):
+                break
+            start = longer
         firsts = dict.fromkeys(_component(name, start) for name in names if "." in name.removeprefix(start))
         found = (self.part(first.removesuffix(".")) for first in firsts)
         return [part for part in found if part is not None and len(part.weights) >= _FEWEST]

@@ -20,6 +20,8 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _UNUSED = "sub_block1."
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)")
 _MOST_DOTS = 3
+#: How layers of torch call what may be a single number.
+_SINGLE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,7 @@ def key_remaps(weights: Mapping[str, Weight], allowed: Sequence[str] = ()) -> It
         _without_unused_block,
         _in_our_names,
         _in_present_names,
+        _without_counters,
         _without_unexpected,
     )
     remap: KeyRemap | None = KeyRemap(dict(weights), {key: key for key in weights})
@@ -207,6 +210,19 @@ def _without_unused_block(remap: KeyRemap) -> KeyRemap | None:
         return None
     note = f"left out {len(unused)} weights of '{_UNUSED}*', which TRADES' code creates and never uses"
     return replace(_without(remap, unused), notes=(*remap.notes, note))
+
+
+def _without_counters(remap: KeyRemap) -> KeyRemap | None:
+    """Without single numbers that no layer of torch has, as counters of operations; they have to be allowed."""
+    counters = {
+        key: weight
+        for key, weight in remap.weights.items()
+        if weight.shape.numel() == 1 and key.rpartition(".")[2] not in _SINGLE
+    }
+    if not counters or len(counters) == len(remap.weights):
+        return None
+    named = {remap.originals[key]: weight for key, weight in counters.items()}
+    return replace(_without(remap, set(counters)), unexpected={**remap.unexpected, **named})
 
 
 def _without_unexpected(remap: KeyRemap) -> KeyRemap | None:

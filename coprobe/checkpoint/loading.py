@@ -114,7 +114,7 @@ def load(
         path = find_file(path)
     elif pick or allow_missing or allow_unexpected:
         raise InputError("'-' is no file; leave out --pick, --allow-missing and --allow-unexpected")
-    network = _named_network(arch, arch_args, model, model_args, on_meta=as_stored)
+    network = named_network(arch, arch_args, model, model_args, on_meta=as_stored)
     if not is_file:
         if model is None or network is None:
             raise InputError(
@@ -126,7 +126,7 @@ def load(
     allowed = AllowedMismatch(tuple(allow_missing), tuple(allow_unexpected))
     with open_checkpoint(path) as contents:
         description = read_description(contents.payload, contents.metadata, contents.sealed)
-        propose = _proposer(network, model or arch, model_args or arch_args, description)
+        propose = proposer(network, model or arch, model_args or arch_args, description)
         match, others = choose(contents.payload, propose, allowed, pick=pick)
         if propose is any_known and arch_args:
             match = with_arguments(match, arch_args, allowed)
@@ -172,7 +172,7 @@ def load(
     return checkpoint
 
 
-def _named_network(
+def named_network(
     arch: str | None, arch_args: dict[str, Any], model: str | None, model_args: dict[str, Any], *, on_meta: bool
 ) -> nn.Module | None:
     """The network of a factory or a library that the person names; None for ours, or if they name none."""
@@ -212,7 +212,7 @@ def _of_factory(
     return replace(checkpoint, images_may_decide=not normalisation.name)
 
 
-def _proposer(network: nn.Module | None, name: str | None, args: dict[str, Any], description: Description) -> Proposer:
+def proposer(network: nn.Module | None, name: str | None, args: dict[str, Any], description: Description) -> Proposer:
     """What the weights may belong to: what the person names, else what the file names, else any known architecture."""
     if network is not None:
         return lambda weights: [(str(name), args, network)]

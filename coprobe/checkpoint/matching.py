@@ -14,6 +14,7 @@ from torch import nn
 
 from coprobe.checkpoint.candidates import Candidate, Weight, find_candidates, outline, place
 from coprobe.checkpoint.key_remap import KeyRemap, key_remaps, renamed
+from coprobe.checkpoint.misfit import ROOM, MisfitError, differs, fits_none, listed
 from coprobe.checkpoint.reader import UnreadableTensor
 from coprobe.errors import InputError, unknown
 from coprobe.models import ARCHITECTURES, Difference, build, defaults, mismatches, proposals, shape_of
@@ -22,11 +23,6 @@ from coprobe.models.public import SOURCES, public_network, public_proposals
 
 #: How many candidates of one file are looked at.
 _CANDIDATES = 16
-#: Up to so many differences, the architecture is probably the right one.
-_FEW = 5
-_SHOWN = 5
-_ROOM = 110
-_PATTERN = 30
 
 #: An architecture: its name, its arguments, and a network, on the meta device or built.
 Proposal = tuple[str, dict[str, Any], nn.Module]
@@ -119,7 +115,20 @@ def nearest(candidate: Candidate, propose: Proposer, allowed: AllowedMismatch) -
                 return match
             if best is None or len(match.differences) < len(best.differences):
                 best = match
-    return (_as_it_renames(best, allowed) or best) if best else None
+    return (_as_it_renames(best, allowed) or _under_prefix(best, allowed) or best) if best else None
+
+
+def _under_prefix(match: Match, allowed: AllowedMismatch) -> Match | None:
+    """The match with a prefix before all names, if the network has each of them behind it; None if it has not."""
+    own = set(match.network.state_dict())
+    name = next(iter(match.remap.weights))
+    for prefix in dict.fromkeys(known.removesuffix(name) for known in own if known.endswith(f".{name}")):
+        if all(prefix + key in own for key in match.remap.weights):
+            names = {key: prefix + key for key in match.remap.weights}
+            remap = renamed(match.remap, names, f"prefix '{prefix[:40]}' added")
+            changed = compare(match.candidate, remap, (match.arch, match.arch_args, match.network), allowed)
+            return changed if len(changed.differences) < len(match.differences) else None
+    return None
 
 
 def _as_it_renames(match: Match, allowed: AllowedMismatch) -> Match | None:
@@ -190,7 +199,8 @@ def choose(payload: Any, propose: Proposer, allowed: AllowedMismatch, *, pick: s
     for key, weight in largest.weights.items():
         if isinstance(weight, UnreadableTensor):
             raise InputError(f"weight '{key[:60]}' is no plain tensor: it {weight.reason}; save a dense state_dict")
-    raise InputError(_unknown(candidates, best) if propose is any_known or best is None else _differs(best))
+    said = fits_none(candidates, best) if propose is any_known or best is None else differs(best)
+    raise MisfitError(said, best.candidate if best else largest, best)
 
 
 def _fitting(matches: list[Match]) -> list[Match]:
@@ -229,7 +239,7 @@ def _networks_in(candidate: Candidate, propose: Proposer, allowed: AllowedMismat
     if any(not any(fnmatchcase(key, pattern) for pattern in allowed.unexpected) for key in rest):
         labels = ", ".join(match.candidate.label[:40] for match in good)
         raise InputError(
-            f"holds {len(good)} networks ({labels}) and {len(rest)} other weights ({listed(rest, _ROOM - 50)}); "
+            f"holds {len(good)} networks ({labels}) and {len(rest)} other weights ({listed(rest, ROOM - 50)}); "
             f"choose one network, as in --pick {good[0].candidate.label[:40]}"
         )
     good = [replace(match, remap=replace(match.remap, allowed=(*match.remap.allowed, *rest))) for match in good]
@@ -252,47 +262,6 @@ def _picked(candidates: list[Candidate], pick: str) -> list[Candidate]:
     if not picked:
         raise unknown("network in the file", pick[:60], [candidate.label[:60] for candidate in candidates])
     return picked
-
-
-def _differs(match: Match) -> str:
-    count = len(match.differences)
-    option = "--arch" if match.is_ours or match.arch.partition(":")[0] in SOURCES else "--model"
-    remedy = _allowing(match) + f"name another {option} or its {option}-arg"
-    return f"{count} weights don't fit {match.arch} ({listed(match.differences)}); {remedy}"
-
-
-def _allowing(match: Match) -> str:
-    """The option that does without a few missing or unexpected weights; empty if it is more than that."""
-    kinds = {difference.kind for difference in match.differences}
-    if len(match.differences) > _FEW or kinds not in ({"missing"}, {"unexpected"}):
-        return ""
-    name = match.differences[0].name
-    return f"--allow-{kinds.pop()} '{name if len(name) <= _PATTERN else f'{name[: _PATTERN - 1]}*'}' does without, or "
-
-
-def _unknown(candidates: list[Candidate], best: Match | None) -> str:
-    """Why the weights belong to no known architecture, and how to say which it is."""
-    remedy = "name it with --arch or --model"
-    largest = max(candidates, key=lambda candidate: candidate.size)
-    others = [other for other in candidates if other is not largest and 2 * other.size > largest.size]
-    if others:
-        remedy += f", or take another network of the file: {', '.join(f'--pick {o.label[:30]}' for o in others)}"
-    if best is not None:
-        count, shown = len(best.differences), listed(best.differences, _ROOM - 50)
-        closest = f"nearest is {best.arch}, where {count} differ ({shown})"
-        return f"the weights fit no known architecture: {closest}; {_allowing(best)}{remedy}"
-    first = [f"{key[:40]} {shape_of(weight)}" for key, weight in largest.weights.items()]
-    return f"the {len(first)} weights fit no known architecture ({listed(first, _ROOM - 50)}); {remedy}"
-
-
-def listed(items: Sequence[object], room: int = _ROOM) -> str:
-    """The first few items that have room, and that there are more."""
-    shown: list[str] = []
-    for item in map(str, items[:_SHOWN]):
-        if shown and len(", ".join([*shown, item])) > room:
-            break
-        shown.append(item)
-    return ", ".join(shown) + (", …" if len(shown) < len(items) else "")
 
 
 # Proposers.
@@ -344,7 +313,7 @@ def with_arguments(match: Match, given: dict[str, Any], allowed: AllowedMismatch
     make = _on_meta if match.is_ours else library_network
     changed = compare(match.candidate, match.remap, (match.arch, arch_args, make(match.arch, arch_args)), allowed)
     if changed.differences:
-        raise InputError(_differs(changed))
+        raise MisfitError(differs(changed), changed.candidate, changed)
     return changed
 
 

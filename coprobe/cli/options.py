@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from coprobe.checkpoint import Checkpoint
+    from coprobe.checkpoint.misfit import Row
     from coprobe.core.processes import Processes
     from coprobe.data import Dataset
     from coprobe.paper import Results
@@ -305,6 +306,21 @@ class ReadingOptions:
             shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
             output.message(f"{path}: {len(names)} weights are {kind}, as allowed: {shown}")
         return checkpoint
+
+    def compare(self, path: str | Path) -> tuple[list[Row], str]:
+        """All weights of the file at `path` beside those of the network, and why they don't fit, empty if they do."""
+        from coprobe.checkpoint.comparison import compare_weights
+
+        return compare_weights(
+            path,
+            arch=self.arch,
+            arch_args=dict(self.arch_args),
+            model=self.model,
+            model_args=dict(self.model_args),
+            pick=self.pick,
+            allow_missing=self.allow_missing,
+            allow_unexpected=self.allow_unexpected,
+        )
 
     def read_for(self, path: str | Path, images: Callable[[], Dataset]) -> tuple[Checkpoint, Dataset]:
         """Load the checkpoint at `path` and images for it, which come first where their size may be the network's."""

@@ -63,6 +63,8 @@ def test_parts_of_a_state_dict() -> None:
     (one,) = find_candidates(named("", "head."))
     assert [part.label for part in one.parts()] == ["head"]
     assert one.part("nothing") is None
+    (alone,) = find_candidates({"a.b.weight": stored(2)})
+    assert alone.parts() == []
 
 
 def test_what_is_no_network_is_not_found() -> None:

@@ -193,10 +193,12 @@ TABLE = [
         "unknown architecture 'resnet81'; did you mean resnet18 or resnet110 or resnet56?"),
     Row("inspect tiny.pt --arch vgg16", "another network's name",
         "tiny.pt: 202 weights don't fit vgg16 (missing features.0.weight (64×3×3×3), missing features.0.bias (64), "
-        "missing features.1.weight (64), …); name another --arch or its --arch-arg"),
+        "missing features.1.weight (64), …); name another --arch or its --arch-arg; "
+        "'coprobe inspect --weights' lists all"),
     Row("inspect tiny.pt --arch-arg width=5", "another width",
         "tiny.pt: 101 weights don't fit resnet18 (conv1.weight is 2×1×3×3 instead of 5×1×3×3, bn1.weight is 2 instead "
-        "of 5, bn1.bias is 2 instead of 5, …); name another --arch or its --arch-arg"),
+        "of 5, bn1.bias is 2 instead of 5, …); name another --arch or its --arch-arg; "
+        "'coprobe inspect --weights' lists all"),
     Row("inspect tiny.pt --arch-arg widht=4", "unknown argument",
         "tiny.pt: resnet18 has no argument 'widht'; it takes (with defaults) width=64, num_classes=10, in_channels=3, "
         "stem='plain', activation='relu'"),
@@ -229,7 +231,8 @@ TABLE = [
         "inspect - --model nets.py:good --arch resnet18", "inspect tiny.pt --model nets.py:good --arch resnet18"),
     Row("inspect tiny.pt --model nets.py:good", "weights of another network",
         "tiny.pt: 126 weights don't fit nets.py:good (missing features.weight (4×1×3×3), missing features.bias (4), "
-        "missing head.weight (10×64), …); name another --model or its --model-arg"),
+        "missing head.weight (10×64), …); name another --model or its --model-arg; "
+        "'coprobe inspect --weights' lists all"),
     Row("inspect tiny.pt --model-arg width=3", "an argument for nothing",
         "--model-arg without --model; name the factory that takes it"),
     Row("inspect - --model nets.py", "no factory named",

@@ -191,6 +191,24 @@ def test_weights_that_may_be_missing_are_recorded_in_every_result(here, coprobe)
         assert json.loads(result.out)["provenance"]["allowed_mismatch"] == expected
 
 
+def test_all_weights_are_listed_where_they_fit_and_where_not(here, coprobe):
+    weights = load("tiny.pt").model.network.state_dict()
+    torch.save(
+        {**{f"net.{k}": v for k, v in weights.items() if k != "bn1.bias"}, "loss.weight": weights["bn1.bias"]}, "odd.pt"
+    )
+    result = coprobe("inspect odd.pt --arch resnet18 --weights --json --out weights.csv")
+    assert result.code == 0 and "don't fit resnet18" in result.err
+    given = json.loads(result.out)
+    assert (
+        not given["fits"] and "--allow-missing 'bn1.bias' --allow-unexpected 'loss.weight' do without" in given["fault"]
+    )
+    sides = {row["side"]: (row["in the file"], row["in the network"]) for row in given["rows"]}
+    assert sides["file"] == ("loss.weight", "") and sides["network"] == ("", "bn1.bias")
+    assert len(given["rows"]) == len(weights) + 1 == (here / "weights.csv").read_text().count("\n") - 1
+    fits = coprobe("inspect tiny.pt --weights")
+    assert fits.code == 0 and fits.err == "" and all(name in fits.out for name in weights)
+
+
 def test_one_of_two_networks(here, coprobe):
     weights = load("tiny.pt").model.network.state_dict()
     torch.save({"last": weights, "best": {name: value * 2 for name, value in weights.items()}}, "two.pt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,12 @@ _CHUNK = 1 << 20
 @click.command()
 @click.argument("checkpoint")
 @click.option("--data", help="Images to try out what the file leaves open: NAME, folder:DIR or parquet:DIR.")
+@click.option(
+    "--weights",
+    "lists_weights",
+    is_flag=True,
+    help="List all weights instead, in the file and in the network, whether they fit or not.",
+)
 @skip_bad_option
 @image_size_option
 @reading_options
@@ -43,6 +49,7 @@ _CHUNK = 1 << 20
 def command(
     checkpoint: str,
     data: str | None,
+    lists_weights: bool,
     skip_bad: bool,
     image_size: str | None,
     as_json: bool,
@@ -59,6 +66,7 @@ def command(
     Examples:
       coprobe inspect ckpt.pt
       coprobe inspect ckpt.pt --data cifar10
+      coprobe inspect ckpt.pt --model net.py:Net --weights --out weights.csv
     """
     import pandas as pd
 
@@ -68,6 +76,9 @@ def command(
 
     output = Output(as_json, out, plot)
     options = ReadingOptions(**reading)
+    if lists_weights:
+        _list_weights(output, options, checkpoint)
+        return
     dataset = None
     if data:
         images = partial(read_images, data, limit=IMAGES, skip_bad=skip_bad, image_size=image_size)
@@ -89,6 +100,23 @@ def command(
     output.write(frame, lambda: draw_weights(scales, title=title), facts=facts, **tried)
     for sentence in examined.sentences if examined is not None else ():
         message(f"{checkpoint}: {sentence}")
+
+
+def _list_weights(output: Output, options: ReadingOptions, path: str) -> None:
+    """Show all weights of a file beside those of the network; that they don't fit is said, and no error."""
+    import pandas as pd
+
+    from coprobe.core.provenance import provenance
+
+    rows, fault = options.compare(path)
+    header = ["in the file", "shape", "in the network", "shape there", "side"]
+    frame = pd.DataFrame([[storable(text) for text in astuple(row)] for row in rows], columns=header)
+    frame.attrs.update(provenance(checkpoint=str(path)))
+    if output.for_people:
+        print_table(str(path), header, frame.to_numpy().tolist(), left=5)
+    output.write(frame, fits=not fault, fault=fault or None)
+    if fault:
+        message(f"{path}: {fault}")
 
 
 def _facts(loaded: Checkpoint) -> dict[str, Any]:
