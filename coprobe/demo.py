@@ -1,4 +1,4 @@
-"""The demo: a CO-affected model and its stable twin, trained, probed and masked within two minutes on a laptop."""
+"""The demo: a CO-affected model and its stable twin, trained, probed and masked within minutes on a laptop."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_figure_from_nothing_and_then_from_what_is_there(place: Path, coprobe:
     wanted = [f"pictures/{name}.{suffix}" for name in ("fig03", "fig01") for suffix in ("png", "pdf", "csv")]
     assert sorted(out.splitlines()) == sorted(wanted)
     messages = err.splitlines()
-    assert re.fullmatch(r"scale tiny: 4 jobs, \d+ at a time, about \d+ min", messages[0])
+    assert re.fullmatch(r"scale tiny: 4 jobs, \d+ at a time, at most about \d+ min", messages[0])
     assert re.fullmatch(r"\[1/4\] train mep-12: \d+ s; about \d+ min left", messages[1]) and len(messages) == 5
     assert json.loads((place / "runs/scale.json").read_text()) == {"scale": "tiny"}
     content = (place / "pictures/fig03.csv").read_bytes()
@@ -87,7 +87,7 @@ def test_the_plan_is_printed_and_nothing_is_done(place: Path, coprobe: Any) -> N
     assert (result.code, result.err) == (0, "") and not list(place.iterdir())
     assert max(map(cell_len, result.out.splitlines())) <= 80
     assert re.search(r"fig01 .* 0/2 +0/0 ", result.out) and re.search(r"claims .* 0/\d\d ", result.out)
-    assert "About" in result.out and "2 at a time" in result.out
+    assert "At most about" in result.out and "2 at a time" in result.out
     rows = json.loads(coprobe(f"paper {RUNS} --plan --json --jobs 2").out)
     assert rows["at_once"] == 2 and len(rows["items"]) == 20 and rows["at_work"] == rows["failures"] == {}
     assert rows["items"][0].keys() == {

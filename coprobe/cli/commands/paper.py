@@ -122,7 +122,7 @@ def _make(
     order.results.mark()
     about = minutes(todo, seconds_per_pass(order), count)
     due = f"{len(todo)} job" + ("s" if len(todo) > 1 else "")
-    message(f"scale {order.scale.name}: {due}, {count} at a time, about {about:.0f} min")
+    message(f"scale {order.scale.name}: {due}, {count} at a time, at most about {about:.0f} min")
     report = _Report(todo, order)
     return work(todo, workers, on_begin=report.begins, on_end=report.ends)
 
@@ -178,7 +178,10 @@ def _show_plan(frame: Any, count: int, at_work: Mapping[str, str], failures: Map
         for row in frame.to_dict("records")
     ]
     total = frame["minutes"].sum() / count
-    note = f"About {total / 60:.1f} hours here, {count} at a time. A run that several need counts for the first."
+    note = (
+        f"At most about {total / 60:.1f} hours here, {count} at a time: images that are misclassified leave attacks "
+        "early. A run that several need counts for the first."
+    )
     print_table("What the paper needs", ["", "what it shows", "trained", "measured", "hours"], rows, note, left=2)
     for run, stage in at_work.items():
         click.echo(f"at work: {run} ({stage})")
