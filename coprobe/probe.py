@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AnyAttack, Spool
 from coprobe.checkpoint import Model, as_checkpoint
+from coprobe.checkpoint.fitting import Decision, fit
 from coprobe.core.defaults import ALPHA, ATTACKS, COMPARED, PROBING_ATTACK
 from coprobe.core.switches import usual_torch
 from coprobe.core.text import storable
@@ -49,7 +51,7 @@ class Probe(Setup):
         >>> coprobe.Probe(network, (x, y), preprocess=(mean, std), epsilon=8 / 255).diagnose().sentence
 
     Args:
-        checkpoint: a path, a `Checkpoint` (see `load`), or a network in Python (see `wrap`), which is used as it is.
+        checkpoint: a path (`fit` to the images), a `Checkpoint`, or a network in Python (see `wrap`), used as it is.
         dataset: images with labels: a name, `(x, y)`, a torch `Dataset`, a `DataLoader` or the like, see `as_dataset`.
         epsilon: radius of the attacks, a fraction; None takes that of the training where the checkpoint says it, else
             8/255, and the caption says which.
@@ -79,8 +81,12 @@ class Probe(Setup):
             images = numbered(images, model.num_classes)
         if epsilon is None:
             epsilon, settings["assumed"] = default_radius(model, settings.get("norm", "linf"))
-        super().__init__(model, images, epsilon, device=device or device_of(model.model), **settings)
-        assumed = assumptions(self) if isinstance(checkpoint, nn.Module) else ()
+        where = device or device_of(model.model)
+        decision = (
+            fit(model, model.suited(images)[0], device=where) if isinstance(checkpoint, str | Path) else Decision()
+        )
+        super().__init__(decision.of(model), images, epsilon, device=where, **settings)
+        assumed = assumptions(self) if isinstance(checkpoint, nn.Module) else decision.sentences
         for sentence in (*assumed, *(() if isinstance(dataset, Dataset) else images.notes)):
             self.say(sentence)
 

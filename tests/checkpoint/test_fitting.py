@@ -14,6 +14,7 @@ from coprobe.checkpoint.fitting import Decision, fit
 from coprobe.checkpoint.normalisation_check import check_normalisation
 from coprobe.data import Dataset
 from coprobe.models import Classifier, build
+from coprobe.probe import Probe
 
 CLASSES, SIDE = 4, 32
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -92,6 +93,14 @@ def test_variant_and_normalisation_are_found_together(
     assert taken.digest == read.digest and not taken.model.training
     # Once it is known, nothing is left to decide.
     assert fit(taken, data) == Decision(sentences=fit(taken, data).sentences)
+
+
+def test_a_path_in_python_is_read_the_same_way(tmp_path: Path) -> None:
+    network, data = known_by(made("preact-resnet18", shortcut="raw"))
+    torch.save(network.state_dict(), tmp_path / "c.pt")
+    with pytest.warns(UserWarning, match="took shortcut=raw"):
+        probe = Probe(tmp_path / "c.pt", data)
+    assert probe.checkpoint.decided == {"shortcut": "raw"} and accuracy(probe.checkpoint, data) > 0.75
 
 
 def test_what_is_assumed_rightly_stays_without_a_word(tmp_path: Path) -> None:
