@@ -34,9 +34,10 @@ def gradient_reaches(model: nn.Module, node: str, images: Tensor) -> bool:
     with frozen(model), torch.enable_grad(), tapped(model, node) as tap:
         tap.register_forward_hook(lambda module, inputs, output: passed.append(output))
         logits = model(images.detach().clone().requires_grad_())
-    if not (passed[-1].requires_grad and logits.requires_grad):
-        return False
-    return torch.autograd.grad(logits.sum(), passed[-1], allow_unused=True)[0] is not None
+        if not (passed[-1].requires_grad and logits.requires_grad):
+            return False
+        # inside the block, since layers that checkpoint their activations run again for it
+        return torch.autograd.grad(logits.sum(), passed[-1], allow_unused=True)[0] is not None
 
 
 @METRICS.register(
