@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from coprobe.attacks import AnyAttack, Spool
+from coprobe.attacks import AnyAttack
 from coprobe.checkpoint import Model, as_checkpoint
 from coprobe.checkpoint.fitting import Decision, fit
 from coprobe.core.defaults import ALPHA, ATTACKS, COMPARED, PROBING_ATTACK
@@ -39,6 +38,7 @@ from coprobe.metrics.pipeline import results_of
 from coprobe.metrics.setup import Setup, assumptions, default_radius
 from coprobe.nodes import NO_MASK, ChannelMask, node_table, resolve
 from coprobe.verdict.diagnosis import Diagnosis, diagnosed
+from coprobe.verdict.signs import SignTable, signs_of
 
 R = TypeVar("R")
 
@@ -90,18 +90,6 @@ class Probe(Setup):
         for sentence in (*assumed, *(() if isinstance(dataset, Dataset) else images.notes)):
             self.say(sentence)
 
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """A block in which images that were crafted for one thing serve all others that need the same.
-
-        They are put aside in temporary files that nobody sees, see `Spool`; what comes out is what comes out without.
-        """
-        self._spools.append(self._spools[-1] if self._spools else Spool())
-        try:
-            yield
-        finally:
-            self._spools.pop()
-
     def measure(self, *metrics: Metric[Any]) -> list[Any]:
         """What several metrics compute, from one pass over the images: nothing is attacked twice.
 
@@ -111,7 +99,7 @@ class Probe(Setup):
         Raises:
             InputError: an unknown node or attack, before the work; and what a metric raises.
         """
-        return results_of(self, metrics, spool=self._spools[-1] if self._spools else None)
+        return results_of(self, metrics, spool=self.spool)
 
     def activations(self, nodes: Sequence[str] = (), attack: AnyAttack = PROBING_ATTACK) -> ChannelStatistics:
         """Per-channel differences between clean and adversarial activations (Eqs. 5 and 6).
@@ -244,6 +232,25 @@ class Probe(Setup):
         channels = [ChannelActivations(nodes=nodes, attack=attack)] if nodes else []
         evaluation, *statistics = self.measure(Accuracy(), *channels)
         return diagnosed(evaluation, *statistics, ball=self.ball, classes=self.dataset.num_classes)
+
+    def signs(
+        self,
+        names: Sequence[str] = (),
+        *,
+        attack: AnyAttack = PROBING_ATTACK,
+        budgets: Sequence[float] = (),
+        reference: Model | None = None,
+    ) -> SignTable:
+        """The known signs of catastrophic overfitting, each with its interval and per image.
+
+        Args:
+            names: of signs, see `coprobe.verdict.signs`; none means all that can be measured.
+            attack: the one whose differences tell which channels are salient.
+            budgets: of the sign `accuracy-over-eps`, fractions; none means 1/255 to 32/255.
+            reference: a second model, for the sign that moves layers from there.
+        """
+        other = None if reference is None else as_checkpoint(reference, image_shape=self.dataset.image_shape)
+        return signs_of(self, names, probing=attack, budgets=budgets, reference=other)
 
     def _one(self, metric: Metric[R]) -> R:
         result: R = self.measure(metric)[0]

@@ -7,17 +7,18 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch import nn
 
 from coprobe.attacks.ball import Ball
 from coprobe.attacks.examples import CLEAN, AdversarialBatch
-from coprobe.attacks.input_gradient import input_gradient
-from coprobe.core.engine import frozen
 from coprobe.core.randomness import ImageRandomness
 from coprobe.errors import InputError, NotFiniteError
 from coprobe.metrics.metric import METRICS, Metric
+from coprobe.metrics.points import alignment, point_at
 from coprobe.metrics.sums import ImageSums
+
+#: What the random numbers of η are for, see `ImageRandomness`.
+PURPOSE = "gradient-alignment"
 
 
 @METRICS.register(
@@ -47,18 +48,12 @@ class GradientAlignment(Metric[pd.DataFrame]):
     def update(self, batch: AdversarialBatch) -> None:
         """Two passes forward and backward to the images."""
         x = batch.images[CLEAN]
-        randomness = ImageRandomness(self.seed, "gradient-alignment", batch.indices)
+        randomness = ImageRandomness(self.seed, PURPOSE, batch.indices)
         near = Ball(self.epsilon, self.norm).random(x, randomness)
-        first, second = (self._gradient(point, batch.labels) for point in (x, near))
-        counted = first.any(1) & second.any(1)
-        cosine = torch.where(counted, cosine_similarity(first, second), 0.0)
+        first, second = (point_at(self._model, point, batch.labels).gradient for point in (x, near))
+        cosine, counted = alignment(first, second)
         self._sums.add(batch.start, torch.stack([cosine, cosine.square(), counted.double()], 1))
         self._images += len(x)
-
-    def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        with frozen(self._model):
-            gradient, _ = input_gradient(self._model, x, lambda logits: cross_entropy(logits, y, reduction="none"))
-        return gradient.flatten(1).double()
 
     @property
     def state(self) -> Any:

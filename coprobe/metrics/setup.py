@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isclose
@@ -91,6 +92,23 @@ class Setup:
         if self.plain and self.compiled:
             raise InputError("--plain switches --compile off; leave one of them out")
         self._forms.append((frozenset(), plain(self.checkpoint.model.to(self.device), self.precision)))
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """A block in which images that were crafted for one thing serve all others that need the same.
+
+        They are put aside in temporary files that nobody sees, see `Spool`; what comes out is what comes out without.
+        """
+        self._spools.append(self.spool or Spool())
+        try:
+            yield
+        finally:
+            self._spools.pop()
+
+    @property
+    def spool(self) -> Spool | None:
+        """Where crafted images are put aside; None outside of `keeping`."""
+        return self._spools[-1] if self._spools else None
 
     @property
     def ball(self) -> Ball:
