@@ -70,7 +70,7 @@ def table_of(signs: Iterable[Sign], images: pd.DataFrame, others: pd.DataFrame, 
         parts.append(mine.merge(about, on="quantity", how="left").assign(
             sign=entry.name, number=entry.facts["number"], source=entry.source
         ))  # fmt: skip
-    frame = pd.concat(parts, ignore_index=True)[_COLUMNS]
+    frame = pd.concat(parts, ignore_index=True)[_COLUMNS].astype({"n": int})
     frame.attrs = images.attrs
     return SignTable(frame, images)
 
