@@ -233,24 +233,14 @@ class Probe(Setup):
         evaluation, *statistics = self.measure(Accuracy(), *channels)
         return diagnosed(evaluation, *statistics, ball=self.ball, classes=self.dataset.num_classes)
 
-    def signs(
-        self,
-        names: Sequence[str] = (),
-        *,
-        attack: AnyAttack = PROBING_ATTACK,
-        budgets: Sequence[float] = (),
-        reference: Model | None = None,
-    ) -> SignTable:
+    def signs(self, names: Sequence[str] = (), **settings: Any) -> SignTable:
         """The known signs of catastrophic overfitting, each with its interval and per image.
 
         Args:
             names: of signs, see `coprobe.verdict.signs`; none means all that can be measured.
-            attack: the one whose differences tell which channels are salient.
-            budgets: of the sign `accuracy-over-eps`, fractions; none means 1/255 to 32/255.
-            reference: a second model, for the sign that moves layers from there.
+            settings: the other arguments of `signs_of`: nodes and attack as of `diagnose`, budgets, reference.
         """
-        other = None if reference is None else as_checkpoint(reference, image_shape=self.dataset.image_shape)
-        return signs_of(self, names, probing=attack, budgets=budgets, reference=other)
+        return signs_of(self, names, **settings)
 
     def _one(self, metric: Metric[R]) -> R:
         result: R = self.measure(metric)[0]

@@ -18,6 +18,7 @@ from coprobe.models import ARCHITECTURES
 from coprobe.paper.claims import VERDICTS
 from coprobe.paper.figures import FIGURES
 from coprobe.training import METHODS
+from coprobe.verdict.signs import listed
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 DRAWN = README.parent / "figures"
@@ -49,6 +50,15 @@ def methods() -> str:
         rows.append(f"| {' | '.join(cells)} |")
     header = "| name | what it is | source | cost | clean | FGSM | PGD-10 |"
     return "\n".join([header, "|---|---|---|--:|--:|--:|--:|", *rows])
+
+
+def signs() -> str:
+    """Every sign with its number in the literature's table, its source and its cost."""
+    rows = [
+        f"| {entry.facts['number']} | `{entry.name}` | {entry.summary} | {entry.source} | {entry.facts['cost']} |"
+        for entry in listed()
+    ]
+    return "\n".join(["| | name | what it is | source | cost per image |", "|--:|---|---|---|---|", *rows])
 
 
 def commands() -> str:
@@ -129,6 +139,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "attacks": lambda: table(ATTACKS),
     "metrics": lambda: table(METRICS),
+    "signs": signs,
     "methods": methods,
     "architectures": lambda: table(ARCHITECTURES),
     "datasets": lambda: table(DATASETS),

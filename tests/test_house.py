@@ -76,8 +76,9 @@ def registries() -> list[Registry]:
     from coprobe.metrics import METRICS
     from coprobe.models import ARCHITECTURES
     from coprobe.training import METHODS
+    from coprobe.verdict.signs import SIGNS
 
-    return [ATTACKS, METRICS, DATASETS, SELECTORS, ARCHITECTURES, METHODS]
+    return [ATTACKS, METRICS, DATASETS, SELECTORS, ARCHITECTURES, METHODS, SIGNS]
 
 
 @pytest.mark.parametrize("registry", registries(), ids=lambda registry: registry.kind)

@@ -22,6 +22,7 @@ import coprobe as package
 from coprobe.cli import COMMANDS, cli, commands, main
 from coprobe.errors import InterruptedRunError
 from coprobe.training import METHODS, make_method
+from coprobe.verdict.signs import SIGNS
 
 #: A quick command line of each command that gives a table, and the columns of its rows.
 TABLES = {
@@ -359,6 +360,39 @@ def test_masks_have_intervals(here, coprobe):
     assert {f"{100 * row['low']:.1f} – {100 * row['high']:.1f}" for row in rows} <= {
         *re.findall(r"\d+\.\d – \d+\.\d", said)
     }
+
+
+def test_diagnose_says_the_verdict_and_then_the_signs(here, coprobe):
+    line = "diagnose tiny.pt --limit 20 --attack pgd:2 --signs gradient-alignment,accuracy-over-eps,weight-outliers"
+    result = coprobe(f"{line} --sign-eps 1,30/255 --out s.csv --per-image i.parquet --plot s.png")
+    wrote = [line for line in result.err.splitlines() if line.startswith("wrote")]
+    assert result.code == 0 and wrote == ["wrote s.png", "wrote s.csv", "wrote i.parquet"]
+    assert result.out.index("accuracy is") < result.out.index("2 gradient-alignment") < result.out.index("11 accuracy")
+    assert max(map(cell_len, result.out.splitlines())) <= 80
+    table, images = pd.read_csv("s.csv"), pd.read_parquet("i.parquet")
+    assert list(table["sign"].unique()) == ["gradient-alignment", "accuracy-over-eps", "weight-outliers"]
+    assert set(table[table["sign"] == "accuracy-over-eps"]["at"].dropna()) == {"1", "30"}
+    assert list(images["image"].unique()) == [*range(20)] and set(images["sign"]) == set(table["sign"][:5])
+    given = parse(coprobe(f"{line} --json").out)
+    assert {"verdict", "signs", "rows", "provenance"} <= set(given) and {row["attack"] for row in given["rows"]}
+    cosine = given["signs"][0]
+    assert cosine["value"] == table["value"][0] and cosine["healthy"] == "near 1" and cosine["n"] <= 20
+
+
+def test_signs_lists_every_sign_and_describes_one(coprobe):
+    listed = coprobe("signs")
+    assert (listed.code, listed.err) == (0, "") and max(map(cell_len, listed.out.splitlines())) <= 80
+    said = parse(coprobe("signs --json").out)
+    assert {one["name"] for one in said} == set(SIGNS)
+    assert sorted({one["number"] for one in said}) == [*range(1, 16)]
+    for one in said:
+        result = coprobe(f"signs {one['name']}")
+        assert (result.code, result.err) == (0, "")
+        said_in_words = " ".join(result.out.split())
+        assert one["formula"] in said_in_words and one["source"] in said_in_words
+        for quantity in one["quantities"]:
+            assert quantity["name"] in said_in_words and quantity["unit"]
+            assert quantity["interval"] in ("wilson", "normal", "bootstrap", "none")
 
 
 def test_channels_that_are_left_out_of_a_table_are_counted():

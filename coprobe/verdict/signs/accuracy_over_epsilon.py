@@ -9,7 +9,7 @@ from coprobe.errors import InputError
 from coprobe.verdict.signs.base import SIGNS, ImageSign, Key, Quantity, Values, share
 from coprobe.verdict.signs.neighbourhood import Neighbourhood
 
-#: Radii as of `Ball`: for L∞ from 1/255 to 32/255, for L2 as if an image of CIFAR had moved so far in every pixel.
+#: Radii as of `Ball`, by its norm.
 BUDGETS = {"linf": tuple(n / 255 for n in (1, 2, 4, 8, 16, 32)), "l2": (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)}
 #: Steps of PGD, and how many budgets they would reach one after the other.
 _STEPS, _REACH = 10, 2.5

@@ -62,6 +62,8 @@ class Sign(ABC):
     version: ClassVar[int] = 1
     #: Whether it compares with a second checkpoint.
     needs_reference: ClassVar[bool] = False
+    #: Whether it looks at activations at the nodes.
+    at_nodes: ClassVar[bool] = False
 
 
 class ImageSign(Sign):
@@ -69,13 +71,11 @@ class ImageSign(Sign):
 
     Attributes:
         sees_attacks: whether it looks at the images of FGSM and PGD by which accuracy is measured (`ATTACKS`).
-        sees_probing: whether it looks at the images of the attack behind T_act, and
-        at_nodes: whether it does so at the nodes A…E.
+        sees_probing: whether it looks at the images of the attack behind T_act.
     """
 
     sees_attacks: ClassVar[bool] = False
     sees_probing: ClassVar[bool] = False
-    at_nodes: ClassVar[bool] = False
 
     @abstractmethod
     def values(self, here: Neighbourhood) -> Values:
@@ -89,6 +89,9 @@ class ImageSign(Sign):
 class ModelSign(Sign):
     """A sign that needs no images, or changed copies of the model, and so no part of the pass over the images."""
 
+    def check(self, setup: Setup, reference: Checkpoint | None) -> None:
+        """Raise `InputError`, before the work, if the reference has other layers."""
+
     @abstractmethod
     def rows(self, setup: Setup, reference: Checkpoint | None) -> pd.DataFrame:
         """Columns quantity, at, value, low, high, n.
@@ -96,9 +99,6 @@ class ModelSign(Sign):
         Args:
             setup: model, images and settings.
             reference: the second checkpoint, where one was given.
-
-        Raises:
-            InputError: the reference has other layers.
         """
 
 

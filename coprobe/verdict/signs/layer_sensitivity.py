@@ -98,14 +98,21 @@ class LayerTransplant(_Changed):
     formula: ClassVar[str] = "accuracy with W ← W of the second checkpoint in one layer"
     needs_reference: ClassVar[bool] = True
 
-    def weights(self, setup: Setup, reference: Checkpoint | None) -> Iterator[tuple[str, Tensor]]:
-        """Those of the reference."""
+    def check(self, setup: Setup, reference: Checkpoint | None) -> None:
+        """Compare the shapes."""
         assert reference is not None
-        own, others = weights_of(setup.checkpoint), weights_of(reference)
-        if {path: weight.shape for path, weight in own.items()} != {p: w.shape for p, w in others.items()}:
+        own, others = (
+            {path: weight.shape for path, weight in weights_of(one).items()} for one in (setup.checkpoint, reference)
+        )
+        if own != others:
             raise InputError(
                 f"{reference.path or 'the second checkpoint'}: has other layers than the first; "
                 "choose one of the same architecture and width"
             )
-        for path, weight in own.items():
+
+    def weights(self, setup: Setup, reference: Checkpoint | None) -> Iterator[tuple[str, Tensor]]:
+        """Those of the reference."""
+        assert reference is not None
+        others = weights_of(reference)
+        for path, weight in weights_of(setup.checkpoint).items():
             yield path, others[path].to(weight)

@@ -47,5 +47,5 @@ class LinearityError(ImageSign):
             between = first + a.to(first.dtype).view(-1, 1, 1, 1) * (second - first)
             chord = (1 - a.double()) * here.loss(first) + a.double() * here.loss(second)
             errors.append((here.loss(between) - chord).square())
-        stacked = torch.stack(errors)
-        return {Key("mean"): stacked.mean(0), Key("largest"): stacked.amax(0)}
+        stacked = torch.stack(errors, 1)
+        return {Key("mean"): stacked.mean(1), Key("largest"): stacked.amax(1)}

@@ -60,15 +60,15 @@ class LossSurface(ImageSign):
         highest = ahead.argmax(0)
         return {
             Key("inside"): share((highest > 0) & (highest < len(ahead) - 1)),
-            Key("bend"): self._bend(torch.stack(list(surface.values()))),
+            Key("bend"): self._bend(torch.stack(list(surface.values()), 1)),
             **{Key("loss", f"{a:g},{b:g}"): loss for (a, b), loss in surface.items()},
         }
 
     def _bend(self, losses: Tensor) -> Tensor:
-        """1 − R² of the best plane, from losses (points, images); NaN where all are the same."""
+        """1 − R² of the best plane, from losses (images, points); NaN where all are the same."""
         a, b = (axis.flatten() for axis in torch.meshgrid(*[losses.new_tensor(self.grid)] * 2, indexing="ij"))
-        centred = losses - losses.mean(0)
-        total = centred.square().sum(0)
+        centred = losses - losses.mean(1, keepdim=True)
+        total = centred.square().sum(1)
         # a and b are orthogonal to each other and to constants, so each explains its own part
-        explained = sum((axis @ centred).square() / axis.square().sum() for axis in (a, b))
+        explained = sum((axis * centred).sum(1).square() / axis.square().sum() for axis in (a, b))
         return share((1 - explained / total).clamp(0, 1), total > 0)

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from coprobe.attacks import AdversarialBatch, AnyAttack, Ball, as_attack
 from coprobe.attacks.examples import CLEAN
-from coprobe.checkpoint import Checkpoint
+from coprobe.checkpoint import Model, as_checkpoint
 from coprobe.core.defaults import ATTACKS, PROBING_ATTACK
-from coprobe.core.engine import frozen
+from coprobe.core.engine import FULL, frozen
+from coprobe.core.provenance import provenance
 from coprobe.errors import InputError, RunError
 from coprobe.metrics.metric import Metric
 from coprobe.metrics.pipeline import results_of
 from coprobe.metrics.setup import Setup
-from coprobe.nodes import CHECKED, check_neutral
+from coprobe.nodes import CHECKED, check_neutral, node_table
 from coprobe.verdict.signs.accuracy_over_epsilon import AccuracyOverEpsilon
 from coprobe.verdict.signs.base import ImageSign, Key, ModelSign, Values, settings_of
 from coprobe.verdict.signs.neighbourhood import Neighbourhood
@@ -71,22 +72,26 @@ class ImageSigns(Metric[pd.DataFrame]):
         """Begin without images."""
         self._model = model
         self._values: dict[int, dict[tuple[str, Key], Tensor]] = {}
+        self._largest = 0
         self._finite: Tensor | bool = True
 
     def update(self, batch: AdversarialBatch) -> None:
         """Show the neighbourhood of the batch to every sign; their numbers grow with the images."""
         if not self._values and self.nodes:
             check_neutral(self._model, batch.images[CLEAN][:CHECKED], self.nodes)
+        count = len(batch.labels)
         with frozen(self._model):
             ball = Ball(self.epsilon, self.norm)
-            here = Neighbourhood(self._model, batch, ball, self.seed, self.probing, self.nodes)
+            full = filled_up(batch, min(FULL, self._largest))
+            here = Neighbourhood(self._model, full, ball, self.seed, self.probing, self.nodes)
             found = {
-                (sign.name, key): numbers.double().cpu()
+                (sign.name, key): numbers[:count].double().cpu()
                 for sign in self.signs
                 for key, numbers in sign.values(here).items()
             }
         self._values[batch.start] = found
         self._finite = here.finite & self._finite
+        self._largest = max(self._largest, count)
 
     @property
     def state(self) -> Any:
@@ -122,6 +127,16 @@ class ImageSigns(Metric[pd.DataFrame]):
         return pd.concat(tables, ignore_index=True)
 
 
+def filled_up(batch: AdversarialBatch, count: int) -> AdversarialBatch:
+    """A batch of at least so many images, with copies of its own, so that each is computed as in any other batch."""
+    missing = count - len(batch.labels)
+    if missing <= 0:
+        return batch
+    rows = torch.arange(count, device=batch.labels.device) % len(batch.labels)
+    images = {spec: images[rows] for spec, images in batch.images.items()}
+    return AdversarialBatch(batch.start, batch.labels[rows], images)
+
+
 def _first(part: dict[tuple[str, Key], Tensor]) -> Tensor:
     return next(iter(part.values()))
 
@@ -130,31 +145,39 @@ def signs_of(
     setup: Setup,
     names: Sequence[str] = (),
     *,
-    probing: AnyAttack = PROBING_ATTACK,
+    nodes: Sequence[str] = (),
+    attack: AnyAttack = PROBING_ATTACK,
     budgets: Sequence[float] = (),
-    reference: Checkpoint | None = None,
+    reference: Model | None = None,
 ) -> SignTable:
     """The signs of a model.
 
     Args:
         setup: model, images and settings.
         names: of signs; none means all that can be measured.
-        probing: the attack behind T_act.
+        nodes: where activations are looked at; none means A…E.
+        attack: the one behind T_act.
         budgets: of `accuracy-over-eps`, radii as of `Ball`; none means those of the sign.
-        reference: a second checkpoint, for the signs that compare with one.
+        reference: a second checkpoint, for the signs that compare with one, as of `as_checkpoint`.
 
     Raises:
-        InputError: an unknown sign, attack or budget; a sign that needs a second checkpoint without one.
+        InputError: an unknown sign, node, attack or budget; a network without nodes, for signs that look there; a
+            sign that needs a second checkpoint without one, or with one of other layers.
         RunError: the model's logits or gradients are not finite.
     """
+    places = tuple(nodes) or tuple(node_table(setup.stored_model))
     signs = [
         AccuracyOverEpsilon(tuple(budgets)) if sign is AccuracyOverEpsilon else sign()
-        for sign in chosen(names, reference is not None)
+        for sign in chosen(names, has_reference=reference is not None, has_nodes=bool(places))
     ]
+    other = None if reference is None else as_checkpoint(reference, image_shapes=[setup.dataset.image_shape])
     looking = tuple(sign for sign in signs if isinstance(sign, ImageSign))
+    others = [sign for sign in signs if isinstance(sign, ModelSign)]
+    for sign in others:
+        sign.check(setup, other)
     images = pd.DataFrame(columns=["image", "sign", "quantity", "at", "value"])
+    images.attrs = provenance(**setup.facts)
     if looking:
-        places = setup.table() if any(sign.at_nodes for sign in looking) else ()
-        (images,) = results_of(setup, [ImageSigns(signs=looking, probing=probing, places=places)], spool=setup.spool)
-    others = [sign.rows(setup, reference).assign(sign=sign.name) for sign in signs if isinstance(sign, ModelSign)]
-    return table_of(signs, images, pd.concat([pd.DataFrame({"sign": []}), *others]), setup.seed)
+        (images,) = results_of(setup, [ImageSigns(signs=looking, probing=attack, places=places)], spool=setup.spool)
+    rows = [sign.rows(setup, other).assign(sign=sign.name) for sign in others]
+    return table_of(signs, images, pd.concat([pd.DataFrame({"sign": []}), *rows]), setup.seed)

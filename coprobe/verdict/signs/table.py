@@ -11,6 +11,7 @@ import pandas as pd
 from coprobe.core.randomness import key_of
 from coprobe.errors import InputError
 from coprobe.metrics.accuracy import wilson
+from coprobe.nodes import NO_NODES
 from coprobe.verdict.signs.base import SIGNS, ModelSign, Sign, listed
 
 #: Of a two-sided 95 % interval of the normal distribution.
@@ -29,10 +30,9 @@ class SignTable:
 
     Attributes:
         frame: a row per number: number (of the sign, in the order of the table of signs), sign, quantity, at (node,
-            class, budget as people write it, layer, group; empty for one place only), value, low and high (its 95 % interval;
-            NaN where there is none), interval (how it was found: `wilson`, `normal`, `bootstrap`, `none`), n (how
-            many images are counted; for weights, how many there are), unit, healthy and collapsed (what such models
-            show), source.
+            class, budget as people write it, layer, group; empty for one place only), value, low and high (its 95 %
+            interval; NaN where there is none), interval (how it was found, see `Quantity`), n (how many images are
+            counted; for weights, how many there are), unit, healthy and collapsed (what such models show), source.
         images: a row per image and number of the signs that are means over images: image (its index in the data set),
             sign, quantity, at, value (NaN where the image is not counted).
     """
@@ -113,16 +113,25 @@ def interval_of(values: np.ndarray, kind: str, seed: int = 0) -> tuple[float, fl
     return float(low), float(high)
 
 
-def chosen(names: Sequence[str], has_reference: bool) -> list[type[Sign]]:
+def chosen(names: Sequence[str], *, has_reference: bool, has_nodes: bool = True) -> list[type[Sign]]:
     """The signs of these names, in the order of the table; none means all that can be measured.
 
+    Args:
+        names: as they are registered.
+        has_reference: whether there is a second checkpoint.
+        has_nodes: whether the network has nodes to look at.
+
     Raises:
-        InputError: an unknown sign, or one that needs a second checkpoint where there is none.
+        InputError: an unknown sign, or one that needs what there is not.
     """
-    for name in names:
-        if SIGNS[name].needs_reference and not has_reference:
-            raise InputError(f"sign '{name}' compares with a second checkpoint; pass --reference")
-    known = [entry.value for entry in listed()]
-    if names:
-        return [sign for sign in known if sign.name in names]
-    return [sign for sign in known if has_reference or not sign.needs_reference]
+    for sign in map(SIGNS.__getitem__, names):
+        if sign.needs_reference and not has_reference:
+            raise InputError(f"sign '{sign.name}' compares with a second checkpoint; pass --reference")
+        if sign.at_nodes and not has_nodes:
+            raise InputError(f"sign '{sign.name}': {NO_NODES}; --node takes module paths")
+    able = [
+        entry.value
+        for entry in listed()
+        if (has_reference or not entry.value.needs_reference) and (has_nodes or not entry.value.at_nodes)
+    ]
+    return [sign for sign in able if not names or sign.name in names]

@@ -31,7 +31,15 @@ from tests.verdict.signs.networks import (
     predicted,
 )
 
-COUNT, PROBING = 24, "pgd:10:rule=always"
+COUNT, PROBING = 20, "pgd:10:rule=always"
+
+
+#: Fewer budgets and points than by default, since a loop is slow.
+BUDGETS, CELLS = (1, 8, 32), 2
+SMALL = {
+    "accuracy-over-eps": lambda: AccuracyOverEpsilon(tuple(budget / 255 for budget in BUDGETS)),
+    "loss-surface": lambda: LossSurface(cells=CELLS),
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +201,7 @@ def channel_salience(one: One) -> dict[str, float]:
 
 def accuracy_over_epsilon(one: One) -> dict[str, float]:
     found, broken, returns = {}, False, False
-    for budget in (1, 2, 4, 8, 16, 32):
+    for budget in BUDGETS:
         fgsm = one.right(one.attacked("fgsm", budget / 255))
         pgd = one.right(one.attacked(f"pgd:10:step-size={budget / 4}", budget / 255))
         found |= {f"fgsm {budget}": float(fgsm), f"pgd {budget}": float(pgd)}
@@ -204,14 +212,14 @@ def accuracy_over_epsilon(one: One) -> dict[str, float]:
 def loss_surface(one: One) -> dict[str, float]:
     across = EPSILON * torch.where(one.uniform("loss-surface") < 0.5, -1.0, 1.0)
     along = one.straight() - one.x
-    grid = [place / 5 for place in range(-5, 6)]
+    grid = [place / CELLS for place in range(-CELLS, CELLS + 1)]
     losses = {(a, b): one.loss(one.x + a * along + b * across) for a in grid for b in grid}
     ahead = [losses[a, 0] for a in grid if a >= 0]
     design = np.array([(1, a, b) for a, b in losses])
     values = np.array(list(losses.values()))
     left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
     surface = {f"loss {a:g},{b:g}": loss for (a, b), loss in losses.items()}
-    return {"inside": float(0 < np.argmax(ahead) < 5), "bend": left.var() / values.var(), **surface}
+    return {"inside": float(0 < np.argmax(ahead) < CELLS), "bend": left.var() / values.var(), **surface}
 
 
 REFERENCES = {
@@ -232,7 +240,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_sign_is_what_a_literal_loop_finds(name, model, data):
-    sign = SIGNS[name]()
+    sign = SMALL.get(name, SIGNS[name])()
     frame = measured(model, data, sign, places=("A", "B") if sign.at_nodes else ())
     expected = [REFERENCES[name](one) for one in each(model, data)]
     for key in expected[0]:
@@ -281,8 +289,8 @@ def test_the_network_of_these_tests_shows_something_of_everything(model, data):
     frame = measured(model, data, *signs, AccuracyOverEpsilon(), LossSurface())
     means = frame[frame["quantity"] != "loss"].groupby(["sign", "quantity"])["value"].mean()
     means = means.drop([("abnormal-examples", "drop"), ("abnormal-examples", "logits")])
-    assert (means > 0).all(), means
-    assert (means < 1).sum() >= len(means) - 1, means
+    means = means.drop([("accuracy-over-eps", "pgd"), ("fgsm-pgd-gap", "gap"), ("boundary-distortion", "share")])
+    assert means.between(0, 1, inclusive="neither").all(), means.to_dict()
 
 
 def test_a_segment_is_looked_at_everywhere_the_coarse_points_first():
