@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coprobe.core.switches import TURN
+
 #: The increment and the two multipliers of SplitMix64 (Steele, Lea and Flood 2014), as signed numbers.
 _GAMMA, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-#: Held by the thread that has seeded the generators of the process.
-_GENERATORS = threading.RLock()
 #: Numbers that are drawn together on a CPU, where they fit the cache.
 _PORTION = 2**16
 
@@ -33,14 +32,14 @@ def key_of(seed: int, purpose: str, *place: int) -> int:
 def seeded(key: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the generators that other people's code draws from, torch's, numpy's and Python's; as before afterwards.
 
-    They belong to all threads, of which one at a time can be inside.
+    They belong to all threads, of which one at a time can be inside; a lock of their own beside `TURN` could deadlock.
 
     Args:
         key: 0 or more, below 2⁶⁴, see `key_of`.
         device: whose generator of torch's is meant, beside that of the CPU.
     """
     devices = [device] if torch.device(device).type == "cuda" else []
-    with _GENERATORS, torch.random.fork_rng(devices):
+    with TURN, torch.random.fork_rng(devices):
         before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global ones are what is meant
         try:
             torch.manual_seed(key)
