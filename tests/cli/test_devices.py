@@ -201,8 +201,8 @@ def test_devices_start_processes_that_write_the_same_table(
 def test_what_is_wrong_in_another_process_is_said_once(
     work: Path, here: None, argument: str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    line = f"evaluate - --model net.py:InTheSecond --model-arg kills={argument} --data digits --limit 200 --plain --mean 0 --std 1"
-    assert cli.main(shlex.split(f"{line} --attacks fgsm --device cpu --devices 2 --out none.csv")) == 1
+    line = f"evaluate - --model net.py:InTheSecond --model-arg kills={argument} --data digits --limit 200 --plain"
+    assert cli.main(shlex.split(f"{line} --mean 0 --std 1 --attacks fgsm --device cpu --devices 2 --out none.csv")) == 1
     assert capfd.readouterr() == ("", f"coprobe: error: {message}\n")
     assert not (work / "none.csv").exists()
 

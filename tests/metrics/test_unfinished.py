@@ -114,9 +114,10 @@ def test_another_measurement_finds_nothing_of_it(
     Probe(checkpoint(Overfitted()), grey(12), EPSILON, batch_size=5, unfinished=tmp_path, say=said.append).evaluate(
         ("fgsm", "pgd:2")
     )
-    assert attacks == ["pgd:2"] * 3 and said.count(
-        "1 of 2 parts of this measurement are there from one that was interrupted"
-    ) == 1
+    assert (
+        attacks == ["pgd:2"] * 3
+        and said.count("1 of 2 parts of this measurement are there from one that was interrupted") == 1
+    )
 
 
 def test_what_members_did_is_that_of_all_parts(tmp_path: Path, interrupted: Callable[..., None]) -> None:
