@@ -772,7 +772,7 @@ TABLE = [
         "out of memory with a single image; use another --device", code=1),
     Row("activations - --model nets.py:hungry --data digits --limit 20", "not enough for a single image",
         "out of memory with a single image; use another --device", code=1),
-    Row("evaluate tiny.pt --limit 20 --batch-size 10", "not enough on the GPU",
+    Row("evaluate tiny.pt --limit 20 --eps 16 --batch-size 10", "not enough on the GPU",
         "out of memory with 10 images at once; lower --batch-size", code=1, fault=raising(GRADIENT, FULL_GPU)),
     Row("train --recipe small.json --out new", "not enough on the GPU",
         "out of memory; lower --batch-size, or use another --device", code=1, fault=raising(UPDATE, FULL_GPU),
@@ -780,9 +780,9 @@ TABLE = [
     # Interruptions.
     Row("inspect tiny.pt", "Ctrl-C",
         "interrupted", code=130, fault=raising("coprobe.checkpoint.load", KeyboardInterrupt())),
-    Row("activations tiny.pt --limit 20", "Ctrl-C during the attack",
+    Row("activations tiny.pt --limit 20 --eps 16", "Ctrl-C during the attack",
         "interrupted", code=130, fault=raising(GRADIENT, KeyboardInterrupt())),
-    Row("evaluate tiny.pt --limit 20 --out a.csv", "Ctrl-C during the attack",
+    Row("evaluate tiny.pt --limit 20 --eps 16 --out a.csv", "Ctrl-C during the attack",
         "interrupted", code=130, fault=raising(GRADIENT, KeyboardInterrupt())),
     Row("train --recipe small.json --out new", "Ctrl-C during an epoch",
         "stopped in epoch 1 and saved; 'coprobe train --resume --out new' goes on", code=130,
@@ -817,8 +817,8 @@ TABLE = [
         leaves="new/failures.json new/scale.json"),
     # Usage.
     Row("frobnicate", "unknown command",
-        "unknown command 'frobnicate'; the first of 17 known: demo, train, methods, inspect, nodes, activations, mask, "
-        "increments, …"),
+        "unknown command 'frobnicate'; the first of 18 known: demo, train, methods, inspect, check, nodes, "
+        "activations, mask, …"),
     Row("msak", "a slip of the finger", "unknown command 'msak'; did you mean mask?"),
     Row("--nope", "unknown option", "No such option{said}; see 'coprobe --help'"),
     Row("inspect", "a lacking argument", "Missing argument 'CHECKPOINT'; see 'coprobe inspect --help'"),
