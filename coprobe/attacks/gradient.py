@@ -270,7 +270,7 @@ class PGD(GradientAttack):
     in_ball: ClassVar[tuple[str, ...]] = ("step_size",)
 
     iterations: int = 10
-    step_size: float = cast(float, None)
+    step_size: float = cast(float, None)  # without a value: see `default`
     restarts: int = 1
     target: str = "none"
 
