@@ -90,6 +90,7 @@ def test_start_here(tmp_path: Path) -> None:
     _, *cells = code_of(notebook)
     assert [len(shown(cell, "image/png")) for cell in cells] == [0] * 7 + [1, 1, 0]
     co, stable = cells[-1].outputs[0]["text"].splitlines()
+    assert "PGD-10 goes 20/255 at most" in cells[5].outputs[0]["text"]  # said once a probe
     assert co.startswith("FGSM is ") and stable.startswith("with L_stable at B is ")
     assert (tmp_path / "runs/start_here/demo/mep-12/checkpoint.pt").exists()
 
