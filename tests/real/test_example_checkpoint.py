@@ -80,8 +80,7 @@ def test_the_normalisation_check_says_that_images_are_not_normalised(
     assert (given["facts"]["architecture"], given["facts"]["num_classes"]) == ("resnet18", 10)
     check = given["normalisations"]
     assert check["images"] == 64 and check["best"] == "none" and check["alike"] == []
-    assert {one["name"]: one["accuracy"] > 0.5 for one in check["tried"]} == {
-        "none": True, "CIFAR-10's": False, "ImageNet's": False, "[-1, 1]": False,
-    }  # fmt: skip
+    tried = {one["name"]: one["accuracy"] > 0.5 for one in check["tried"]}  # of many readings the best of 32 images
+    assert tried.pop("none") and "CIFAR-10's" in tried and not any(tried.values())
     assert check["loaded"] == "CIFAR-10's"
     assert "normalised by --mean/--std it is right on " in err and err.endswith("; leave out --mean and --std\n")
