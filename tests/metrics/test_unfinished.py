@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from coprobe.attacks import AdversarialExamples
 from coprobe.cli import main
@@ -162,3 +164,25 @@ def test_the_same_command_goes_on(
     assert json.loads(captured.out)["rows"] == wanted and set(attacks) == {"cw:2"}
     assert "2 of 3 parts of this measurement are there from one that was interrupted" in captured.err
     assert [*(tmp_path / "cache" / "unfinished").iterdir()] == []
+
+
+class Noisy(nn.Module):
+    """A network that draws random numbers in every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.convolution, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.convolution(x + 0.3 * torch.randn_like(x))).mean((2, 3))
+        return self.linear(features * 200)
+
+
+def test_a_random_network_draws_the_same_where_results_are_kept(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(400, 3, 16, 16, generator=generator), torch.randint(0, 10, (400,), generator=generator)
+    settings = {"epsilon": 8 / 255, "batch_size": 100, "say": lambda text: None}
+    once, kept = (Probe(Noisy(), images, cache=place, **settings).evaluate(ATTACKS[:2]) for place in (None, tmp_path))
+    assert once.frame["correct"].tolist() == kept.frame["correct"].tolist()
