@@ -153,3 +153,9 @@ def test_why_it_is_this_budget_makes_no_other_experiment(tmp_path: Path, attacks
 def test_what_is_refused(model: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         coprobe.Probe(model, grey(2), **settings)
+
+
+def test_the_self_check_sees_floats_as_they_are() -> None:
+    images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    subject = coprobe.Probe(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), (images, torch.arange(40) % 10)).subject()
+    assert subject.images.mean() > 0.4  # divided by 255 once more, they were nearly black

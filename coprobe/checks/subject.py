@@ -19,7 +19,7 @@ from coprobe.attacks.input_gradient import input_gradient
 from coprobe.checkpoint import Checkpoint
 from coprobe.core.engine import BatchSize, frozen, in_batches
 from coprobe.core.randomness import key_of, seeded
-from coprobe.data import Dataset, balanced_prefix
+from coprobe.data import Dataset, balanced_prefix, unit_floats
 from coprobe.errors import InputError
 from coprobe.models import Classifier
 
@@ -68,13 +68,13 @@ class Subject:
 
     @cached_property
     def sample(self) -> Dataset:
-        """The images, as bytes."""
+        """The images, as the data set keeps them."""
         return self.dataset.subset(balanced_prefix(self.dataset.labels, IMAGES))
 
     @cached_property
     def images(self) -> Tensor:
         """Float in [0, 1], on the device."""
-        return self.sample.images.to(self.device).float() / 255
+        return unit_floats(self.sample.images.to(self.device))
 
     @cached_property
     def labels(self) -> Tensor:
