@@ -21,6 +21,8 @@ from coprobe.errors import InputError, RunError
 #: What is taken wherever an attack is asked for: a spec, an `Attack`, what `own` gives, or a callable (see `own`).
 AnyAttack: TypeAlias = "str | Attack | Own | Callable[..., Any]"
 
+_BY_NAME = inspect.Parameter.KEYWORD_ONLY
+
 #: How far an image may lie outside the ball or [0, 1] by rounding.
 TOLERANCE = 1e-5
 
@@ -113,8 +115,8 @@ class OwnAttack(Attack):
     What it gives is not moved into the ball, but counted in `escape`.
 
     Raises:
-        InputError: it can't be called, gives something else than images like those it was given, or pixels outside
-            [0, 1].
+        InputError: it can't be called, changes the network's weights or hooks, gives something else than images like
+            those it was given, or pixels outside [0, 1].
         RunError: its images are not finite.
     """
 
@@ -162,9 +164,14 @@ class OwnAttack(Attack):
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """Call it on copies of the images."""
-        first = int(randomness.indices[0]) if len(x) else 0
+        first, before = int(randomness.indices[0]) if len(x) else 0, _fingerprint(model)
         with seeded(key_of(randomness.seed, PURPOSE, first), x.device), torch.enable_grad():
             x_adv = _caller(self.attack)(model, x.clone(), y.clone(), self.epsilon)
+        if _fingerprint(model) != before:
+            raise InputError(
+                f"attack '{self.called}' changes weights or hooks of the network, so that nothing after it would be of "
+                "this network; let it work on a copy.deepcopy of the model, and make the probe anew"
+            )
         if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
             shape = f"a tensor {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else f"a {type(x_adv).__name__}"
             raise InputError(f"attack '{self.called}' gives {shape} for images {tuple(x.shape)}; it has to give images")
@@ -196,6 +203,13 @@ class OwnAttack(Attack):
         )
 
 
+def _fingerprint(model: nn.Module) -> list[Any]:
+    """What differs once weights are written to or replaced, or hooks are added or left behind."""
+    weights = [(id(w), 0 if w.is_inference() else w._version) for w in model.parameters()]
+    hooks = [(*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks) for m in model.modules()]
+    return [weights, hooks]
+
+
 def _name_of(attack: Any) -> str:
     while isinstance(attack, functools.partial):
         attack = attack.func
@@ -215,15 +229,20 @@ def _caller(attack: Any) -> Callable[[nn.Module, Tensor, Tensor, float], Any]:
             return lambda model, x, y, epsilon: torch.as_tensor(generate(x=x.cpu().numpy(), y=y.cpu().numpy()))
         raise InputError(f"attack {attack!r}: give a spec, or something that is called as attack(model, x, y)")
     try:
-        parameters = inspect.signature(attack).parameters.values()
+        parameters = [*inspect.signature(attack).parameters.values()]
     except (TypeError, ValueError):  # of code that is not Python
         return lambda model, x, y, epsilon: attack(model, x, y)
     if any(one.name == "epsilons" and one.kind is one.KEYWORD_ONLY for one in parameters):
         return lambda model, x, y, epsilon: _by_foolbox(attack, model, x, y, epsilon)
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [one for one in parameters if one.kind in positional and one.default is one.empty]
-    every = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    if len(required) >= 3 or (every and not required):
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [one for one in parameters if one.kind in by_place]
+    needed = [one for one in parameters if one.default is one.empty and one.kind in (*by_place, _BY_NAME)]
+    if len(needed) > 3 or any(one.kind is _BY_NAME for one in needed):
+        more = ", ".join(one.name for one in needed if one not in places[:3])
+        raise InputError(f"attack {_name_of(attack)} also needs {more}; bind it with functools.partial or a lambda")
+    has_model = bool(places) and places[0].name in ("model", "net", "network", "classifier")
+    every = any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters)
+    if has_model or len(needed) == 3 or (every and not needed):
         return lambda model, x, y, epsilon: attack(model, x, y)
     return lambda model, x, y, epsilon: attack(x, y)
 

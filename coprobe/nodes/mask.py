@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from coprobe.errors import InputError
 from coprobe.nodes.recording import masked
 
 
@@ -37,7 +39,7 @@ class ChannelMask:
 NO_MASK = ChannelMask()
 
 
-def mask(model: nn.Module, channels: Mapping[str, int | Sequence[int]] | ChannelMask) -> AbstractContextManager[None]:
+def mask(model: nn.Module, channels: Mapping[str, Any] | ChannelMask) -> AbstractContextManager[None]:
     """Set channels of a network to zero inside a with block, in evaluation and in training; see `nodes.masked`.
 
     The model is exactly as before afterwards, also after an exception. Blocks can be nested, and then all masks hold.
@@ -45,11 +47,12 @@ def mask(model: nn.Module, channels: Mapping[str, int | Sequence[int]] | Channel
 
     Args:
         model: any module, also inside a `Checkpoint`'s classifier; not in wrappers of torch.compile and the like.
-        channels: by the name of a node (`A` … `E`, `layer1.0`, `layer1.0#relu2`) the numbers of its channels; or a mask
-            as `Probe.mask` returns it.
+        channels: by the name of a node (`A` … `E`, `layer1.0`, `layer1.0#relu2`) the number of a channel, or several
+            in a sequence, an array or a tensor; or a mask as `Probe.mask` returns it.
 
     Raises:
-        InputError: no such node; in a forward pass, no such channel, or another thread.
+        InputError: no such node; something else than whole numbers, such as booleans; in a forward pass, no such
+            channel, or another thread.
 
     Example:
         >>> with coprobe.mask(model, {"layer1.0": [3, 7], "conv1": 5}):
@@ -57,4 +60,17 @@ def mask(model: nn.Module, channels: Mapping[str, int | Sequence[int]] | Channel
     """
     if isinstance(channels, ChannelMask):
         return channels.applied(model)
-    return masked(model, {node: [one] if isinstance(one, int) else one for node, one in channels.items()})
+    return masked(model, {node: _numbers(node, given) for node, given in channels.items()})
+
+
+def _numbers(node: str, given: Any) -> list[int]:
+    """The numbers of channels, however they come."""
+    many = given.tolist() if hasattr(given, "tolist") else given
+    many = many if isinstance(many, Iterable) and not isinstance(many, str) else [many]
+    numbers = [one.item() if hasattr(one, "item") else one for one in many]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in numbers):
+        raise InputError(
+            f"channels of '{node}': give their whole numbers, as in [3, 7]; of a tensor of booleans, "
+            "flags.nonzero().flatten()"
+        )
+    return numbers

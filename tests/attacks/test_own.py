@@ -139,6 +139,31 @@ def scaled(model: nn.Module, x: Tensor, y: Tensor, *, by: float = 1.0) -> Tensor
     return x + by * (mine(model, x, y) - x)
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda model, x, y=None: mine(model, x, y).clone(),
+        lambda model, *rest: mine(model, rest[0], rest[1]),
+        lambda net, x, y, by=1.0: mine(net, x, y),
+        lambda *every: mine(*every).clone(),
+    ],
+)
+def test_a_first_place_called_model_is_the_models(attack: Any) -> None:
+    assert probe().evaluate([own(attack, "a")]).accuracy("a") == probe().evaluate([mine]).accuracy("mine")
+
+
+def zeroing(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    return x
+
+
+def hooking(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    model.register_forward_hook(lambda module, inputs, output: output * 0)
+    return x
+
+
 def test_what_leaves_the_ball_is_said_with_the_largest_excess() -> None:
     one = probe(0.04)
     with pytest.warns(UserWarning, match=r"mine: 64 of 64 images lie outside the ball of 10.2/255, by up to 15.3/255"):
@@ -158,6 +183,10 @@ def test_what_leaves_the_ball_is_said_with_the_largest_excess() -> None:
         (lambda model, x, y: x * torch.nan, RunError, "attack 'own attack' gives images that are not finite"),
         (lambda model, x, y: (x - 0.5) / 0.25, InputError, r"gives pixels from -.* to .*; images lie in \[0, 1\]"),
         (lambda model, x, y: x * 255, InputError, r"gives pixels from .* clamp them, and leave normalisation"),
+        (zeroing, InputError, "attack 'zeroing' changes weights or hooks of the network, so that nothing after it"),
+        (hooking, InputError, "attack 'hooking' changes weights or hooks of the network"),
+        (lambda model, x, y, eps: x, InputError, "attack own attack also needs eps; bind it with functools.partial"),
+        (lambda model, x, y, *, eps: x, InputError, "attack own attack also needs eps; bind it"),
         (3, InputError, r"attack 3: give a spec, or something that is called as attack\(model, x, y\)"),
         (PGD(epsilon=0.2), InputError, "PGD-10 attacks in the ball of 51/255, and the probe in that of 25.5/255; make"),
         (PGD(epsilon=0.1, norm="l2"), InputError, r"in the ball of 0.1 \(L2\), and the probe in that of 25.5/255"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from threading import Thread, current_thread
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,17 +66,32 @@ def test_a_step_of_training_in_the_block_is_that_of_the_network_by_hand() -> Non
 
 
 @pytest.mark.parametrize(
+    "given", [torch.tensor([3, 7]), np.array([3, 7]), [torch.tensor(3), np.int64(7)], (3, 7), {3, 7}, range(3, 8, 4)]
+)
+def test_numbers_come_in_any_form(given: Any) -> None:
+    model = Net().eval()
+    with coprobe.mask(model, {"layer1.0": given, "#relu1": np.int64(2)}):
+        assert torch.equal(model(IMAGES), by_hand([3, 7], [2])(IMAGES))
+
+
+@pytest.mark.parametrize(
     ("channels", "said"),
     [
+        ({"layer1.0": torch.tensor([False] * 7 + [True])}, "channels of 'layer1.0': give their whole numbers, as in"),
+        ({"layer1.0": np.array([True] * 8)}, "channels of 'layer1.0': give their whole numbers"),
+        ({"layer1.0": [3.0]}, "channels of 'layer1.0': give their whole numbers"),
+        ({"layer1.0": True}, "channels of 'layer1.0': give their whole numbers"),
+        ({"layer1.0": "3"}, "channels of 'layer1.0': give their whole numbers"),
+        ({"layer1.0": slice(3)}, "channels of 'layer1.0': give their whole numbers"),
         ({"layer1.0": [3, 8]}, "node 'layer1.0' has channels 0 to 7, not 8"),
         ({"layer1.9": [0]}, "unknown node 'layer1.9'; did you mean layer1.1 or layer1.0"),
         ({"#relu2": 0}, "node '#relu2': no pass comes by it"),
     ],
 )
-def test_what_can_not_be_masked_is_said_and_leaves_nothing(channels: dict[str, list[int]], said: str) -> None:
+def test_what_can_not_be_masked_is_said_and_leaves_nothing(channels: dict[str, Any], said: str) -> None:
     model = Net().eval()
     before = fingerprint(model)
-    with pytest.raises(InputError) as error, coprobe.mask(model, channels):  # type: ignore[arg-type]
+    with pytest.raises(InputError) as error, coprobe.mask(model, channels):
         model(IMAGES)
     assert str(error.value).startswith(said) and fingerprint(model) == before
     with pytest.raises(KeyError), coprobe.mask(model, {"layer1.0": 1, "#relu1": 2}):
