@@ -261,3 +261,4 @@ class Square(AutoAttack):
 
     name: ClassVar[str] = "square"
     title: ClassVar[str] = "Square"
+    black_box: ClassVar[bool] = True

@@ -64,6 +64,8 @@ class Attack(ABC):
     title: ClassVar[str]
     #: Of what it computes: raise it when the images change, so that results which are kept are measured anew.
     version: ClassVar[int] = 1
+    #: Whether it sees nothing of the model but its logits.
+    black_box: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         Ball(self.epsilon, self.norm)

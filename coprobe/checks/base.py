@@ -18,12 +18,14 @@ class Finding:
         together: results depend on which images are computed together, so that none may leave its batch.
         draws: the network draws random numbers.
         writes: a pass changes the network.
+        misleading: its gradient is there, but is not the slope, so that robustness by it can't be told.
     """
 
     sentence: str
     together: bool = False
     draws: bool = False
     writes: bool = False
+    misleading: bool = False
 
 
 #: From what is looked at to what was found; None if all is well.
@@ -56,6 +58,11 @@ class Findings:
     def writes(self) -> bool:
         """Whether a pass changes the network."""
         return any(finding.writes for finding in self)
+
+    @property
+    def misleading(self) -> bool:
+        """Whether attacks that follow the gradient are misled."""
+        return any(finding.misleading for finding in self)
 
     @property
     def sentences(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checks of gradients: whether they are there, finite and not zero, and those of the fast form."""
+"""Checks of gradients: whether they are there, finite, not zero and true, and those of the fast form."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from torch import Tensor, nn
 
 from coprobe.attacks.input_gradient import input_gradient
 from coprobe.checks.base import CHECKS, Finding
-from coprobe.checks.subject import Subject, same
+from coprobe.checks.passes import alone
+from coprobe.checks.subject import FEW, Subject, same
+from coprobe.core.engine import BatchSize, in_batches
 from coprobe.models.classifier import usable
 
 #: The cosine below which two gradients are not the same but for rounding, and a ReLU here and there.
 _ALIKE = 0.99
 #: e to minus so much is 0 in float32.
 _SATURATED = 104
+#: How far pixels are moved to see whether logits change as the gradient promises. The first is small enough for
+#: sharply bent networks, the last one large enough for straight-through gradients and low precision.
+_DISTANCES = (0.05 / 255, 0.25 / 255, 1 / 255, 2 / 255)
+#: The factor up to which they do, and the change, as a share of the largest logit, that may be rounding.
+_FACTOR, _NOISE = 2.5, 1e-5
 
 
 @CHECKS.register("graph", summary="the loss has a finite gradient at every image", quick=False)
@@ -50,6 +57,43 @@ def gradients(subject: Subject) -> Finding | None:
     )
 
 
+@CHECKS.register("slope", summary="logits change as their gradient promises", quick=True)
+def slope(subject: Subject) -> Finding | None:
+    """A backward pass that is not that of the forward pass: reversed, noise, or what leaks past a step function.
+
+    The margin before the runner-up, which no softmax saturates, is compared with its gradient at some distances. An
+    image speaks against the gradient if the change is more than rounding, and at no distance what was promised:
+    straight-through gradients are right at 1/255, and those of networks that are bent sharply nearer than that.
+    """
+    logits, changed, drew = subject.first_pass
+    if changed or drew or not subject.repeats or isinstance(subject.gradients, str):
+        return None  # said elsewhere
+    images, labels = subject.images[:FEW], subject.labels[:FEW]
+    rivals = logits[:FEW].scatter(1, labels[:, None].cpu(), -torch.inf).argmax(1, keepdim=True)
+    places = torch.cat([labels[:, None], rivals.to(labels)], 1)
+    gradient = _slopes(subject, subject.model, places)
+    before, noise = _margin(logits[:FEW], places.cpu()), _NOISE * _largest(logits[:FEW])
+    seen, fits = torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images), dtype=torch.bool)
+    ratio = torch.full_like(before, torch.nan)
+    for distance in _DISTANCES:
+        moved = (images + distance * gradient.sign().to(images)).clamp(0, 1)
+        promised = (gradient * (moved - images).double()).flatten(1).sum(1).cpu()
+        change = _margin(subject.logits(moved), places.cpu()) - before
+        tells = (torch.maximum(promised, change.abs()) > noise) & (promised > 0)
+        ratio = torch.where(tells & ratio.isnan(), change / promised, ratio)
+        seen |= tells
+        fits |= tells & (change >= promised / _FACTOR) & (change <= promised * _FACTOR)
+    wrong = seen & ~fits
+    if 2 * int(wrong.sum()) <= int(seen.sum()) or alone(subject) is not None:
+        return None
+    return Finding(
+        f"the gradient is not the slope of the logits at {int(wrong.sum())} of {len(images)} images (they change by "
+        f"{float(ratio[wrong].median()):.2g} times what it promises), so attacks that follow it are misled, and "
+        "accuracy under these is no robustness: attack by square, by transfer from another network, or with pgd-eot",
+        misleading=True,
+    )
+
+
 @CHECKS.register("form", summary="the fast form gives the model's logits and gradients", quick=False)
 def fast_form(subject: Subject) -> Finding | None:
     """On the images of the check; on the first ones of a run it is compared in any case."""
@@ -59,12 +103,8 @@ def fast_form(subject: Subject) -> Finding | None:
     if not same(logits, subject.logits(subject.images, form)):
         return Finding("the fast form gives other logits than the model; use --plain, and report it")
 
-    def slopes(model: nn.Module) -> Tensor:
-        """Of the label's logit, since that of the loss is nearly nothing where the model is sure."""
-        gradient, _ = input_gradient(model, subject.images, lambda z: z.gather(1, subject.labels[:, None])[:, 0])
-        return gradient.flatten(1).double()
-
-    ours, theirs = slopes(form), slopes(subject.model)
+    own = subject.labels[:, None]  # of the label's logit, since the loss is nearly flat where the model is sure
+    ours, theirs = (_slopes(subject, model, own).flatten(1) for model in (form, subject.model))
     off = (torch.nn.functional.cosine_similarity(ours, theirs) < _ALIKE) & theirs.any(1)
     if off.any():
         return Finding(
@@ -72,3 +112,24 @@ def fast_form(subject: Subject) -> Finding | None:
             "and report it"
         )
     return None
+
+
+def _slopes(subject: Subject, model: nn.Module, places: Tensor) -> Tensor:
+    """The gradient of `_margin` at as many images as there are places; float64, like the images."""
+
+    def work(start: int, stop: int) -> Tensor:
+        gradient, _ = input_gradient(model, subject.images[start:stop], lambda z: _margin(z, places[start:stop]))
+        return gradient.double()
+
+    return torch.cat(list(in_batches(len(places), work, BatchSize(subject.batch_size, subject.device))))
+
+
+def _margin(logits: Tensor, places: Tensor) -> Tensor:
+    """(batch,): the logit at the first place of each image, less that at the second, if there is one."""
+    at = logits.gather(1, places)
+    return at[:, 0] - at[:, 1] if places.shape[1] > 1 else at[:, 0]
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """The largest finite logit of each image, by its size: (batch,)."""
+    return logits.where(logits.isfinite(), 0.0).abs().amax(1)

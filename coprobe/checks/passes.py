@@ -6,18 +6,17 @@ from torch import Tensor
 
 from coprobe.checks.base import CHECKS, Finding
 from coprobe.checks.subject import Subject, same
-from coprobe.core.randomness import key_of, seeded
 from coprobe.models.foreign import some
 
-#: How many images are looked at alone.
-_ALONE = 3
 _PROBABLE = 1e-3
 
 
 @CHECKS.register("state", summary="a pass leaves the network's weights and buffers as they are", quick=True)
 def state(subject: Subject) -> Finding | None:
-    """Running statistics that are kept up to date while probing, counters, memories."""
-    _, changed, _ = subject.first_pass
+    """Running statistics that are kept up to date while probing, memories; counters and the like if logits follow."""
+    _, changed, drew = subject.first_pass
+    if not changed and not drew and not subject.repeats:
+        changed = subject.moved
     if not changed:
         return None
     return Finding(
@@ -52,16 +51,12 @@ def unchanged_input(subject: Subject) -> Finding | None:
 @CHECKS.register("repeated", summary="two passes over the same images give the same", quick=True)
 def repeated(subject: Subject) -> Finding | None:
     """A network that draws random numbers; a coin that is tossed once a batch is seen by the generators' states."""
-    _, changed, drew = subject.first_pass
-    if changed or (subject.repeats and not drew):
+    _, _, drew = subject.first_pass
+    if state(subject) is not None or (subject.repeats and not drew):
         return None
-    with seeded(key_of(subject.seed, "repeated"), subject.device):
-        first = subject.logits(subject.images)
-    with seeded(key_of(subject.seed, "repeated"), subject.device):
-        fixed = same(first, subject.logits(subject.images))
     how = (
         "--seed fixes its draws, batch by batch"
-        if fixed
+        if subject.reseeded
         else "they come from a generator of its own, which --seed does not reach, and results can't be repeated"
     )
     return Finding(
@@ -77,13 +72,13 @@ def repeated(subject: Subject) -> Finding | None:
 @CHECKS.register("alone", summary="an image has the same logits alone and in a batch", quick=True)
 def alone(subject: Subject) -> Finding | None:
     """Batch statistics, views or crops that are compared, anything that is computed over axis 0."""
-    logits, changed, drew = subject.first_pass
-    count = len(subject.images)
-    if changed or drew or not subject.repeats or count < 2:
+    _, changed, drew = subject.first_pass
+    if changed or drew or not subject.repeats or len(subject.full_batch) < 2:
         return None
-    size = min(count, max(2, subject.batch_size)) if subject.batch_size else count
-    for row in sorted({0, size // 2, size - 1})[:_ALONE]:
-        single = subject.logits(subject.images[row : row + 1])
+    images = subject.full_batch
+    logits = subject.logits(images)
+    for row in sorted({0, len(images) // 2, len(images) - 1}):
+        single = subject.logits(images[row : row + 1])
         if single.shape[1:] != logits.shape[1:] or not same(single, logits[row : row + 1]):
             off = float((single - logits[row : row + 1]).abs().max()) if single.shape[1:] == logits.shape[1:] else 0.0
             return Finding(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,6 +61,7 @@ class Subject:
     seed: int = 0
     form: Callable[[], Classifier] | None = None
     _kept: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _attributes: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def model(self) -> Classifier:
@@ -81,17 +83,30 @@ class Subject:
         """Int64, on the device."""
         return self.sample.labels.to(self.device)
 
+    @cached_property
+    def full_batch(self) -> Tensor:
+        """As many images as will be worked on at once, float in [0, 1], on the device."""
+        size = min(len(self.dataset), max(2, BatchSize(self.batch_size, self.device).now))
+        if size <= len(self.images):
+            return self.images[:size]
+        return unit_floats(self.dataset.images[:size].to(self.device))
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """A block of passes after which the network, its modes and all generators are as before."""
         network = self.model.network
         self._kept.update({name: buffer.detach().clone() for name, buffer in network.named_buffers()})
+        self._attributes.update(_attributes(network))
         try:
             with seeded(key_of(self.seed, "check"), self.device), frozen(self.model):
                 yield
         finally:
             _put_back(network, self._kept)
             self._kept.clear()
+            for name in _moved(network, self._attributes):
+                path, _, attribute = name.rpartition(".")
+                setattr(network.get_submodule(path), attribute, self._attributes[name])
+            self._attributes.clear()
 
     def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         """Of one pass, or of as many as fit; float64 on the host."""
@@ -129,6 +144,21 @@ class Subject:
         return all(same(one, other) for one, other in others)
 
     @cached_property
+    def reseeded(self) -> bool:
+        """Whether passes give the same with the same seeds; some pairs of passes, as coins agree by chance."""
+
+        def seeded_pass(number: int) -> Tensor:
+            with seeded(key_of(self.seed, "repeated", number), self.device):
+                return self.logits(self.images[:TOSSED])
+
+        return all(same(seeded_pass(number), seeded_pass(number)) for number in range(TOSSES))
+
+    @property
+    def moved(self) -> list[str]:
+        """Names of plain attributes, such as counters, that are not as they were before the passes until now."""
+        return _moved(self.model.network, self._attributes)
+
+    @cached_property
     def gradients(self) -> Tensor | str:
         """Of the cross-entropy at a few images, (FEW, values); why there are none, if there are none."""
         images = self.images[:FEW]
@@ -162,6 +192,37 @@ def _versions(network: nn.Module) -> dict[str, tuple[int, int]]:
         name: (id(weight), 0 if weight.is_inference() else weight._version)
         for name, weight in network.named_parameters()
     }
+
+
+def _attributes(network: nn.Module) -> dict[str, Any]:
+    """Numbers, tensors and lists that modules keep beside their weights and buffers, by name, as copies."""
+    return {
+        f"{path}.{name}" if path else name: _copied(value)
+        for path, module in network.named_modules()
+        for name, value in vars(module).items()
+        if name != "training" and (isinstance(value, int | float | Tensor) or type(value) in (list, deque))
+    }
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is list:
+        return [_copied(one) for one in value]
+    return deque(map(_copied, value), value.maxlen) if type(value) is deque else value
+
+
+def _moved(network: nn.Module, before: Mapping[str, Any]) -> list[str]:
+    now = _attributes(network)
+    return [name for name, value in before.items() if name in now and not _as_before(value, now[name])]
+
+
+def _as_before(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _equal(one, other)
+    if isinstance(one, list | deque) and isinstance(other, list | deque):
+        return len(one) == len(other) and all(map(_as_before, one, other))
+    return one is other or (type(one) is type(other) and isinstance(one, int | float) and one == other)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -67,7 +67,11 @@ def results_of(
         if frames[place] is None:
             frames[place] = next(measured)
             question.keep(store, cast(pd.DataFrame, frames[place]))
-    return [metric.restored(cast(pd.DataFrame, frame)) for metric, frame in zip(metrics, frames, strict=True)]
+    results = [metric.restored(cast(pd.DataFrame, frame)) for metric, frame in zip(metrics, frames, strict=True)]
+    for target, result in zip(targets, results, strict=True):
+        if target is setup and isinstance(result, Evaluation):
+            setup.warn(_outdone(result, every))
+    return results
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _measured(setup: Setup, questions: Sequence[_Question], spool: Spool | None)
         about: dict[Any, Any] = {**frame.attrs, **provenance(**setup.facts, form=form), **question.depends}
         used = [attack for attack in examples.attacks if attack.spec in question.metric.attacks]
         about |= {"stages": stages_of(used)} if isinstance(result, Evaluation) else {}
-        about |= {**_noticed(used), **({"check": checked} if checked else {})}
+        about |= {**_noticed(setup, used), **({"check": checked} if checked else {})}
         frame.attrs = json.loads(json.dumps(about))  # in plain values, as they come back from a file
         frames.append(frame)
     setup.warn(_warnings(setup, examples.attacks))
@@ -283,11 +287,29 @@ def _warnings(setup: Setup, attacks: Sequence[Attack]) -> Iterator[str]:
             yield attack.warning
 
 
-def _noticed(attacks: Sequence[Attack]) -> dict[str, Any]:
-    """What makes accuracies under some attacks mean less: `blind`, shares without a gradient; `outside` the ball."""
+def _outdone(evaluation: Evaluation, attacks: Sequence[Attack]) -> Iterator[str]:
+    """Where an attack that sees nothing but logits leaves less than all that see the whole model."""
+    rows = evaluation.frame.query("noise == 'none' and mask == 'none'").set_index("attack")["accuracy"]
+    measured = [attack for attack in attacks if attack.spec in rows and not isinstance(attack, OwnAttack)]
+    strongest = min((one for one in measured if not one.black_box), key=lambda one: rows[one.spec], default=None)
+    for attack in measured:
+        if attack.black_box and strongest and rows[attack.spec] < rows[strongest.spec]:
+            yield (
+                f"{attack.label} leaves {rows[attack.spec]:.1%}, less than all attacks here that see the whole model "
+                f"({strongest.label}: {rows[strongest.spec]:.1%}): these are too weak (take more steps), or the "
+                "gradient misleads them, and what they leave is no robustness"
+            )
+
+
+def _noticed(setup: Setup, attacks: Sequence[Attack]) -> dict[str, Any]:
+    """What makes accuracies under some attacks mean less.
+
+    `blind`: shares without a gradient; `misleading`: whether it is not the slope; `outside` the ball.
+    """
     blind = {attack.spec: attack.blindness.share for attack in attacks if isinstance(attack, GradientAttack)}
     outside = {attack.spec: attack.escape.state for attack in attacks if isinstance(attack, OwnAttack)}
-    noticed = {
+    noticed: dict[str, Any] = {
+        "misleading": setup.findings.misleading,
         "blind": {spec: share for spec, share in blind.items() if share},
         "outside": {spec: state for spec, state in outside.items() if state[1]},
     }

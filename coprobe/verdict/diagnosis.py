@@ -22,7 +22,7 @@ class Diagnosis:
 
     Attributes:
         verdict: `CO-affected`, `stable`, `not robust` or `did not converge`; or `can't be told`, if it would be stable
-            only by images that withstand PGD-10 since they give it no gradient.
+            only by images that withstand PGD-10 since they give it no gradient, or a misleading one.
         sentence: the verdict and its evidence in a sentence.
         evaluation: accuracy on clean, FGSM and PGD images.
         statistics: channels at every node that was looked at; none for a network without nodes.
@@ -52,7 +52,8 @@ def diagnosed(
     clean, fgsm, pgd = map(evaluation.accuracy, (CLEAN, *ATTACKS))
     verdict = verdict_of(clean, fgsm, pgd, classes)
     blind = evaluation.frame.attrs.get("blind", {}).get(ATTACKS[1], 0.0)
-    if verdict == STABLE and verdict_of(clean, fgsm, max(0.0, pgd - blind), classes) != STABLE:
+    misleading = evaluation.frame.attrs.get("misleading", False)
+    if verdict == STABLE and (misleading or verdict_of(clean, fgsm, max(0.0, pgd - blind), classes) != STABLE):
         verdict = UNTOLD
     where = ", ".join(f"{len(found)} of {len(statistics.node(node))} at {node}" for node, found in salient.items())
     channels = f"channels with T_act > {SALIENT}: {where}" if where else NO_NODES
@@ -63,4 +64,6 @@ def diagnosed(
     )
     if blind:
         sentence += f"; {blind:.1%} of the images gave {label_of(ATTACKS[1])} no gradient, and may not be robust"
+    if misleading:
+        sentence += "; the gradient is not the slope of the logits, so attacks that follow it are misled"
     return Diagnosis(verdict, sentence, evaluation, statistics, salient)

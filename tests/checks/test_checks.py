@@ -27,17 +27,24 @@ class Detached(nn.Module):
         return logits
 
 
+def straight_through(x: Tensor) -> Tensor:
+    """Quantised to 4 bits, with the gradient of what was not."""
+    return x + ((x * 15).round() / 15 - x).detach()
+
+
 #: A network, which checks find something, and a part of what they say.
 FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "none": (Around, "", ""),
     "batch statistics": (networks.batch_statistics, "alone", "depend on the other images of its batch"),
     "minus the batch's mean": (lambda: Around(lambda x: x - x.mean(0)), "alone", "depend on the other images"),
     "divided by the batch's largest": (lambda: Around(lambda x: x / x.max()), "alone", "depend on the other images"),
+    "in groups of 64": (lambda: Around(networks.minus_mean_of_groups), "alone", "depend on the other images"),
     "the last image is another": (
         lambda: Around(lambda x: torch.cat([x[:-1], x[-1:] * 0.5])), "alone", "depend on the other images",
     ),
     "training": (networks.KeepsTraining, "state", "every pass changes the network (inner.1.running_mean"),
     "memory": (networks.Remembers, "state", "every pass changes the network (memory)"),
+    "a counter": (networks.Counts, "state", "every pass changes the network (passes, level, last)"),
     "noise": (lambda: Around(networks.noise), "repeated", "differ from pass to pass"),
     "a coin a pass": (lambda: Around(networks.toss), "repeated", "--seed fixes its draws"),
     "numpy's coin": (lambda: Around(networks.toss_by_numpy), "repeated", "--seed fixes its draws"),
@@ -51,6 +58,16 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "sign": (lambda: Around(lambda x: (x - 0.5).sign()), "gradients", "exactly zero at 16 of 16 images (rounding"),
     "large logits": (lambda: Around(after=lambda z: z * 1000), "gradients", "at which the softmax saturates: divide"),
+    "reversed": (lambda: networks.backwards(torch.neg), "slope", "at 16 of 16 images (they change by -1 times"),
+    "noise instead": (lambda: networks.backwards(lambda g: torch.randn(g.shape).to(g) * g.std()), "slope", "misled"),
+    "constant slope": (lambda: networks.backwards(torch.ones_like), "slope", "attacks that follow it are misled"),
+    "a leak": (lambda: Around(lambda x: (x * 63).round() / 63 + 1e-6 * x), "slope", "no robustness: attack by square"),
+    # and what is no fault: gradients that are right at some distance
+    "straight through": (lambda: Around(straight_through), "", ""),
+    "bent sharply": (lambda: Around(lambda x: (x * 500).sin()), "", ""),
+    "half precision": (lambda: Around(after=lambda z: z.bfloat16().float()), "", ""),
+    "tiny logits": (lambda: Around(after=lambda z: z * 1e-6), "", ""),
+    "logits far from zero": (lambda: Around(after=lambda z: z + 1e4), "", ""),
     "softmax": (lambda: Around(after=lambda z: z.softmax(1)), "logits", "the outputs are probabilities"),
     "constant": (lambda: Around(after=lambda z: z * 0 + 1), "logits", "the logits are the same for all images"),
     # what works with them refuses them
@@ -74,6 +91,7 @@ def test_each_fault_is_found_by_its_check_and_by_no_other(fault: str) -> None:
     assert said in " ".join(findings.sentences)
     assert findings.together == (name in ("alone", "state", "repeated"))
     assert findings.draws == (name == "repeated") and findings.writes == (name == "state")
+    assert findings.misleading == (name == "slope")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -150,14 +168,14 @@ def test_memory_that_runs_out_does_not_halve_them(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("make", [networks.KeepsTraining, networks.Remembers])
+@pytest.mark.parametrize("make", [networks.KeepsTraining, networks.Remembers, networks.Counts])
 def test_a_network_that_every_pass_changes_stays_as_it_was(make: Callable[[], nn.Module], plain: bool) -> None:
     network = make()
     one = probe(network, plain=plain)
-    before = fingerprint(network)
+    before, plain_values = fingerprint(network), str(vars(network))
     one.evaluate(["fgsm", "pgd:2"])
     one.activations(["inner.2"])
-    assert fingerprint(network) == before
+    assert fingerprint(network) == before and str(vars(network)) == plain_values
 
 
 @pytest.mark.parametrize("draw", [networks.noise, networks.toss, networks.toss_by_numpy, networks.toss_by_python])
@@ -206,6 +224,21 @@ def test_no_verdict_of_stability_on_gradients_that_vanish(make: Callable[[], nn.
     share = diagnosis.evaluation.frame.attrs["blind"]["pgd:10"]
     assert share > truth and f"{share:.1%} of the images gave PGD-10 no gradient" in diagnosis.sentence
     assert any(f"PGD-10: {share:.1%}" in text and "exactly zero" in text for text in said)
+
+
+def test_no_verdict_of_stability_on_gradients_that_mislead(few_queries: None) -> None:
+    said: list[str] = []
+    one = probe(networks.backwards(torch.neg), epsilon=0.2, say=said.append)
+    diagnosis = one.diagnose()
+    assert diagnosis.evaluation.accuracy("pgd:10") > 0.5
+    assert diagnosis.verdict == "can't be told" and diagnosis.evaluation.frame.attrs["misleading"]
+    assert "the gradient is not the slope" in diagnosis.sentence
+    assert not any(text.startswith("Square") for text in said)
+    square, pgd = map(one.evaluate(["square", "pgd:10"]).accuracy, ("square", "pgd:10"))
+    assert square < pgd
+    assert said[-1].startswith(
+        f"Square leaves {square:.1%}, less than all attacks here that see the whole model (PGD-10"
+    )
 
 
 def test_a_budget_that_an_attack_cannot_reach() -> None:
