@@ -262,7 +262,8 @@ class PGD(GradientAttack):
         restarts: independent runs; per image the one with the largest cross-entropy is kept (of a targeted attack the
             smallest, for the target).
         target: `none`, `next` (the class after the label), `random` (another class than the label, each image's own),
-            or the number of a class, from 0.
+            or the number of a class, from 0, with images of that class itself aiming at the next one, since they would
+            count as robust without having been attacked.
     """
 
     name: ClassVar[str] = "pgd"
@@ -311,7 +312,7 @@ class PGD(GradientAttack):
             return (y + 1 + others) % classes, -1
         if int(self.target) >= classes:
             raise InputError(f"{self.name}: target {self.target}: the model has classes 0 to {classes - 1}")
-        return torch.full_like(y, int(self.target)), -1
+        return torch.where(y == int(self.target), (y + 1) % classes, int(self.target)), -1
 
     @property
     def schedule(self) -> tuple[int, float, int]:

@@ -45,7 +45,7 @@ def literal(model: nn.Module, x: Tensor, labels: Tensor, epsilon: float, step: f
 @pytest.mark.parametrize(("target", "sign"), [("none", 1), ("next", -1), ("2", -1)])
 def test_l2_pgd_is_the_literal_loop(target: str, sign: int) -> None:
     model, x, y = double(8)
-    labels = {"none": y, "next": (y + 1) % 4, "2": torch.full_like(y, 2)}[target]
+    labels = {"none": y, "next": (y + 1) % 4, "2": torch.where(y == 2, 3, 2)}[target]
     attack = parse(f"pgd:5:{FIXED}=0.15:target={target}", EPSILON, "l2")
     expected = literal(model, x, labels, EPSILON, 0.15, 5, sign)
     assert torch.allclose(attack(model, x, y), expected, rtol=0, atol=1e-12)
@@ -56,7 +56,8 @@ def test_l2_pgd_is_the_literal_loop(target: str, sign: int) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("target", ["none", "next"])
 def test_pgd_is_that_of_foolbox_from_the_same_start(norm: str, target: str) -> None:
-    foolbox = pytest.importorskip("foolbox")
+    import foolbox
+
     model, x, y = trained()
     x, y = x[:16], y[:16]
     epsilon, step = (0.05, 0.02) if norm == "linf" else (0.4, 0.15)
@@ -200,6 +201,15 @@ def test_errors(spec: str, epsilon: float, norm: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         parse(spec, epsilon, norm)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("make", [PGD, CW])
+def test_images_of_the_target_class_are_attacked_too(make: type[PGD]) -> None:
+    model, x, y = trained()
+    x, y = x[y == 3], y[y == 3]
+    x_adv = make(epsilon=0.3, iterations=30, step_size=0.02, target="3")(model, x, y)
+    with torch.no_grad():
+        assert (model(x).argmax(1) == 0).float().mean() < 0.2 and (model(x_adv).argmax(1) == 0).float().mean() > 0.8
 
 
 def test_a_target_that_the_model_does_not_know() -> None:

@@ -99,7 +99,8 @@ def test_torchattacks_is_called_as_its_objects_are() -> None:
 
 
 def test_foolbox_gets_the_epsilon_of_the_probe() -> None:
-    foolbox = pytest.importorskip("foolbox")
+    import foolbox
+
     one = probe()
     x, y = pixels(one)
     theirs = foolbox.attacks.LinfPGD(abs_stepsize=0.03, steps=4, random_start=False)
@@ -115,7 +116,7 @@ def test_foolbox_gets_the_epsilon_of_the_probe() -> None:
 
 
 def test_art_gets_arrays() -> None:
-    evasion = pytest.importorskip("art.attacks.evasion")
+    from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
     one = probe()
