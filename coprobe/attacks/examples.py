@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count, tee
@@ -35,12 +35,18 @@ class AdversarialBatch:
         labels: int64, batch.
         images: an attack's spec, or `clean`, to images in [0, 1], batch × channels × height × width.
         trajectories: an attack's spec to its iterates x_0 … x_T, each like the images, where these were asked for.
+        drawn_by: see `drawing`; None for models that draw nothing.
     """
 
     start: int
     labels: Tensor
     images: Mapping[str, Tensor]
     trajectories: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    drawn_by: Callable[[int, str], AbstractContextManager[None]] | None = field(default=None, repr=False)
+
+    def drawing(self, what: str) -> AbstractContextManager[None]:
+        """A block in which a model that draws random numbers gets those of this batch and of `what` is measured."""
+        return nullcontext() if self.drawn_by is None else self.drawn_by(self.start, what)
 
     @property
     def indices(self) -> Tensor:
@@ -51,7 +57,7 @@ class AdversarialBatch:
         """Some consecutive images of it, counted from 0."""
         images = {spec: images[first:stop] for spec, images in self.images.items()}
         steps = {spec: [x_t[first:stop] for x_t in iterates] for spec, iterates in self.trajectories.items()}
-        return AdversarialBatch(self.start + first, self.labels[first:stop], images, steps)
+        return AdversarialBatch(self.start + first, self.labels[first:stop], images, steps, self.drawn_by)
 
 
 @dataclass(frozen=True)
@@ -134,9 +140,8 @@ class AdversarialExamples:
                 if writing:
                     writing.put(images)
                 trajectories = {spec: steps[spec] for spec in self.trajectories}
-                yield AdversarialBatch(
-                    int(batch.indices[0]), batch.labels, {CLEAN: batch.images, **images}, trajectories
-                )
+                images = {CLEAN: batch.images, **images}
+                yield AdversarialBatch(int(batch.indices[0]), batch.labels, images, trajectories, self.drawing)
                 advance(len(batch))
         if writing:
             writing.complete()
@@ -170,11 +175,14 @@ class AdversarialExamples:
                 return
             yield x_adv
 
-    def drawing(self, start: int) -> AbstractContextManager[None]:
-        """A block in which a model that draws random numbers gets those of the batch that starts at this image."""
+    def drawing(self, start: int, what: str = "") -> AbstractContextManager[None]:
+        """A block in which a model that draws random numbers gets those of the batch that starts at this image.
+
+        Those of an attack and of what is measured are others, so that no attack knows what will be drawn.
+        """
         if not self.draws:
             return nullcontext()
-        return seeded(key_of(self.seed, "network", start), self.device)
+        return seeded(key_of(self.seed, f"network: {what}" if what else "network", start), self.device)
 
     def _trajectory(self, attack: StepAttack, batch: ImageBatch) -> list[Tensor]:
         def work(first: int, stop: int) -> list[Tensor]:

@@ -209,7 +209,8 @@ class Accuracy(Metric[Evaluation]):
                 counts: dict[Hashable, Tensor] = {}
                 for mask in self.masks:
                     if (channels := mask.masked) not in counts:
-                        with frozen(self._model), torch.no_grad(), mask.applied(self._model):
+                        drawing = batch.drawing(f"{spec}, draw {draw}")  # whatever else is measured, and by all masks
+                        with frozen(self._model), torch.no_grad(), mask.applied(self._model), drawing:
                             logits = self._model(noisy)
                         counts[channels] = (logits.argmax(1) == batch.labels).sum()
                         finite &= usable(logits).all()

@@ -131,13 +131,12 @@ class _Question:
 def _answered(setup: Setup, questions: Sequence[_Question], spool: Spool | None) -> list[pd.DataFrame]:
     """The tables: from one pass over the images, or where there is room for what is finished, from one for each attack.
 
-    Then every part is kept as soon as it is known, until the last one is. A network that draws random numbers would
-    draw others in parts, so there it is one pass.
+    Then every part is kept as soon as it is known, until the last one is.
     """
     store = ResultStore(setup.unfinished or setup.cache)
     parts = [(place, part) for place, question in enumerate(questions) for part in question.parts()]
     rounds = dict.fromkeys(part.metric.attacks for _, part in parts)
-    if store.directory is None or len(rounds) < 2 or setup.findings.draws:
+    if store.directory is None or len(rounds) < 2:
         return _measured(setup, questions, spool)
     tables: dict[int, list[pd.DataFrame]] = {place: [] for place in range(len(questions))}
     found = {id(part): frame for _, part in parts if (frame := part.found(store, _PART)) is not None}
@@ -217,6 +216,8 @@ def _depends(setup: Setup, metric: Metric[Any], attacks: Sequence[Attack], targe
         about["identities"] = identities
     if not all(resolve(target.stored_model, node).declared for node in metric.nodes):
         about["places"] = VERSION
+    if setup.findings.draws:
+        about["draws"] = "by attack"
     if target is not setup:
         about["target"] = _relevant(target.model_facts)
         if order := _order(setup, target):

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from coprobe.checks import CHECKS
 from coprobe.errors import CoprobeError
+from coprobe.metrics import Noise
 from tests.attacks.small import fingerprint, trained
 from tests.checks import networks
 from tests.checks.networks import EPSILON, Around, probe
@@ -204,6 +205,12 @@ def test_draws_do_not_depend_on_what_was_measured_before() -> None:
     other.evaluate(["pgd:2"])
     assert one.evaluate(["fgsm"]).frame.equals(other.evaluate(["fgsm"]).frame)
     assert one.activations(["inner.2"]).frame.equals(other.activations(["inner.2"]).frame)
+
+
+def test_draws_do_not_depend_on_what_else_is_measured() -> None:
+    one = probe(Around(networks.noise), batch_size=16, epsilon=0.1)
+    alone, among = one.evaluate(["fgsm"]), one.evaluate(["pgd:2", "fgsm"], [Noise("gauss", 0.05), Noise()])
+    assert all(alone.accuracy(spec) == among.accuracy(spec) for spec in ("clean", "fgsm"))
 
 
 @pytest.mark.parametrize(
