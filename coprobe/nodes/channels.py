@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coprobe.errors import InputError
 from coprobe.nodes.address import Node, network_of
 from coprobe.nodes.functions import Hook
-from coprobe.nodes.hooks import hooks_at
+from coprobe.nodes.hooks import hooks_at, refuse_tracing
 from coprobe.nodes.survey import Layout, Survey, images_among
 
 #: Raise it where something else is found at places that no network declares; results that are kept are then made anew.
@@ -43,11 +43,14 @@ def channels_first(
     rows: dict[str, int] = {}
     surveys: list[Survey] = []
     images: tuple[int, ...] = ()
+    is_inside = False
 
     def begin(network: nn.Module, args: Any, kwargs: Any) -> None:
-        nonlocal images
+        nonlocal images, is_inside
         if surveys:
             return
+        refuse_tracing()
+        is_inside = True
         images = images_among(args, kwargs)
         if all((place, images[1:]) in seen for place in nodes):
             return
@@ -58,6 +61,10 @@ def channels_first(
             surveys.clear()
         seen.update({(place, images[1:]): survey.layout(place) for place, _ in survey.places()})
 
+    def end(network: nn.Module, args: Any, output: Any) -> None:
+        nonlocal is_inside
+        is_inside = bool(surveys)
+
     def moved(node: Node, hook: Hook) -> Hook:
         def run(activation: Tensor) -> Tensor | None:
             if surveys:
@@ -66,7 +73,12 @@ def channels_first(
             if activation.dim() < 2:
                 return hook(activation)
             layout = seen.get((_place(node), images[1:]), Layout(None))
-            if not node.declared and images:
+            if not node.declared:
+                if not is_inside and (not images or activation.shape[layout.images or 0] != images[0] * layout.folded):
+                    raise InputError(
+                        f"node '{node.whole}': '{node.path}' is run by itself, and only a pass of the whole network "
+                        "tells where its images and channels are; run the network, or record and mask that part alone"
+                    )
                 _check_rows(node, layout, activation.shape, images[0])
             axis = axis_at(node, activation.shape, layout)
             if axis is None:
@@ -80,14 +92,13 @@ def channels_first(
 
         return run
 
-    with hooks_at(model, [(node, moved(node, hook)) for node, hook in hooks], replaces=replaces):
-        # First of all, so that the passes beside are over before other blocks mark that theirs begins.
-        first = network.register_forward_pre_hook(begin, prepend=True, with_kwargs=True) if nodes else None
-        try:
-            yield rows
-        finally:
-            if first:
-                first.remove()
+    with ExitStack() as block:
+        block.enter_context(hooks_at(model, [(node, moved(node, hook)) for node, hook in hooks], replaces=replaces))
+        if nodes:
+            # First of all, so that the passes beside are over before other blocks mark that theirs begins.
+            block.callback(network.register_forward_pre_hook(begin, prepend=True, with_kwargs=True).remove)
+            block.callback(network.register_forward_hook(end).remove)
+        yield rows
 
 
 def axis_at(node: Node, shape: Sequence[int], layout: Layout) -> int | None:

@@ -66,6 +66,15 @@ def hooks_at(model: nn.Module, hooks: Sequence[tuple[Node, Hook]], *, replaces: 
         yield
 
 
+def refuse_tracing() -> None:
+    """Raise `InputError` in a pass of torch.jit.trace, torch.export and the like: what they make keeps no hooks."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        raise InputError(
+            "torch.jit.trace and torch.export can't take a network in a block of mask or record, since what they make "
+            "knows of neither; trace or export it outside of the block"
+        )
+
+
 class _Pass:
     """Which nodes the pass of the network that is under way has come by."""
 
@@ -77,6 +86,7 @@ class _Pass:
         self._visited: set[str] = set()
 
     def begin(self, network: nn.Module, inputs: Any) -> None:
+        refuse_tracing()
         if current_thread() is not self._thread:
             raise InputError(
                 f"this network is recorded or masked by thread '{self._thread.name}', and meanwhile thread "

@@ -147,8 +147,8 @@ def test_hooks_are_gone_afterwards(context: Any, failing: str) -> None:
     x = images() if failing != "in the model" else torch.zeros(1, 3, 4, 5)
     try:
         with context(model):
-            # two of them mark the pass, and one comes before it to find out the axes
-            assert sum(fingerprint(model)["hooks"]) == sum(before["hooks"]) + 5
+            # two of them mark the pass, and two more, for what finds out the axes
+            assert sum(fingerprint(model)["hooks"]) == sum(before["hooks"]) + 6
             model(x)
             if failing == "inside":
                 raise KeyError
@@ -360,3 +360,18 @@ def test_attention_is_computed_in_one_way_so_that_recording_is_neutral() -> None
         assert torch.equal(layer(tokens), plain)
     assert seen["#relu1"].shape == (3, 16, 5)
     assert torch.backends.mha.get_fastpath_enabled() is shortcut
+
+
+def test_passes_that_cannot_be_masked_say_so() -> None:
+    model, x = plain(False).eval(), images()
+    with masked(model, {"1": [3]}):
+        with pytest.raises(
+            InputError, match=r"torch.jit.trace and torch.export can't take a network in a block of mask"
+        ):
+            torch.jit.trace(model, x)
+        with pytest.raises(InputError, match=r"node '1': '1' is run by itself, and only a pass of the whole network"):
+            model[:2](x)
+        model(x)
+        with pytest.raises(InputError, match=r"'1' is run by itself"):
+            model[:2](x[:1])
+    assert isinstance(torch.jit.trace(model, x), torch.jit.ScriptModule)
