@@ -116,10 +116,12 @@ def _may_be_taken(score: Score, checkpoint: Checkpoint, loaded: Score) -> bool:
 
 
 def _assumed(checkpoint: Checkpoint, check: NormalisationCheck) -> str:
-    """What was assumed, if others fit about as well; empty if the images leave nothing open."""
+    """What was assumed, if others fit about as well, or none at all; empty if the images leave nothing open."""
     loaded = check.loaded
-    if not check.any_fits or len(loaded.correct) < _ENOUGH:
+    if len(loaded.correct) < _ENOUGH:
         return ""
+    if not check.any_fits:
+        return check.sentence
     about = [score for score in (check.best, *check.alike) if score is not loaded]
     variants = [score for score in about if score.variant and score.normalisation is loaded.normalisation]
     assumed = [

@@ -173,8 +173,8 @@ class NormalisationCheck:
         if not self.any_fits:
             highest = max(score.accuracy for score in self.scores)
             return (
-                f"none of them fits (at most {highest:.1%} of {n} images are right): the model may take pixels from 0 "
-                "to 255, channels as BGR, other images, or the classes in another order"
+                f"no normalisation fits (at most {highest:.1%} of {n} images are right): the model may take pixels "
+                "from 0 to 255, channels as BGR, other images, or the classes in another order"
             )
         others = " and ".join(score.name for score in self.alike)
         right = f"{best.accuracy:.1%} of {n} images are right"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def test_what_is_assumed_rightly_stays_without_a_word(tmp_path: Path) -> None:
     network, data = known_by(made("resnet18"))
     torch.save(network.state_dict(), tmp_path / "c.pt")
     assert fit(load(tmp_path / "c.pt"), data) == Decision()
+
+
+def test_images_that_no_reading_fits_are_said(tmp_path: Path) -> None:
+    network, data = known_by(made("resnet18"))
+    torch.save(network.state_dict(), tmp_path / "c.pt")
+    (said,) = fit(load(tmp_path / "c.pt"), replace(data, labels=(data.labels + 1) % CLASSES)).sentences
+    assert said.startswith("no normalisation fits (at most ") and "classes in another order" in said
 
 
 def test_what_images_cannot_tell_is_assumed_and_said(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_model_is_left_as_it_is(networks: dict[str, nn.Module]) -> None:
 def test_a_network_that_knows_nothing_fits_nothing() -> None:
     check = check_normalisation(toys.checkpoint(Constant(0.0)), blobs(200, seed=3))
     assert {score.accuracy for score in check.scores} == {0.1} and not check.any_fits and check.better is None
-    assert check.sentence.startswith("none of them fits (at most ") and "BGR" in check.sentence
+    assert check.sentence.startswith("no normalisation fits (at most ") and "BGR" in check.sentence
 
 
 def test_logits_that_are_not_finite_are_wrong() -> None:
