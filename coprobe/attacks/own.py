@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
@@ -16,6 +17,7 @@ from coprobe.attacks.ball import Ball, length
 from coprobe.attacks.base import ATTACKS, PURPOSE, Attack, parse
 from coprobe.attacks.tally import Tally
 from coprobe.core.randomness import ImageRandomness, key_of, seeded
+from coprobe.core.state import evaluating
 from coprobe.errors import InputError, RunError
 
 #: What is taken wherever an attack is asked for: a spec, an `Attack`, what `own` gives, or a callable (see `own`).
@@ -165,7 +167,11 @@ class OwnAttack(Attack):
     def run(self, model: nn.Module, x: Tensor, y: Tensor, randomness: ImageRandomness) -> Tensor:
         """Call it on copies of the images."""
         first, before = int(randomness.indices[0]) if len(x) else 0, _fingerprint(model)
-        with seeded(key_of(randomness.seed, PURPOSE, first), x.device), torch.enable_grad():
+        with ExitStack() as block:
+            for network in _networks_of(self.attack):
+                block.enter_context(evaluating(network))  # which it may share with `model`, and leave in another mode
+            block.enter_context(seeded(key_of(randomness.seed, PURPOSE, first), x.device))
+            block.enter_context(torch.enable_grad())
             x_adv = _caller(self.attack)(model, x.clone(), y.clone(), self.epsilon)
         if _fingerprint(model) != before:
             raise InputError(
@@ -201,6 +207,13 @@ class OwnAttack(Attack):
             f"{self.called}: {escape.outside} of {escape.images} images lie outside the ball of {self.ball}, by up to "
             f"{length(escape.largest, self.norm)}; what is measured on them is of a larger budget"
         )
+
+
+def _networks_of(attack: Any) -> list[nn.Module]:
+    """The networks that an attack was made with: attributes of its own, or of what it calls its estimator (ART)."""
+    holders = [attack, getattr(attack, "estimator", None)]
+    held = [value for one in holders if hasattr(one, "__dict__") for value in vars(one).values()]
+    return [value for value in held if isinstance(value, nn.Module)]
 
 
 def _fingerprint(model: nn.Module) -> list[Any]:

@@ -158,4 +158,5 @@ def classifier(
             f"mean and std have {len(model.mean)} channels where the images have {image_shape[0]}; "
             "give one number per channel"
         )
+    model.training = network.training  # it is no more than the network, whatever others make of its mode
     return model

@@ -23,18 +23,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     attributes are put back, too: what merging and unmerging leave of a weight is not quite that weight.
     """
     modules = list(model.modules())
-    if not any(module.training for module in modules):
-        with _restored(modules):
-            yield
-        return
     modes = [(module, module.training) for module in modules]
-    with _restored(modules, everything=any(map(_switches_by_itself, modules))):
+    trains = any(mode for _, mode in modes)
+    with _restored(modules, everything=trains and any(map(_switches_by_itself, modules))):
         try:
-            model.eval()
+            if trains:
+                model.eval()
             yield
         finally:
             for module, mode in modes:
-                module.training = mode
+                if module.training is not mode:
+                    module.training = mode
 
 
 def _switches_by_itself(module: nn.Module) -> bool:

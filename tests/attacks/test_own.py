@@ -98,6 +98,20 @@ def test_torchattacks_is_called_as_its_objects_are() -> None:
     assert one.evaluate([made]).accuracy("T") == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_torchattacks_leaves_the_modes_of_the_network_as_they_were(training: bool) -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    network = trained()[0].train(training)
+    network[1].eval()
+    try:
+        one = Probe(network, (trained()[1][:8], trained()[2][:8]), 0.1, say=lambda text: None)
+        before = fingerprint(network)
+        one.evaluate([torchattacks.PGD(one.checkpoint.model, eps=0.1, alpha=0.03, steps=2)])
+        assert fingerprint(network) == before
+    finally:
+        network.eval()
+
+
 def test_foolbox_gets_the_epsilon_of_the_probe() -> None:
     import foolbox
 
