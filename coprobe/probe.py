@@ -164,7 +164,7 @@ class Probe(Setup):
             InputError: a target that the images don't fit, or a model named twice.
         """
         others = [as_checkpoint(target, image_shapes=[self.dataset.image_shape]) for target in targets]
-        probes = [self, *(replace(self, checkpoint=other) for other in others)]
+        probes = [self, *(replace(self, checkpoint=other, dataset=self.given_images) for other in others)]
         named = {storable(str(probe.checkpoint.path or probe.checkpoint.digest)): probe for probe in probes}
         if len(named) < len(probes):
             raise InputError(f"a model is named twice beside {', '.join(named)}; name each once")

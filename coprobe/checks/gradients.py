@@ -19,8 +19,9 @@ _SATURATED = 104
 #: How far pixels are moved to see whether logits change as the gradient promises. The first is small enough for
 #: sharply bent networks, the last one large enough for straight-through gradients and low precision.
 _DISTANCES = (0.05 / 255, 0.25 / 255, 1 / 255, 2 / 255)
-#: The factor up to which they do, and the change, as a share of the largest logit, that may be rounding.
-_FACTOR, _NOISE = 2.5, 1e-5
+#: The factor up to which they do; and changes, as shares of the largest logit, that may be rounding: of float32, and
+#: of a low precision, which nobody declares.
+_FACTOR, _NOISE, _COARSE = 2.5, 1e-5, 1e-2
 
 
 @CHECKS.register("graph", summary="the loss has a finite gradient at every image", quick=False)
@@ -72,16 +73,17 @@ def slope(subject: Subject) -> Finding | None:
     rivals = logits[:FEW].scatter(1, labels[:, None].cpu(), -torch.inf).argmax(1, keepdim=True)
     places = torch.cat([labels[:, None], rivals.to(labels)], 1)
     gradient = _slopes(subject, subject.model, places)
-    before, noise = _margin(logits[:FEW], places.cpu()), _NOISE * _largest(logits[:FEW])
+    before, largest = _margin(logits[:FEW], places.cpu()), _largest(logits[:FEW])
     seen, fits = torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images), dtype=torch.bool)
     ratio = torch.full_like(before, torch.nan)
     for distance in _DISTANCES:
         moved = (images + distance * gradient.sign().to(images)).clamp(0, 1)
         promised = (gradient * (moved - images).double()).flatten(1).sum(1).cpu()
         change = _margin(subject.logits(moved), places.cpu()) - before
-        tells = (torch.maximum(promised, change.abs()) > noise) & (promised > 0)
+        weight = torch.maximum(promised, change.abs()) / largest
+        tells = (weight > _NOISE) & (promised > 0)
         ratio = torch.where(tells & ratio.isnan(), change / promised, ratio)
-        seen |= tells
+        seen |= tells & (weight > _COARSE)
         fits |= tells & (change >= promised / _FACTOR) & (change <= promised * _FACTOR)
     wrong = seen & ~fits
     if 2 * int(wrong.sum()) <= int(seen.sum()) or alone(subject) is not None:

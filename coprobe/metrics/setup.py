@@ -78,12 +78,14 @@ class Setup:
     say: Callable[[str], object] = field(default=warnings.warn, repr=False)
     _forms: list[tuple[frozenset[str], Classifier]] = field(default_factory=list, init=False, repr=False, compare=False)
     _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _given: list[Dataset] = field(default_factory=list, init=False, repr=False, compare=False)
     _spools: list[Spool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @usual_torch()
     def __post_init__(self) -> None:
         Ball(self.epsilon, self.norm)
         images = f"{self.dataset.name} ({self.dataset.split})"
+        self._given.append(self.dataset)
         dataset, changes = self.checkpoint.suited(self.dataset)
         object.__setattr__(self, "dataset", dataset)
         for sentence in changes if self.processes.leads else ():
@@ -224,6 +226,11 @@ class Setup:
             if found.setdefault(attack.spec, attack) != attack:
                 raise InputError(f"two attacks are called '{attack.spec}'; name one: coprobe.attacks.own(attack, name)")
         return list(found.values())
+
+    @property
+    def given_images(self) -> Dataset:
+        """The images as they were given, with labels and channels that no model has been asked about."""
+        return self._given[0]
 
     @property
     def model_facts(self) -> dict[str, Any]:

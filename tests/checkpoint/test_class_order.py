@@ -99,6 +99,15 @@ def test_each_model_of_a_transfer_is_judged_by_its_own_order() -> None:
     assert evaluation.frame["accuracy"].tolist() == [1, 1]
 
 
+def test_a_target_without_names_keeps_the_order_of_the_images() -> None:
+    """Not that of the source, into which these were brought."""
+    target = replace(model(SORTED, "target"), classes=())
+    target.model.network = Permuted(target.model.network, [MODELS.index(name) for name in SORTED])
+    source = Probe(model(path="source"), images(SORTED), epsilon=1 / 255, say=lambda text: None)
+    assert source.dataset.classes == MODELS
+    assert source.transfer([target], ("clean",)).frame["accuracy"].tolist() == [1, 1]
+
+
 class Permuted(nn.Module):
     """A network that gives its logits in another order."""
 
